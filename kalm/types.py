@@ -1,0 +1,77 @@
+"""Every name that the parts of kalm share: transition keys, provenance, goal splits, sizes.
+
+Nothing here imports anything heavy, so that every other file may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+# Keys of one transition, in a rollout store, a replay buffer and a batch alike (TorchRL's layout).
+OBSERVATION = "observation"
+ACTION = "action"
+NEXT_OBSERVATION = ("next", "observation")
+REWARD = ("next", "reward")
+TERMINATED = ("next", "terminated")  # the task ended here: never bootstrap
+TRUNCATED = ("next", "truncated")  # time or data ran out here: do bootstrap
+ROLLOUT_ID = "rollout_id"
+STEP = "step"
+INSTRUCTION_ID = "instruction_id"
+SOURCE = "source"
+GOAL_SPLIT = "goal_split"
+
+
+class Source(IntEnum):
+    """Where a rollout comes from; stored with every transition as its integer."""
+
+    REAL = 0
+    IMAGINARY = 1
+
+    @property
+    def label(self) -> str:
+        """Lower-case name, as it appears in metric names and tables."""
+        return self.name.lower()
+
+
+class GoalSplit(IntEnum):
+    """How new a goal is to the learner (KALM, section 4); stored with every transition as its integer."""
+
+    TRAIN = 0
+    REPHRASE = 1
+    EASY = 2
+    HARD = 3
+
+    @property
+    def label(self) -> str:
+        """Lower-case name, as it appears in configs, metric names and tables."""
+        return self.name.lower()
+
+    @classmethod
+    def parse(cls, label: str) -> GoalSplit:
+        """Read a split from its lower-case name.
+
+        Raises:
+            ValueError: If ``label`` names no split; the message lists those that exist.
+        """
+        for split in cls:
+            if split.label == label:
+                return split
+        raise ValueError(f"unknown goal split {label!r}; the splits are {', '.join(s.label for s in cls)}")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The sizes that every learner needs before it sees data; derived from a domain and a sentence encoder.
+
+    Attributes:
+        observation_size: Numbers in one observation, O.
+        action_size: Number of discrete actions, or numbers in one continuous action, A.
+        is_discrete: Whether an action is an index in [0, A) rather than a vector in [-1, 1]^A.
+        goal_embedding_size: Numbers in the sentence embedding of an instruction, E.
+    """
+
+    observation_size: int
+    action_size: int
+    is_discrete: bool
+    goal_embedding_size: int
