@@ -1,0 +1,143 @@
+"""The report's pictures, drawn without a display and without matplotlib's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from kalm.report.grounding_table import EXPLANATION_METRICS, STEP_METRICS
+from kalm.report.metrics import MetricLog
+from kalm.report.results import EpisodeRow, splits_of
+from kalm.report.success_table import ReportRow, rates_by_split
+from kalm.types import GoalSplit
+
+_PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+
+
+def plot_success_bars(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], path: Path) -> Path:
+    """Success by goal split, one bar an experiment, whiskers at the Wilson interval.
+
+    A row and its baseline share a colour; the baseline is the pale one.
+    """
+    splits = splits_of(rows)
+    figure, (axes,) = _figure(1, width=max(6.0, 1.2 + 0.5 * len(splits) * len(report_rows)))
+    width = 0.8 / max(1, len(report_rows))
+    colors = _pair_colors(report_rows)
+    baselines = {report_row.baseline for report_row in report_rows}
+    for number, report_row in enumerate(report_rows):
+        rates = rates_by_split(rows, report_row.experiment)
+        present = [position for position, split in enumerate(splits) if split in rates]
+        means = [100 * rates[splits[position]].mean for position in present]
+        # A mean over seeds of unequal size can lie outside the pooled interval: a whisker never has negative length.
+        low = [max(0.0, m - 100 * rates[splits[p]].interval[0]) for p, m in zip(present, means, strict=True)]
+        high = [max(0.0, 100 * rates[splits[p]].interval[1] - m) for p, m in zip(present, means, strict=True)]
+        axes.bar(
+            [position - 0.4 + (number + 0.5) * width for position in present],
+            means,
+            width,
+            yerr=[low, high],
+            capsize=2,
+            color=colors[report_row.experiment],
+            alpha=0.45 if report_row.experiment in baselines else 1.0,
+            label=_plain(report_row.label),
+        )
+    axes.set_xticks(range(len(splits)), splits)
+    axes.set_ylabel("success %")
+    axes.set_ylim(0, 100)
+    axes.set_title("Success by goal split")
+    _legend(axes)
+    return _save(figure, path)
+
+
+def plot_training_curves(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], path: Path) -> Path:
+    """Success during policy training, one panel a goal split: mean over seeds, band from lowest to highest seed."""
+    rows = [row for row in rows if row.stage == "validate"]
+    splits = splits_of(rows)
+    figure, panels = _figure(len(splits))
+    colors = _pair_colors(report_rows)
+    baselines = {report_row.baseline for report_row in report_rows}
+    for axes, split in zip(panels, splits, strict=True):
+        for report_row in report_rows:
+            own = [row for row in rows if row.experiment == report_row.experiment and row.goal_split == split]
+            updates = sorted({row.update for row in own})
+            if not updates:
+                continue
+            of_seed = [_seed_rates([row for row in own if row.update == update]) for update in updates]
+            color, style = colors[report_row.experiment], "--" if report_row.experiment in baselines else "-"
+            means = [float(np.mean(rates)) for rates in of_seed]
+            axes.plot(updates, means, style, color=color, marker=".", label=_plain(report_row.label))
+            axes.fill_between(updates, [min(r) for r in of_seed], [max(r) for r in of_seed], color=color, alpha=0.15)
+        axes.set_title(split)
+        axes.set_xlabel("updates")
+        axes.set_ylim(0, 100)
+    panels[0].set_ylabel("success %")
+    _legend(panels[-1])
+    return _save(figure, path)
+
+
+def plot_grounding_curves(logs: Sequence[MetricLog], path: Path) -> Path:
+    """Explanation accuracy, and one-step action and state match of imagined rollouts, while the LLM is grounded."""
+    panels_of: dict[str, dict[str, str]] = {"explanation accuracy": EXPLANATION_METRICS}
+    for metric in STEP_METRICS:
+        name = f"imagined {metric.replace('_', ' ')}"
+        panels_of[name] = {f"imagine/{split.label}/{metric}": split.label for split in GoalSplit}
+    figure, panels = _figure(len(panels_of))
+    for axes, (title, metrics) in zip(panels, panels_of.items(), strict=True):
+        for color, (metric, label) in zip(_PALETTE, metrics.items(), strict=False):
+            for log, style in zip(logs, ("-", "--", ":", "-.") * len(logs), strict=False):
+                updates, values = log.curve(metric)
+                if updates:
+                    name = label if len(logs) == 1 else f"{label}: {log.name}"
+                    axes.plot(updates, [100 * v for v in values], style, color=color, marker=".", label=_plain(name))
+        axes.set_title(title)
+        axes.set_xlabel("updates")
+        axes.set_ylim(0, 100)
+        _legend(axes)
+    panels[0].set_ylabel("%")
+    return _save(figure, path)
+
+
+def _figure(num_panels: int, width: float | None = None) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width or max(5.0, 3.6 * num_panels), 3.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, num_panels, sharey=True, squeeze=False)[0]
+    return figure, list(panels)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, format="png")
+    return path
+
+
+def _seed_rates(rows: Sequence[EpisodeRow]) -> list[float]:
+    outcomes: dict[int, list[bool]] = {}
+    for row in rows:
+        outcomes.setdefault(row.seed, []).append(row.is_success)
+    return [100 * float(np.mean(successes)) for successes in outcomes.values()]
+
+
+def _pair_colors(report_rows: Sequence[ReportRow]) -> dict[str, str]:
+    """One colour a pair of row and baseline."""
+    colors: dict[str, str] = {}
+    for report_row in report_rows:
+        known = colors.get(report_row.experiment) or colors.get(report_row.baseline or "")
+        color = known or _PALETTE[len(set(colors.values())) % len(_PALETTE)]
+        colors[report_row.experiment] = color
+        if report_row.baseline:
+            colors[report_row.baseline] = color
+    return colors
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading dollar signs as mathematics, and a leading underscore as "hide from the legend"."""
+    return text.replace("$", r"\$").lstrip("_")
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)

@@ -1,0 +1,123 @@
+"""Imagined rollouts judged by the domain's own rules, beside the real ones and the paper (KALM, tables 1 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kalm.data.filters import verdict_counts
+from kalm.data.store import RolloutStore
+from kalm.errors import DataError
+from kalm.report import paper
+from kalm.report.results import find_files
+from kalm.report.success_table import EMPTY
+from kalm.report.table import Table
+from kalm.types import GoalSplit, Source
+
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class StoreVerdicts:
+    """Verdict counts of one rollout store.
+
+    Attributes:
+        name: Its folder below the folder that was searched.
+        source: ``real`` or ``imaginary``; a store that mixes them says ``mixed``.
+        flags: Names of the domain's plausibility flags.
+        counts: Goal split -> what ``kalm.data.filters.verdict_counts`` counts.
+    """
+
+    name: str
+    source: str
+    flags: tuple[str, ...]
+    counts: dict[str, dict[str, int]]
+
+
+def load_verdicts(folders: Sequence[Path]) -> tuple[list[StoreVerdicts], list[str]]:
+    """Count the verdicts of every rollout store at or below the folders.
+
+    Returns:
+        The counts, and one sentence for each store that could not be read.
+    """
+    verdicts, problems = [], []
+    for folder in folders:
+        for manifest in find_files([folder], MANIFEST_FILE):
+            path = manifest.parent
+            name = path.resolve().relative_to(Path(folder).resolve()).as_posix()
+            try:
+                store = RolloutStore(path)
+            except DataError as error:
+                problems.append(f"rollout store {path} could not be read: {error}")
+                continue
+            sources = {int(source) for source in store.rollouts["source"].unique()}
+            source = Source(sources.pop()).label if len(sources) == 1 else "mixed"
+            flags = tuple(map(str, store.rollouts["violations"].sorted_keys))
+            verdicts.append(StoreVerdicts(name if name != "." else path.name, source, flags, verdict_counts(store)))
+    return verdicts, problems
+
+
+def imagination_table(verdicts: Sequence[StoreVerdicts]) -> Table:
+    """How many imagined rollouts meet their goal and are plausible, by split; the paper's table 1 beside."""
+    cells = []
+    for store, split, counts in _by_split(verdicts):
+        if store.source == Source.REAL.label:
+            continue
+        total = counts["num_rollouts"]
+        in_paper = paper.IMAGINED_MATCH.get(split)
+        cells.append(
+            (
+                f"{split} ({store.name})",
+                str(total),
+                _percent(counts["success"], total),
+                _percent(counts["plausible"], total),
+                f"{counts['both']} ({_percent(counts['both'], total)})",
+                EMPTY if in_paper is None else f"{in_paper:.0f}",
+            )
+        )
+    header = ("imagined for", "rollouts", "meet their goal %", "plausible %", "both: kept (%)", "paper: meet goal %")
+    note = (
+        "By the domain's own success rule, before any filter. plausible: no transition has a plausibility flag. "
+        "The paper's column is its table 1, full method."
+    )
+    return Table("Imagined rollouts", header, tuple(cells), note)
+
+
+def plausibility_table(verdicts: Sequence[StoreVerdicts]) -> Table:
+    """Share of transitions with each plausibility flag, real and imagined; the paper's table 4 beside."""
+    flags = tuple(dict.fromkeys(flag for store in verdicts for flag in store.flags))
+    cells = []
+    for store, split, counts in _by_split(verdicts):
+        in_paper = paper.IMPLAUSIBLE.get(split) if store.source == Source.IMAGINARY.label else None
+        cells.append(
+            (
+                f"{store.source}, {split} ({store.name})",
+                str(counts["num_transitions"]),
+                *(
+                    _percent(counts[flag], counts["num_transitions"], 2) if flag in store.flags else EMPTY
+                    for flag in flags
+                ),
+                EMPTY if in_paper is None else f"{in_paper[0]} / {in_paper[1]}",
+            )
+        )
+    header = (
+        "rollouts",
+        "transitions",
+        *(f"{flag.replace('_', ' ')} %" for flag in flags),
+        "paper: out of workbench / beyond dynamics %",
+    )
+    note = "Percent of transitions, before any filter. The paper's column is its table 4."
+    return Table("Plausibility", header, tuple(cells), note)
+
+
+def _by_split(verdicts: Sequence[StoreVerdicts]) -> list[tuple[StoreVerdicts, str, dict[str, int]]]:
+    """Real stores first, then by split, so that the lines to compare stand together."""
+    order = [split.label for split in GoalSplit]
+    lines = [(store, split, counts) for store in verdicts for split, counts in store.counts.items()]
+    lines = [line for line in lines if line[2]["num_rollouts"]]
+    return sorted(lines, key=lambda line: (line[0].source != Source.REAL.label, order.index(line[1]), line[0].name))
+
+
+def _percent(part: int, whole: int, digits: int = 1) -> str:
+    return f"{100 * part / whole:.{digits}f}" if whole else EMPTY

@@ -1,0 +1,224 @@
+"""Put the report together: find what the stages left, make tables and plots, write report.md and report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kalm.errors import DataError
+from kalm.report.grounding_table import GROUNDING_PREFIXES, grounding_table
+from kalm.report.metrics import METRICS_FILE, MetricLog, load_metrics
+from kalm.report.page import html_page
+from kalm.report.plots import plot_grounding_curves, plot_success_bars, plot_training_curves
+from kalm.report.provenance import provenance_lines
+from kalm.report.results import RESULTS_FILE, EpisodeRow, last_evaluations, last_update, load_results
+from kalm.report.rollout_tables import (
+    MANIFEST_FILE,
+    StoreVerdicts,
+    imagination_table,
+    load_verdicts,
+    plausibility_table,
+)
+from kalm.report.success_table import ReportRow, success_table, task_table
+from kalm.report.table import Table, escape_markdown
+from kalm.types import Source
+
+_ROW_KEYS = ("experiment", "label", "baseline")
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """Files of a written report.
+
+    Attributes:
+        markdown: All tables, to paste into a paper or a README.
+        page: The same with the plots inside, one HTML file.
+        plots: PNG files.
+        missing: What the report lacks, one sentence each; empty for a complete study.
+    """
+
+    markdown: Path
+    page: Path
+    plots: tuple[Path, ...]
+    missing: tuple[str, ...]
+
+
+def write_report(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    study: Mapping[str, Any] | None = None,
+    durations: Mapping[str, float] | None = None,
+    num_last_evaluations: int = 5,
+    console: Console | None = None,
+) -> ReportPaths:
+    """Write tables and plots of everything below some folders; what is not there yet is named, not invented.
+
+    Args:
+        folders: A root such as ``checkpoints``, or single run folders.
+        output: Folder for report.md, report.html and the plots; made when absent.
+        study: A study file as a mapping. Its ``report: {rows: [{experiment, label, baseline}]}`` says which experiments
+            to show, in which order and against what; its seeds and stages say what a complete report holds. Without it
+            every experiment found is a row of its own.
+        durations: Stage name -> seconds, printed at the end.
+        num_last_evaluations: How many of the last evaluations the "mean of the last" table averages (the paper: 5).
+        console: Where to print the main table and the report's place; None prints nothing.
+
+    Raises:
+        DataError: If a folder does not exist, holds nothing to report, or a results file is malformed.
+    """
+    folders, output = [Path(folder) for folder in folders], Path(output)
+    _check_folders(folders)
+    results = load_results(folders)
+    verdicts, problems = load_verdicts(folders)
+    logs = load_metrics(folders, GROUNDING_PREFIXES)
+    if not (results or verdicts or logs):
+        raise _nothing_found(folders)
+    report_rows = _report_rows(study, results)
+    shown = {report_row.experiment for report_row in report_rows}
+    results = [row for row in results if row.experiment in shown]
+    missing = _missing(study, report_rows, results, verdicts, logs) + problems
+    tables = _tables(results, report_rows, verdicts, logs, num_last_evaluations)
+    output.mkdir(parents=True, exist_ok=True)
+    plots = _plots(results, report_rows, logs, output)
+    provenance = provenance_lines(last_update(results), study, durations)
+    title = f"Report: {study['name']}" if study and study.get("name") else "Report"
+    paths = ReportPaths(output / "report.md", output / "report.html", tuple(plots), tuple(missing))
+    paths.markdown.write_text(_markdown(title, tables, plots, missing, provenance), encoding="utf-8")
+    paths.page.write_text(html_page(title, tables, plots, missing, provenance), encoding="utf-8")
+    if console is not None:
+        _print(console, tables, paths)
+    return paths
+
+
+def _check_folders(folders: Sequence[Path]) -> None:
+    absent = [str(folder) for folder in folders if not folder.is_dir()]
+    if absent or not folders:
+        raise DataError(
+            f"no such folder to report on: {', '.join(absent) or '(none given)'}; give the root that runs write to "
+            "(checkpoints by default) or run folders below it"
+        )
+
+
+def _nothing_found(folders: Sequence[Path]) -> DataError:
+    held = sorted({path.name for folder in folders for path in folder.iterdir()})
+    return DataError(
+        f"nothing to report below {', '.join(map(str, folders))}: no {RESULTS_FILE}, {METRICS_FILE} with grounding "
+        f"metrics or rollout store's {MANIFEST_FILE}; found there: {', '.join(held) or 'nothing'}. Run a stage first, "
+        "for example: python -m kalm run conf/study/clevr_robot_demo.yaml"
+    )
+
+
+def _report_rows(study: Mapping[str, Any] | None, results: Sequence[EpisodeRow]) -> list[ReportRow]:
+    """The rows that the study asks for; without one, every experiment."""
+    listed = ((study or {}).get("report") or {}).get("rows")
+    if listed is None:
+        return [ReportRow(name, name) for name in sorted({row.experiment for row in results})]
+    rows = []
+    for number, entry in enumerate(listed, start=1):
+        unknown = sorted(set(entry) - set(_ROW_KEYS))
+        if unknown or "experiment" not in entry:
+            raise DataError(
+                f"row {number} of the study's report section is {dict(entry)}; allowed keys: {', '.join(_ROW_KEYS)}, "
+                "of which experiment is required"
+            )
+        rows.append(ReportRow(entry["experiment"], entry.get("label") or entry["experiment"], entry.get("baseline")))
+    return rows
+
+
+def _missing(
+    study: Mapping[str, Any] | None,
+    report_rows: Sequence[ReportRow],
+    results: Sequence[EpisodeRow],
+    verdicts: Sequence[StoreVerdicts],
+    logs: Sequence[MetricLog],
+) -> list[str]:
+    """One sentence for each thing that a complete report would have."""
+    missing = []
+    seeds_of = {row.experiment: list((study or {}).get("seeds") or []) for row in report_rows}
+    for report_row in report_rows:
+        own = [row for row in results if row.experiment == report_row.experiment]
+        evaluated = {row.seed for row in own}
+        tested = {row.seed for row in own if row.stage == "test"}
+        for seed in sorted({*seeds_of[report_row.experiment], *evaluated}):
+            if seed not in evaluated:
+                missing.append(
+                    f"{report_row.experiment}, seed {seed}: no episodes; it was not trained or not evaluated"
+                )
+            elif seed not in tested:
+                missing.append(f"{report_row.experiment}, seed {seed}: not tested yet; its last validation is shown")
+        if not own and not seeds_of[report_row.experiment]:
+            missing.append(f"{report_row.experiment}: no episodes; it was not trained or not evaluated")
+    if not results:
+        missing.append(f"success rates: no {RESULTS_FILE} of the rows asked for")
+    if not any(store.source != Source.REAL.label for store in verdicts):
+        missing.append("imagined rollouts: no rollout store with imagined rollouts")
+    if not logs:
+        missing.append(f"grounding: no {METRICS_FILE} with explain/ or imagine/ metrics")
+    return missing
+
+
+def _tables(
+    results: Sequence[EpisodeRow],
+    report_rows: Sequence[ReportRow],
+    verdicts: Sequence[StoreVerdicts],
+    logs: Sequence[MetricLog],
+    num_last_evaluations: int,
+) -> list[Table]:
+    tables = []
+    if results:
+        final = last_update(results)
+        tables.append(success_table(final, report_rows))
+        averaged = [row for evaluation in last_evaluations(results, num_last_evaluations) for row in evaluation]
+        if averaged and num_last_evaluations > 1:
+            title = f"Success by goal split, mean of the last {num_last_evaluations} evaluations (the paper's number)"
+            tables.append(success_table(averaged, report_rows, title))
+        tables.append(task_table(final, report_rows))
+    if any(store.source != Source.REAL.label for store in verdicts):
+        tables.append(imagination_table(verdicts))
+    if verdicts:
+        tables.append(plausibility_table(verdicts))
+    if logs:
+        tables.append(grounding_table(logs))
+    return tables
+
+
+def _plots(
+    results: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], logs: Sequence[MetricLog], output: Path
+) -> list[Path]:
+    plots = []
+    if results:
+        plots.append(plot_success_bars(last_update(results), report_rows, output / "success.png"))
+    if any(row.stage == "validate" for row in results):
+        plots.append(plot_training_curves(results, report_rows, output / "training.png"))
+    if logs:
+        plots.append(plot_grounding_curves(logs, output / "grounding.png"))
+    return plots
+
+
+def _markdown(
+    title: str, tables: Sequence[Table], plots: Sequence[Path], missing: Sequence[str], provenance: Sequence[str]
+) -> str:
+    parts = [f"# {escape_markdown(title)}\n"]
+    if missing:
+        parts.append("**Missing:**\n\n" + "\n".join(f"- {escape_markdown(sentence)}" for sentence in missing) + "\n")
+    parts += [table.to_markdown() for table in tables]
+    parts += [f"![{path.stem}]({path.name})\n" for path in plots]
+    lines = "\n".join(f"    {line}" for line in provenance)  # an indented block shows any text as it is
+    parts.append(f"## How these numbers were made\n\n{lines}\n")
+    return "\n".join(parts)
+
+
+def _print(console: Console, tables: Sequence[Table], paths: ReportPaths) -> None:
+    """Show the main table, what is missing, and where the rest is."""
+    if tables:
+        console.print(tables[0].to_rich())
+    for sentence in paths.missing:
+        console.print(f"missing: {sentence}", style="yellow", markup=False)
+    console.print(f"all tables: {paths.markdown}", markup=False, soft_wrap=True)
+    console.print(f"with plots: {paths.page}", markup=False, soft_wrap=True)
+    for plot in paths.plots:
+        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
