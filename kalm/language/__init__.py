@@ -1,0 +1,1 @@
+"""Sentence encoders, prompts and tokenisers: everything between words and vectors."""
