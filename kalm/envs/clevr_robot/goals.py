@@ -1,0 +1,331 @@
+"""The goals of CLEVR-Robot: small frozen classes, each with one batched rule for success and one for reward.
+
+An observation is the (x, y) of the red, blue, green, purple and cyan ball, seen from above: +x right, +y behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS, NUM_BALLS, PUSH_DIRECTIONS
+from kalm.errors import DataError
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.floating[Any]]
+
+PLACE_DISTANCE = 0.39 + 0.001  # nearer than this counts as beside
+ZERO_OFFSET = 1e-3  # offsets smaller than this count as exactly aligned
+GATHER_DISTANCE = 0.325
+ROW_HALF_ANGLE = np.pi / 6
+MOVE_DISTANCE = 0.15  # how far a ball must have gone for the move to count, when only the states are known
+PLACE_REWARD = 10.0  # a unit of distance gained
+HARD_REWARD = 10.0  # a sub-goal gained
+MOVE_REWARD = 1.0
+
+
+class ClevrRobotGoal:
+    """What the goals share: each has a ``kind`` in its JSON form, a ``task`` name, and its two rules.
+
+    Attributes:
+        kind: Value of ``goal`` in the JSON form.
+        max_steps: Steps after which an episode ends without success.
+    """
+
+    kind: ClassVar[str]
+    max_steps: ClassVar[int] = 50
+
+    @property
+    def task(self) -> str:
+        """Name under which success is averaged."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types from which ``goal_from_json`` rebuilds this goal."""
+        raise NotImplementedError
+
+    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+        """How many sub-goals hold, shape (...), for goals that have any."""
+        raise NotImplementedError
+
+    def success(
+        self,
+        observation: FloatArray,
+        previous_observation: FloatArray | None = None,
+        action: NDArray[Any] | None = None,
+    ) -> BoolArray:
+        """Whether the goal is true after a step.
+
+        Args:
+            observation: After the step, shape (..., 10).
+            previous_observation: Before the step, shape (..., 10); None right after a reset.
+            action: Action of the step, shape (...); None right after a reset or when unknown.
+
+        Returns:
+            Verdicts, shape (...).
+        """
+        raise NotImplementedError
+
+    def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
+        """The change in the number of sub-goals that hold, shape (...), times ``HARD_REWARD``.
+
+        Args:
+            observation: Before the step, shape (..., 10).
+            action: Shape (...).
+            next_observation: After the step, shape (..., 10).
+        """
+        return HARD_REWARD * (self.sub_goals_met(next_observation) - self.sub_goals_met(observation))
+
+
+@dataclass(frozen=True)
+class PlaceGoal(ClevrRobotGoal):
+    """Put the ``source`` ball at one side of the ``target`` ball, close to it.
+
+    Attributes:
+        source: Colour of the ball to bring.
+        target: Colour of the ball to bring it to.
+        direction: Side of the target: behind, left, front or right.
+    """
+
+    source: str
+    target: str
+    direction: str
+    kind: ClassVar[str] = "place"
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        _check_name("source", self.source, COLORS)
+        _check_name("target", self.target, COLORS)
+        _check_name("direction", self.direction, DIRECTIONS)
+        if self.source == self.target:
+            raise DataError(f"source and target are both {self.source!r}; they must be two different balls")
+
+    @property
+    def task(self) -> str:  # noqa: D102
+        return f"place_{self.direction}"
+
+    def to_json(self) -> dict[str, Any]:  # noqa: D102
+        return {"goal": self.kind, "source": self.source, "target": self.target, "direction": self.direction}
+
+    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:  # noqa: D102
+        return self.success(observation).astype(np.int64)
+
+    def success(
+        self,
+        observation: FloatArray,
+        previous_observation: FloatArray | None = None,
+        action: NDArray[Any] | None = None,
+    ) -> BoolArray:
+        """Whether the source lies within reach of the target, in the half-open quarter around the side."""
+        offset = ball(observation, self.source) - ball(observation, self.target)
+        near = np.hypot(offset[..., 0], offset[..., 1]) < PLACE_DISTANCE
+        offset = np.where(np.abs(offset) < ZERO_OFFSET, 0.0, offset)
+        # How far towards the side, and how far to the left of one who looks that way.
+        along_x, along_y = DIRECTIONS[self.direction]
+        ahead = offset[..., 0] * along_x + offset[..., 1] * along_y
+        aside = offset[..., 1] * along_x - offset[..., 0] * along_y
+        # [-45, 45) degrees: the clockwise border belongs to the quarter, the other to the next one.
+        return near & (aside >= -ahead) & (aside < ahead)
+
+    def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
+        """Distance gained towards the target, whatever the side, shape (...), times ``PLACE_REWARD``."""
+        return PLACE_REWARD * (self._distance(observation) - self._distance(next_observation))
+
+    def _distance(self, observation: FloatArray) -> FloatArray:
+        offset = ball(observation, self.source) - ball(observation, self.target)
+        return np.hypot(offset[..., 0], offset[..., 1])
+
+
+@dataclass(frozen=True)
+class MoveGoal(ClevrRobotGoal):
+    """Push one ball one step towards a side; judged after a single step.
+
+    With the action known it is judged by the action: the right ball, and one of the three pushes with that component.
+    Only without it do the states decide: the ball went ``MOVE_DISTANCE`` that way. From a third of random starts
+    no push at all brings the ball so far, by walls and other balls, so the rule of states alone would be unfair.
+
+    Attributes:
+        ball: Colour of the ball to push.
+        direction: Where to: behind, left, front or right.
+    """
+
+    ball: str
+    direction: str
+    kind: ClassVar[str] = "move"
+    max_steps: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        _check_name("ball", self.ball, COLORS)
+        _check_name("direction", self.direction, DIRECTIONS)
+
+    @property
+    def task(self) -> str:  # noqa: D102
+        return f"move_{self.direction}"
+
+    def to_json(self) -> dict[str, Any]:  # noqa: D102
+        return {"goal": self.kind, "ball": self.ball, "direction": self.direction}
+
+    @property
+    def actions(self) -> NDArray[np.int64]:
+        """The three actions that meet this goal."""
+        pushes = np.flatnonzero(PUSH_DIRECTIONS @ np.array(DIRECTIONS[self.direction]) > 0)
+        return COLORS.index(self.ball) * len(PUSH_DIRECTIONS) + pushes
+
+    def success(
+        self,
+        observation: FloatArray,
+        previous_observation: FloatArray | None = None,
+        action: NDArray[Any] | None = None,
+    ) -> BoolArray:
+        """Whether the step was the right push or, with no action known, the ball went far enough that way."""
+        if action is not None:
+            return np.isin(np.asarray(action), self.actions)
+        if previous_observation is None:
+            return np.zeros(observation.shape[:-1], dtype=np.bool_)
+        moved = ball(observation, self.ball) - ball(previous_observation, self.ball)
+        return moved @ np.array(DIRECTIONS[self.direction]) >= MOVE_DISTANCE
+
+    def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
+        """``MOVE_REWARD`` on success, else zero, shape (...)."""
+        return MOVE_REWARD * self.success(next_observation, observation, action)
+
+
+@dataclass(frozen=True)
+class RowGoal(ClevrRobotGoal):
+    """All five balls from left to right in the order red, blue, green, purple, cyan."""
+
+    kind: ClassVar[str] = "row"
+
+    @property
+    def task(self) -> str:  # noqa: D102
+        return self.kind
+
+    def to_json(self) -> dict[str, Any]:  # noqa: D102
+        return {"goal": self.kind}
+
+    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+        """How many balls lie to the right of the one before, within 30 degrees, shape (...), at most 4."""
+        centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
+        step = np.diff(centers, axis=-2)
+        return (np.abs(np.arctan2(step[..., 1], step[..., 0])) <= ROW_HALF_ANGLE).sum(axis=-1)
+
+    def success(  # noqa: D102
+        self,
+        observation: FloatArray,
+        previous_observation: FloatArray | None = None,
+        action: NDArray[Any] | None = None,
+    ) -> BoolArray:
+        return self.sub_goals_met(observation) == NUM_BALLS - 1
+
+
+@dataclass(frozen=True)
+class GatherGoal(ClevrRobotGoal):
+    """The other four balls close around the green one."""
+
+    kind: ClassVar[str] = "gather"
+
+    @property
+    def task(self) -> str:  # noqa: D102
+        return self.kind
+
+    def to_json(self) -> dict[str, Any]:  # noqa: D102
+        return {"goal": self.kind}
+
+    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+        """How many of the other four are near the green ball, shape (...)."""
+        centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
+        offset = centers - ball(observation, "green")[..., None, :]
+        return (np.hypot(offset[..., 0], offset[..., 1]) < GATHER_DISTANCE).sum(axis=-1) - 1  # green is near itself
+
+    def success(  # noqa: D102
+        self,
+        observation: FloatArray,
+        previous_observation: FloatArray | None = None,
+        action: NDArray[Any] | None = None,
+    ) -> BoolArray:
+        return self.sub_goals_met(observation) == NUM_BALLS - 1
+
+
+@dataclass(frozen=True)
+class AllOf(ClevrRobotGoal):
+    """Several placements at once.
+
+    Attributes:
+        goals: Two placements or more.
+    """
+
+    goals: tuple[PlaceGoal, ...]
+    kind: ClassVar[str] = "all_of"
+
+    def __post_init__(self) -> None:
+        """Take any sequence; check that there are enough goals and that they are placements."""
+        object.__setattr__(self, "goals", tuple(self.goals))
+        if len(self.goals) < 2 or not all(isinstance(goal, PlaceGoal) for goal in self.goals):
+            raise DataError(f"goals is {self.goals!r}; all_of takes two placements or more")
+
+    @property
+    def task(self) -> str:  # noqa: D102
+        return {2: "place_two", 3: "place_three"}.get(len(self.goals), f"place_{len(self.goals)}")
+
+    def to_json(self) -> dict[str, Any]:  # noqa: D102
+        return {"goal": self.kind, "goals": [goal.to_json() for goal in self.goals]}
+
+    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+        """How many of the placements hold, shape (...)."""
+        return np.sum([goal.success(observation) for goal in self.goals], axis=0, dtype=np.int64)
+
+    def success(  # noqa: D102
+        self,
+        observation: FloatArray,
+        previous_observation: FloatArray | None = None,
+        action: NDArray[Any] | None = None,
+    ) -> BoolArray:
+        return self.sub_goals_met(observation) == len(self.goals)
+
+
+def ball(observation: FloatArray, color: str) -> FloatArray:
+    """The (x, y) of one ball, shape (..., 2), from observations, shape (..., 10)."""
+    column = 2 * COLORS.index(color)
+    return observation[..., column : column + 2]
+
+
+def goal_from_json(data: Mapping[str, Any]) -> ClevrRobotGoal:
+    """Rebuild a goal from its ``to_json`` form.
+
+    Raises:
+        DataError: If ``data`` describes no goal; the message names the field and what is allowed.
+    """
+    if not isinstance(data, Mapping) or "goal" not in data:
+        raise DataError(f"a goal is {data!r}; it must be an object with the key 'goal', one of {', '.join(_FIELDS)}")
+    kind = data["goal"]
+    _check_name("goal", kind, _FIELDS)
+    goal_class, fields = _FIELDS[kind]
+    missing, unknown = set(fields) - set(data), set(data) - {"goal", *fields}
+    if missing or unknown:
+        raise DataError(
+            f"goal {kind!r} has the fields {sorted(set(data) - {'goal'})}; it needs exactly {list(fields) or 'no others'}"
+        )
+    if goal_class is AllOf:
+        if not isinstance(data["goals"], list):
+            raise DataError(f"goals is {data['goals']!r}; it must be a list of place goals")
+        return AllOf(tuple(goal_from_json(part) for part in data["goals"]))  # type: ignore[arg-type]
+    return goal_class(**{name: data[name] for name in fields})
+
+
+def _check_name(field: str, value: object, known: Any) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise DataError(f"{field} is {value!r}; it must be one of {', '.join(known)}")
+
+
+_FIELDS: dict[str, tuple[type[ClevrRobotGoal], tuple[str, ...]]] = {
+    PlaceGoal.kind: (PlaceGoal, ("source", "target", "direction")),
+    MoveGoal.kind: (MoveGoal, ("ball", "direction")),
+    RowGoal.kind: (RowGoal, ()),
+    GatherGoal.kind: (GatherGoal, ()),
+    AllOf.kind: (AllOf, ("goals",)),
+}

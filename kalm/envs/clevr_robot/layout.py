@@ -1,0 +1,44 @@
+"""Facts about the CLEVR-Robot world that physics, goals, expert and drawing share: colours, sizes, directions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+COLORS = ("red", "blue", "green", "purple", "cyan")  # the order of an observation: x and y of each ball in turn
+RGB = {
+    "red": (1.0, 0.1, 0.1),
+    "blue": (0.2, 0.5, 1.0),
+    "green": (0.2, 1.0, 0.0),
+    "purple": (0.8, 0.2, 1.0),
+    "cyan": (0.2, 1.0, 1.0),
+}
+NUM_BALLS = len(COLORS)
+OBSERVATION_SIZE = 2 * NUM_BALLS
+BALL_RADIUS = 0.13
+
+# Unit vectors of the four sides and moves, seen from above with +y away from the viewer.
+DIRECTIONS = {"behind": (0.0, 1.0), "left": (-1.0, 0.0), "front": (0.0, -1.0), "right": (1.0, 0.0)}
+
+# The eight pushes; the action is the ball's index times eight plus the push's index. The diagonal ones are the
+# original's: 0.8 along each axis.
+PUSH_DIRECTIONS = np.array(
+    [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)]
+)
+NUM_ACTIONS = NUM_BALLS * len(PUSH_DIRECTIONS)
+
+# Walls as MuJoCo planes: name, position, rotation. Planes at x = -0.6 and 0.6, y = 0.7 and -0.3.
+WALLS = (
+    ("wall_left", "-0.6 0 0", "0 1.57 0"),
+    ("wall_right", "0.6 0 0", "0 -1.57 0"),
+    ("wall_back", "0 0.7 0", "1.57 0 0"),
+    ("wall_front", "0 -0.3 0", "-1.57 0 0"),
+)
+WALL_X = (-0.6, 0.6)
+WALL_Y = (-0.3, 0.7)
+
+# Where balls are put at a reset.
+RESET_X = (-0.5, 0.5)
+RESET_Y = (-0.3, 0.5)
+MIN_RESET_DISTANCE = 0.36
+MIN_RESET_AXIS_OFFSET = 0.01  # unless it is exactly zero: a nearly aligned pair is rejected
+MAX_RESET_TRIES = 10  # positions tried for a ball before all balls are placed anew
