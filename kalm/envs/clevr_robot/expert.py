@@ -1,0 +1,110 @@
+"""The expert for placements: push as if balls slid straight, and take the push that leaves the least way to go.
+
+A kinematic guess of where each push leads (a slide of fixed length, stopped by walls, shoving what is in the way) is
+good enough to need no simulator: about 98 of 100 placements succeed, in four pushes on average. It depends on the
+observation and the goal alone and changes smoothly with them, which is what makes it easy to learn from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm.envs.clevr_robot.layout import BALL_RADIUS, COLORS, DIRECTIONS, NUM_BALLS, PUSH_DIRECTIONS, WALL_X, WALL_Y
+
+# Shapes: B batch, C candidate pushes.
+FloatArray = NDArray[np.floating[Any]]
+
+SLIDE_LENGTH = 0.2  # how far a push is taken to move a ball; the median of free pushes is 0.19 to 0.25
+SPOT_DISTANCE = 0.32  # centre of the source to centre of the target, aimed at
+CLEARANCE = 2 * BALL_RADIUS + 0.01  # a way that passes a ball nearer than this is blocked
+# What stands in the way, as extra way to go for each unit of length it intrudes.
+TARGET_IN_THE_WAY = 2.0
+OTHER_IN_THE_WAY = 0.5
+SPOT_BEHIND_WALL = 0.5
+PUSHING_THE_TARGET = 0.02  # so that the target is moved only where that gains something
+_SHOVES = 3  # rounds of shoving overlapping balls apart
+
+_UNIT_PUSHES = PUSH_DIRECTIONS / np.linalg.norm(PUSH_DIRECTIONS, axis=1, keepdims=True)
+_LOWEST = np.array([WALL_X[0], WALL_Y[0]]) + BALL_RADIUS
+_HIGHEST = np.array([WALL_X[1], WALL_Y[1]]) - BALL_RADIUS
+
+
+def place_action(
+    observation: FloatArray, source: NDArray[np.int64], target: NDArray[np.int64], direction: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The push to make next, of the source ball or of the target ball.
+
+    Args:
+        observation: Shape (B, 10).
+        source: Index of the ball to bring, shape (B,).
+        target: Index of the ball to bring it to, shape (B,).
+        direction: Index into ``DIRECTIONS`` of the wanted side, shape (B,).
+
+    Returns:
+        Actions, shape (B,).
+    """
+    num_pushes = len(PUSH_DIRECTIONS)
+    ball = np.repeat(np.stack([source, target], axis=1), num_pushes, axis=1)
+    candidates = ball * num_pushes + np.tile(np.arange(num_pushes), 2)
+    cost = _way_to_go(predict_push(observation, candidates), source, target, direction)
+    cost[:, num_pushes:] += PUSHING_THE_TARGET
+    return np.take_along_axis(candidates, cost.argmin(axis=1)[:, None], axis=1)[:, 0]
+
+
+def predict_push(observation: FloatArray, candidates: NDArray[np.int64]) -> FloatArray:
+    """Where the balls will be after each candidate push, by the kinematic guess.
+
+    Args:
+        observation: Shape (B, 10).
+        candidates: Actions, shape (B, C).
+
+    Returns:
+        Ball centres, shape (B, C, 5, 2).
+    """
+    pushed, push = np.divmod(candidates, len(PUSH_DIRECTIONS))
+    centers = np.repeat(observation.reshape(-1, 1, NUM_BALLS, 2), candidates.shape[1], axis=1)
+    row, column = np.indices(candidates.shape)
+    centers[row, column, pushed] += _UNIT_PUSHES[push] * SLIDE_LENGTH
+    centers = np.clip(centers, _LOWEST, _HIGHEST)
+    is_pushed = np.arange(NUM_BALLS) == pushed[..., None]
+    for _ in range(_SHOVES):
+        # The others give way as far as walls allow; what overlap is left stops the pushed ball instead.
+        centers = np.clip(centers + _overlap(centers, centers[row, column, pushed], is_pushed), _LOWEST, _HIGHEST)
+        left = _overlap(centers, centers[row, column, pushed], is_pushed)
+        centers[row, column, pushed] -= left.sum(axis=2)
+    return centers
+
+
+def _overlap(centers: FloatArray, of: FloatArray, is_pushed: NDArray[np.bool_]) -> FloatArray:
+    """How far, and which way, each other ball must go to touch the pushed one no more, shape (B, C, 5, 2)."""
+    offset = centers - of[:, :, None]
+    distance = np.linalg.norm(offset, axis=-1)
+    overlap = np.where(is_pushed, 0.0, np.maximum(0.0, 2 * BALL_RADIUS - distance))
+    return offset * (overlap / np.maximum(distance, 1e-6))[..., None]
+
+
+def _way_to_go(
+    centers: FloatArray, source: NDArray[np.int64], target: NDArray[np.int64], direction: NDArray[np.int64]
+) -> FloatArray:
+    """Distance from the source to its spot, longer where walls or balls stand in the way, shape (B, C)."""
+    row = np.arange(len(centers))
+    start, goal = centers[row, :, source], centers[row, :, target]
+    spot = goal + SPOT_DISTANCE * np.array(list(DIRECTIONS.values()))[direction][:, None]
+    way = np.linalg.norm(start - spot, axis=-1)
+    way += SPOT_BEHIND_WALL * np.linalg.norm(spot - np.clip(spot, _LOWEST, _HIGHEST), axis=-1)
+    for ball in range(len(COLORS)):
+        price = np.where(ball == target, TARGET_IN_THE_WAY, OTHER_IN_THE_WAY) * (ball != source)
+        passing = _distance_to_segment(centers[:, :, ball], start, spot)
+        way += price[:, None] * np.maximum(0.0, CLEARANCE - passing)
+    return way
+
+
+def _distance_to_segment(point: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
+    """Distance of points from the segments between start and end, all of shape (..., 2)."""
+    along = end - start
+    length_squared = np.maximum((along**2).sum(axis=-1), 1e-9)
+    share = np.clip(((point - start) * along).sum(axis=-1) / length_squared, 0.0, 1.0)
+    return np.linalg.norm(start + share[..., None] * along - point, axis=-1)
