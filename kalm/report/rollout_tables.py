@@ -8,14 +8,13 @@ from pathlib import Path
 
 from kalm.data.filters import verdict_counts
 from kalm.data.store import RolloutStore
+from kalm.data.store_layout import MANIFEST, UNFINISHED
 from kalm.errors import DataError
 from kalm.report import paper
 from kalm.report.results import find_files
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
 from kalm.types import GoalSplit, Source
-
-MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,14 @@ def load_verdicts(folders: Sequence[Path]) -> tuple[list[StoreVerdicts], list[st
     Returns:
         The counts, and one sentence for each store that could not be read.
     """
-    verdicts, problems = [], []
+    verdicts = []
+    problems = [
+        f"rollout store {marker.parent} is unfinished"
+        for marker in find_files(folders, UNFINISHED)
+        if not (marker.parent / MANIFEST).exists()
+    ]
     for folder in folders:
-        for manifest in find_files([folder], MANIFEST_FILE):
+        for manifest in find_files([folder], MANIFEST):
             path = manifest.parent
             name = path.resolve().relative_to(Path(folder).resolve()).as_posix()
             try:
@@ -53,7 +57,7 @@ def load_verdicts(folders: Sequence[Path]) -> tuple[list[StoreVerdicts], list[st
                 continue
             sources = {int(source) for source in store.rollouts["source"].unique()}
             source = Source(sources.pop()).label if len(sources) == 1 else "mixed"
-            flags = tuple(map(str, store.rollouts["violations"].sorted_keys))
+            flags = tuple(store.plausibility_flags)
             verdicts.append(StoreVerdicts(name if name != "." else path.name, source, flags, verdict_counts(store)))
     return verdicts, problems
 

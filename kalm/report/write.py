@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kalm.data.store_layout import MANIFEST
 from kalm.errors import DataError
 from kalm.report.grounding_table import GROUNDING_PREFIXES, grounding_table
 from kalm.report.metrics import METRICS_FILE, MetricLog, load_metrics
@@ -16,13 +17,7 @@ from kalm.report.page import html_page
 from kalm.report.plots import plot_grounding_curves, plot_success_bars, plot_training_curves
 from kalm.report.provenance import provenance_lines
 from kalm.report.results import RESULTS_FILE, EpisodeRow, last_evaluations, last_update, load_results
-from kalm.report.rollout_tables import (
-    MANIFEST_FILE,
-    StoreVerdicts,
-    imagination_table,
-    load_verdicts,
-    plausibility_table,
-)
+from kalm.report.rollout_tables import StoreVerdicts, imagination_table, load_verdicts, plausibility_table
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown
 from kalm.types import Source
@@ -107,7 +102,7 @@ def _nothing_found(folders: Sequence[Path]) -> DataError:
     held = sorted({path.name for folder in folders for path in folder.iterdir()})
     return DataError(
         f"nothing to report below {', '.join(map(str, folders))}: no {RESULTS_FILE}, {METRICS_FILE} with grounding "
-        f"metrics or rollout store's {MANIFEST_FILE}; found there: {', '.join(held) or 'nothing'}. Run a stage first, "
+        f"metrics or rollout store's {MANIFEST}; found there: {', '.join(held) or 'nothing'}. Run a stage first, "
         "for example: python -m kalm run conf/study/clevr_robot_demo.yaml"
     )
 

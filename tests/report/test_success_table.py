@@ -1,0 +1,110 @@
+"""Success rates worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from kalm.report.success_table import ReportRow, rates_by_split, success_rate, success_table, task_table
+
+REAL, BOTH = "clevr_robot/bc/real", "clevr_robot/bc/both"
+ROWS = [ReportRow(REAL, "BC"), ReportRow(BOTH, "BC, imagined", baseline=REAL)]
+
+
+def test_mean_spread_and_interval_over_two_seeds(episode):
+    """Seed 0 succeeds once in two, seed 1 twice in two.
+
+    Mean (50 + 100) / 2 = 75; deviations are 25 each, so the sample deviation is sqrt((625 + 625) / 1) = 35.355.
+    Wilson for 3 of 4, z = 1.96, z^2 = 3.8416: centre (0.75 + 3.8416/8) / (1 + 3.8416/4) = 1.2302 / 1.9604 = 0.62753;
+    half width 1.96 sqrt(0.1875/4 + 3.8416/64) / 1.9604 = 1.96 x 0.326956 / 1.9604 = 0.32689: from 0.30064 to 0.95442.
+    """
+    rows = [
+        episode(seed=0, episode_seed=1, is_success=True),
+        episode(seed=0, episode_seed=2, is_success=False),
+        episode(seed=1, episode_seed=1, is_success=True),
+        episode(seed=1, episode_seed=2, is_success=True),
+    ]
+    rate = success_rate(rows)
+    assert rate.mean == pytest.approx(0.75)
+    assert rate.std == pytest.approx(0.353553, abs=1e-6)
+    assert rate.interval == pytest.approx((0.30064, 0.95442), abs=1e-5)
+    assert (rate.num_seeds, rate.num_episodes) == (2, 4)
+    assert str(rate) == "75.0 ± 35.4 [30.1, 95.4]"
+
+
+def test_seeds_weigh_equally_even_with_unequal_episodes(episode):
+    """Seed 0: 3 of 3; seed 1: 0 of 1. The mean over seeds is 50 %, not 75 %."""
+    rows = [episode(seed=0, episode_seed=number) for number in range(3)] + [episode(seed=1, is_success=False)]
+    assert success_rate(rows).mean == pytest.approx(0.5)
+
+
+def test_one_seed_has_no_spread(episode):
+    """A deviation of a single number would be a made-up zero."""
+    rate = success_rate([episode()])
+    assert rate.std is None
+    assert "±" not in str(rate)
+
+
+def test_no_episodes_have_no_rate():
+    """Nothing in, nothing out."""
+    assert success_rate([]) is None
+    assert rates_by_split([], REAL) == {}
+
+
+def test_difference_in_points_follows_the_row_with_a_baseline(episode):
+    """Without imagination 1 of 2 on easy, with it 2 of 2: +50 points; hard was tried by one of them only."""
+    rows = [
+        episode(experiment=REAL, episode_seed=1),
+        episode(experiment=REAL, episode_seed=2, is_success=False),
+        episode(experiment=BOTH, episode_seed=1),
+        episode(experiment=BOTH, episode_seed=2),
+        episode(experiment=BOTH, goal_split="hard", is_success=False),
+    ]
+    table = success_table(rows, ROWS)
+    assert table.header == ("policy", "seeds", "easy", "hard")
+    assert [row[0] for row in table.rows] == ["BC", "BC, imagined", "  difference in points"]
+    assert table.rows[0][2].startswith("50.0 ")
+    assert table.rows[0][3] == "-"
+    assert table.rows[1][2].startswith("100.0 ")
+    assert table.rows[2][2:] == ("+50.0", "-")
+
+
+def test_a_loss_is_shown_as_a_loss(episode):
+    """Imagination hurts: 100 % without, 0 % with."""
+    rows = [episode(experiment=REAL), episode(experiment=BOTH, is_success=False)]
+    assert success_table(rows, ROWS).rows[2][2] == "-100.0"
+
+
+def test_the_novel_column_is_the_mean_of_the_three_novel_splits(episode):
+    """Rephrase 100, easy 50, hard 0: novel 50, whatever train is."""
+    rows = [
+        episode(goal_split="train", is_success=False),
+        episode(goal_split="rephrase"),
+        episode(goal_split="easy", episode_seed=1),
+        episode(goal_split="easy", episode_seed=2, is_success=False),
+        episode(goal_split="hard", is_success=False),
+    ]
+    table = success_table(rows, ROWS[:1])
+    assert table.header[-1] == "novel"
+    assert table.rows[0][-1] == "50.0"
+
+
+def test_an_experiment_without_episodes_is_a_row_of_blanks(episode):
+    """A partial study shows what it has."""
+    table = success_table([episode(experiment=REAL)], ROWS)
+    assert table.rows[1] == ("BC, imagined", "0", "-")
+    assert table.rows[2][2] == "-"
+
+
+def test_tasks_and_their_macro_average(episode):
+    """Task left 1 of 2, task right 1 of 1: mean of two tasks (50 + 100) / 2 = 75, though 2 of 3 episodes succeed."""
+    rows = [
+        episode(task="left", episode_seed=1),
+        episode(task="left", episode_seed=2, is_success=False),
+        episode(task="right", episode_seed=3),
+    ]
+    table = task_table(rows, ROWS[:1])
+    assert table.rows == (
+        ("easy: left", "50.0 (2)"),
+        ("easy: right", "100.0 (1)"),
+        ("easy: mean of 2 tasks", "75.0"),
+    )
