@@ -1,0 +1,5 @@
+"""The worlds. Importing this registers their Gymnasium environments, without importing a simulator."""
+
+import gymnasium as gym
+
+gym.register(id="kalm/ClevrRobot-v0", entry_point="kalm.envs.clevr_robot.env:ClevrRobotEnv")

@@ -65,7 +65,7 @@ class Domain(ABC):
     plausibility_flags: ClassVar[tuple[str, ...]]
     terminal_reward: ClassVar[float]
 
-    # --- goals -------------------------------------------------------------------------------------------------
+    # --- goals ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def instructed_goals(self, goal_split: GoalSplit) -> list[InstructedGoal]:
@@ -91,7 +91,7 @@ class Domain(ABC):
     def explains(self, goal: Goal, text: str) -> bool:
         """Whether ``text`` describes ``goal``, by its key words (KALM, figure 7)."""
 
-    # --- rules: pure, batched functions of arrays ------------------------------------------------------------------
+    # --- rules: pure, batched functions of arrays -------------------------------------------------------------------
 
     @abstractmethod
     def success(
@@ -125,7 +125,7 @@ class Domain(ABC):
     ) -> dict[str, BoolArray]:
         """One flag a transition for each of ``plausibility_flags``, shape (...); True marks a violation."""
 
-    # --- the simulator -------------------------------------------------------------------------------------------------
+    # --- the simulator ----------------------------------------------------------------------------------------------
 
     @abstractmethod
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> gym.vector.VectorEnv:
@@ -143,7 +143,7 @@ class Domain(ABC):
     def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
         """Picture of one observation, shape (size, size, 3), drawn without GL."""
 
-    # --- shared by all domains --------------------------------------------------------------------------------------------
+    # --- shared by all domains --------------------------------------------------------------------------------------
 
     def label_rollout(
         self,
@@ -203,7 +203,9 @@ class Domain(ABC):
         """
         path = Path(path)
         if not path.is_file():
-            raise DataError(f"goals file {path} does not exist; write one JSON object a line with goal, instruction, goal_split")
+            raise DataError(
+                f"goals file {path} does not exist; write one JSON object a line with goal, instruction, goal_split"
+            )
         goals, problems = [], []
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if not line.strip():
@@ -245,10 +247,39 @@ def success_of_each(
     Returns:
         Verdicts, shape (B,).
     """
+    verdict = np.zeros(len(goals), dtype=np.bool_)
+    for goal, rows in _rows_of_each(goals).items():
+        verdict[rows] = domain.success(goal, observation[rows], previous_observation[rows], action[rows])
+    return verdict
+
+
+def reward_of_each(
+    domain: Domain,
+    goals: Sequence[Goal],
+    observation: FloatArray,
+    action: NDArray[Any],
+    next_observation: FloatArray,
+) -> FloatArray:
+    """Reward B steps that belong to B goals: one batched call for each distinct goal.
+
+    Args:
+        domain: Whose rule to apply.
+        goals: One goal a step, length B.
+        observation: Observation before the step, shape (B, O).
+        action: Shape (B,) or (B, A).
+        next_observation: Observation after the step, shape (B, O).
+
+    Returns:
+        Rewards, shape (B,), before ``terminal_reward``.
+    """
+    reward = np.zeros(len(goals))
+    for goal, rows in _rows_of_each(goals).items():
+        reward[rows] = domain.reward(goal, observation[rows], action[rows], next_observation[rows])
+    return reward
+
+
+def _rows_of_each(goals: Sequence[Goal]) -> dict[Goal, list[int]]:
     rows_of: dict[Goal, list[int]] = {}
     for row, goal in enumerate(goals):
         rows_of.setdefault(goal, []).append(row)
-    verdict = np.zeros(len(goals), dtype=np.bool_)
-    for goal, rows in rows_of.items():
-        verdict[rows] = domain.success(goal, observation[rows], previous_observation[rows], action[rows])
-    return verdict
+    return rows_of

@@ -307,9 +307,8 @@ def goal_from_json(data: Mapping[str, Any]) -> ClevrRobotGoal:
     goal_class, fields = _FIELDS[kind]
     missing, unknown = set(fields) - set(data), set(data) - {"goal", *fields}
     if missing or unknown:
-        raise DataError(
-            f"goal {kind!r} has the fields {sorted(set(data) - {'goal'})}; it needs exactly {list(fields) or 'no others'}"
-        )
+        found = sorted(set(data) - {"goal"})
+        raise DataError(f"goal {kind!r} has the fields {found}; it needs exactly {list(fields)}")
     if goal_class is AllOf:
         if not isinstance(data["goals"], list):
             raise DataError(f"goals is {data['goals']!r}; it must be a list of place goals")

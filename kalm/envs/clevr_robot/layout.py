@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from numpy.typing import NDArray
 
 COLORS = ("red", "blue", "green", "purple", "cyan")  # the order of an observation: x and y of each ball in turn
 RGB = {
@@ -42,3 +45,28 @@ RESET_Y = (-0.3, 0.5)
 MIN_RESET_DISTANCE = 0.36
 MIN_RESET_AXIS_OFFSET = 0.01  # unless it is exactly zero: a nearly aligned pair is rejected
 MAX_RESET_TRIES = 10  # positions tried for a ball before all balls are placed anew
+
+
+def sample_layout(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw ball centres for a reset: apart from each other, and no pair nearly but not exactly aligned.
+
+    Returns:
+        An observation, shape (10,).
+    """
+    centers: list[NDArray[np.float64]] = []
+    while len(centers) < NUM_BALLS:
+        for _ in range(MAX_RESET_TRIES):
+            center = rng.uniform((RESET_X[0], RESET_Y[0]), (RESET_X[1], RESET_Y[1]))
+            if all(_is_apart(center - other) for other in centers):
+                centers.append(center)
+                break
+        else:
+            centers = []
+    return np.concatenate(centers)
+
+
+def _is_apart(offset: NDArray[np.float64]) -> bool:
+    x, y = abs(offset[0]), abs(offset[1])
+    return math.hypot(x, y) >= MIN_RESET_DISTANCE and not (
+        0 < x < MIN_RESET_AXIS_OFFSET or 0 < y < MIN_RESET_AXIS_OFFSET
+    )

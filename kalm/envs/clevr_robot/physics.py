@@ -106,6 +106,7 @@ class ClevrRobotPhysics:
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
+        """Compile the world and start the threads."""
         if num_threads is None:
             num_threads = len(os.sched_getaffinity(0))
         if num_threads < 1:
@@ -134,6 +135,10 @@ class ClevrRobotPhysics:
     def observation(self, state: FloatArray) -> FloatArray:
         """Ball centres, shape (..., 10), of states, shape (..., S)."""
         return state[..., _BALL_COLUMNS]
+
+    def positions(self, state: FloatArray) -> FloatArray:
+        """MuJoCo's ``qpos``, shape (..., 37), of states, shape (..., S), as rendering needs it."""
+        return state[..., _POSITIONS:_VELOCITIES]
 
     def step(self, state: FloatArray, action: NDArray[Any]) -> FloatArray:
         """Carry out one push in each state.
