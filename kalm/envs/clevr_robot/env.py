@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from kalm.envs.base import Goal
 from kalm.envs.clevr_robot.domain import ClevrRobot
 from kalm.envs.clevr_robot.episode import start_episode
-from kalm.envs.clevr_robot.layout import OBSERVATION_SIZE
+from kalm.envs.clevr_robot.layout import NUM_ACTIONS, OBSERVATION_SIZE
 from kalm.envs.clevr_robot.physics import ClevrRobotPhysics
 from kalm.envs.clevr_robot.rendering import SceneRenderer
 
 Observation = NDArray[np.float64]
 
 
-class ClevrRobotEnv(gym.Env[Observation, np.int64]):
+class ClevrRobotEnv(gym.Env[Any, Any]):
     """Five balls on a table and an instruction about them; each action pushes one ball once.
 
     ``reset`` takes three options: ``observation`` (ball centres to start from), ``goal`` (a goal or its JSON form) and
@@ -33,14 +33,12 @@ class ClevrRobotEnv(gym.Env[Observation, np.int64]):
         render_size: Pixels along each side of a picture.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
 
     def __init__(self, render_mode: str | None = None, render_size: int = 256) -> None:
         """Build the simulator; GL is not touched before the first ``render``."""
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(
-                f"render_mode is {render_mode!r}; it must be None or one of {self.metadata['render_modes']}"
-            )
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode is {render_mode!r}; it must be None or 'rgb_array'")
         self.render_mode = render_mode
         self.render_size = render_size
         self.domain = ClevrRobot()
@@ -73,7 +71,7 @@ class ClevrRobotEnv(gym.Env[Observation, np.int64]):
         if self._goal is None:
             raise gym.error.ResetNeeded("step was called before reset")
         if not self.action_space.contains(action):
-            raise ValueError(f"action is {action!r}; it must be an integer in [0, {self.action_space.n})")
+            raise ValueError(f"action is {action!r}; it must be an integer in [0, {NUM_ACTIONS})")
         goal = self._goal
         before = self._physics.observation(self._state)
         self._state = self._physics.step(self._state, np.array([action]))

@@ -312,7 +312,7 @@ def goal_from_json(data: Mapping[str, Any]) -> ClevrRobotGoal:
     if goal_class is AllOf:
         if not isinstance(data["goals"], list):
             raise DataError(f"goals is {data['goals']!r}; it must be a list of place goals")
-        return AllOf(tuple(goal_from_json(part) for part in data["goals"]))  # type: ignore[arg-type]
+        return AllOf(tuple(goal_from_json(part) for part in data["goals"]))  # type: ignore[misc]  # AllOf checks
     return goal_class(**{name: data[name] for name in fields})
 
 

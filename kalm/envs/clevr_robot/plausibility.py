@@ -89,8 +89,8 @@ def violations(
     outside = (x < limits.min_x) | (x > limits.max_x) | (y < limits.min_y) | (y > limits.max_y)
     pushed, others = _travelled(observation, action, next_observation)
     return {
-        "out_of_workbench": outside.any(axis=-1),
-        "beyond_dynamics_limits": (pushed > limits.max_pushed) | (others > limits.max_others),
+        "out_of_workbench": np.asarray(outside.any(axis=-1)),
+        "beyond_dynamics_limits": np.asarray((pushed > limits.max_pushed) | (others > limits.max_others)),
     }
 
 

@@ -101,8 +101,9 @@ class SceneRenderer:
             self._renderer = mujoco.Renderer(model, size, size)
         except Exception as error:  # each GL backend fails with classes of its own
             raise SimulatorError(
-                f"rendering needs GL, and MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} gave {error!r}; set MUJOCO_GL=egl "
-                "with a GPU or MUJOCO_GL=osmesa with the package libosmesa6, or use ClevrRobot.draw, which needs no GL"
+                f"rendering needs GL, and MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} gave {error!r}; set "
+                "MUJOCO_GL=egl with a GPU or MUJOCO_GL=osmesa with the package libosmesa6, or use "
+                "ClevrRobot.draw, which needs no GL"
             ) from error
 
     def render(self, positions: NDArray[np.float64], instruction: str = "") -> Picture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kalm.envs.base import Domain, Goal, reward_of_each, success_of_each
 from kalm.envs.clevr_robot.episode import start_episode
-from kalm.envs.clevr_robot.layout import OBSERVATION_SIZE
+from kalm.envs.clevr_robot.layout import NUM_ACTIONS, OBSERVATION_SIZE
 from kalm.envs.clevr_robot.physics import ClevrRobotPhysics
 
 # Shapes: B environments.
@@ -36,7 +36,7 @@ class ClevrRobotVectorEnv(gym.vector.VectorEnv[NDArray[np.float64], NDArray[np.i
         num_threads: Threads to step with; None takes all cores that this process may use.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "render_modes": []}
+    metadata = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "render_modes": []}
 
     def __init__(self, domain: Domain, num_envs: int, num_threads: int | None = None) -> None:
         """Build one simulator for all environments."""
@@ -75,7 +75,7 @@ class ClevrRobotVectorEnv(gym.vector.VectorEnv[NDArray[np.float64], NDArray[np.i
         instructions = self._per_env("instructions", options.get("instructions"))
         observations = self._per_env("observations", options.get("observations"))
         chosen = np.asarray(self._per_env("reset_mask", options.get("reset_mask", [True] * self.num_envs)), np.bool_)
-        for row in np.flatnonzero(chosen):
+        for row in np.flatnonzero(chosen).tolist():
             if seeds[row] is not None:
                 self._rngs[row] = seeding.np_random(seeds[row])[0]
             goal, self._instructions[row], layout = start_episode(
@@ -125,7 +125,7 @@ class ClevrRobotVectorEnv(gym.vector.VectorEnv[NDArray[np.float64], NDArray[np.i
     def _check_actions(self, taken: NDArray[np.int64]) -> None:
         bad = [action for action in taken if not self.single_action_space.contains(action)]
         if bad:
-            raise ValueError(f"actions hold {bad[0]!r}; they must be integers in [0, {self.single_action_space.n})")
+            raise ValueError(f"actions hold {bad[0]!r}; they must be integers in [0, {NUM_ACTIONS})")
 
     def _per_env(self, name: str, values: Any) -> Sequence[Any]:
         if values is None:
