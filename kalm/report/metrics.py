@@ -1,4 +1,4 @@
-"""Read the metrics.csv files of Lightning's CSVLogger: sparse columns over the update counter."""
+"""Read the metrics.csv of every run: one row a logged update, one sparse column a metric (``kalm/loggers.py``)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MetricLog:
 
     Attributes:
         name: Its folder below the folder that was searched, for example ``clevr_robot/ground/tiny/seed=0``.
-        values: Metric name -> update -> value; an update that was logged twice (after a resume) keeps the later value.
+        values: Metric name -> update -> value; of an update that was logged twice the later row counts.
     """
 
     name: str
@@ -37,38 +37,26 @@ class MetricLog:
 
 
 def load_metrics(folders: Sequence[Path], prefixes: tuple[str, ...]) -> list[MetricLog]:
-    """Read every run's metrics whose names start with one of ``prefixes``; runs without any are left out.
-
-    Files of one run (its logger starts ``version_1`` beside ``version_0`` after a resume) are joined in their order.
-    """
-    logs: dict[str, MetricLog] = {}
+    """Read every run's metrics whose names start with one of ``prefixes``; runs without any are left out."""
+    logs: dict[Path, MetricLog] = {}
     for folder in folders:
-        for path in sorted(find_files([folder], METRICS_FILE), key=_version):
-            run = _run_folder(path)
-            name = run.resolve().relative_to(Path(folder).resolve()).as_posix() if run != Path(folder) else run.name
-            _read_into(logs.setdefault(name, MetricLog(name)), path, prefixes)
-    return [log for _, log in sorted(logs.items()) if log.values]
+        for path in find_files([folder], METRICS_FILE):
+            logs.setdefault(path.resolve(), MetricLog(folder_name(path.parent, Path(folder)), _read(path, prefixes)))
+    return [log for log in logs.values() if log.values]
 
 
-def _read_into(log: MetricLog, path: Path, prefixes: tuple[str, ...]) -> None:
+def folder_name(path: Path, searched: Path) -> str:
+    """What to call a folder that was found: its path below the searched one, or its own name if it is that one."""
+    relative = path.resolve().relative_to(searched.resolve()).as_posix()
+    return relative if relative != "." else path.resolve().name
+
+
+def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, dict[int, float]]:
+    values: dict[str, dict[int, float]] = {}
     with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            step = line.get("step")
-            if not step:
-                continue
-            for metric, text in line.items():
-                if metric is not None and metric.startswith(prefixes) and text:
-                    value = float(text)
-                    if math.isfinite(value):
-                        log.values.setdefault(metric, {})[int(float(step))] = value
-
-
-def _version(path: Path) -> tuple[str, int]:
-    folder = path.parent.name
-    number = folder.removeprefix("version_")
-    return (_run_folder(path).as_posix(), int(number) if folder.startswith("version_") and number.isdigit() else 0)
-
-
-def _run_folder(path: Path) -> Path:
-    """The run's folder: the one named ``seed=<n>`` above the file, else the one that holds the file."""
-    return next((parent for parent in path.parents if parent.name.startswith("seed=")), path.parent)
+        for row in csv.DictReader(file):
+            wanted = {name: text for name, text in row.items() if name and name.startswith(prefixes) and text}
+            for metric, text in wanted.items():
+                if row.get("step") and math.isfinite(float(text)):
+                    values.setdefault(metric, {})[int(row["step"])] = float(text)
+    return values

@@ -16,6 +16,7 @@ from kalm.report.results import EpisodeRow, splits_of
 from kalm.report.success_table import ReportRow, rates_by_split
 from kalm.types import GoalSplit
 
+_PERCENT = (-2.0, 102.0)  # room for lines that run along 0 and 100
 _PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
 
@@ -50,7 +51,7 @@ def plot_success_bars(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRo
     axes.set_ylabel("success %")
     axes.set_ylim(0, 100)
     axes.set_title("Success by goal split")
-    _legend(axes)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return _save(figure, path)
 
 
@@ -74,7 +75,7 @@ def plot_training_curves(rows: Sequence[EpisodeRow], report_rows: Sequence[Repor
             axes.fill_between(updates, [min(r) for r in of_seed], [max(r) for r in of_seed], color=color, alpha=0.15)
         axes.set_title(split)
         axes.set_xlabel("updates")
-        axes.set_ylim(0, 100)
+        axes.set_ylim(*_PERCENT)
     panels[0].set_ylabel("success %")
     _legend(panels[-1])
     return _save(figure, path)
@@ -96,7 +97,7 @@ def plot_grounding_curves(logs: Sequence[MetricLog], path: Path) -> Path:
                     axes.plot(updates, [100 * v for v in values], style, color=color, marker=".", label=_plain(name))
         axes.set_title(title)
         axes.set_xlabel("updates")
-        axes.set_ylim(0, 100)
+        axes.set_ylim(*_PERCENT)
         _legend(axes)
     panels[0].set_ylabel("%")
     return _save(figure, path)

@@ -11,6 +11,7 @@ from kalm.data.store import RolloutStore
 from kalm.data.store_layout import MANIFEST, UNFINISHED
 from kalm.errors import DataError
 from kalm.report import paper
+from kalm.report.metrics import folder_name
 from kalm.report.results import find_files
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
@@ -40,7 +41,7 @@ def load_verdicts(folders: Sequence[Path]) -> tuple[list[StoreVerdicts], list[st
     Returns:
         The counts, and one sentence for each store that could not be read.
     """
-    verdicts = []
+    verdicts: dict[Path, StoreVerdicts] = {}
     problems = [
         f"rollout store {marker.parent} is unfinished"
         for marker in find_files(folders, UNFINISHED)
@@ -48,8 +49,9 @@ def load_verdicts(folders: Sequence[Path]) -> tuple[list[StoreVerdicts], list[st
     ]
     for folder in folders:
         for manifest in find_files([folder], MANIFEST):
-            path = manifest.parent
-            name = path.resolve().relative_to(Path(folder).resolve()).as_posix()
+            path = manifest.parent.resolve()
+            if path in verdicts:
+                continue
             try:
                 store = RolloutStore(path)
             except DataError as error:
@@ -58,8 +60,8 @@ def load_verdicts(folders: Sequence[Path]) -> tuple[list[StoreVerdicts], list[st
             sources = {int(source) for source in store.rollouts["source"].unique()}
             source = Source(sources.pop()).label if len(sources) == 1 else "mixed"
             flags = tuple(store.plausibility_flags)
-            verdicts.append(StoreVerdicts(name if name != "." else path.name, source, flags, verdict_counts(store)))
-    return verdicts, problems
+            verdicts[path] = StoreVerdicts(folder_name(path, Path(folder)), source, flags, verdict_counts(store))
+    return list(verdicts.values()), problems
 
 
 def imagination_table(verdicts: Sequence[StoreVerdicts]) -> Table:

@@ -52,8 +52,11 @@ class Rate:
 
     def __str__(self) -> str:
         """In percent: mean, spread over seeds, interval."""
-        spread = "" if self.std is None else f" ± {100 * self.std:.1f}"
-        return f"{100 * self.mean:.1f}{spread} [{100 * self.interval[0]:.1f}, {100 * self.interval[1]:.1f}]"
+        return f"{self.without_interval()} ({100 * self.interval[0]:.1f} to {100 * self.interval[1]:.1f})"
+
+    def without_interval(self) -> str:
+        """In percent: mean and spread over seeds."""
+        return f"{100 * self.mean:.1f}" + ("" if self.std is None else f" ± {100 * self.std:.1f}")
 
 
 def success_rate(rows: Sequence[EpisodeRow]) -> Rate | None:
@@ -81,7 +84,7 @@ def rates_by_split(rows: Sequence[EpisodeRow], experiment: str) -> dict[str, Rat
 
 
 def success_table(
-    rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], title: str = "Success by goal split, last checkpoint"
+    rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], title: str = "", show_interval: bool = True
 ) -> Table:
     """One row an experiment, one column a goal split; after a row with a baseline, the difference in points.
 
@@ -89,6 +92,8 @@ def success_table(
         rows: Episodes of one checkpoint of each run, or of several to average over.
         report_rows: Which experiments, in which order.
         title: Heading of the table.
+        show_interval: Whether to show Wilson intervals. They hold for one checkpoint only: several checkpoints of a run
+            try the same episodes, which would count as new evidence each time.
     """
     splits = splits_of(rows)
     has_novel = set(NOVEL_SPLITS) <= set(splits)
@@ -102,7 +107,7 @@ def success_table(
             (
                 report_row.label,
                 str(seeds),
-                *(str(own[split]) if split in own else EMPTY for split in splits),
+                *(_cell(own.get(split), show_interval) for split in splits),
                 *([EMPTY if novel is None else f"{100 * novel:.1f}"] if has_novel else []),
             )
         )
@@ -118,7 +123,9 @@ def success_table(
                 )
             )
     header = ("policy", "seeds", *splits, *(["novel"] if has_novel else []))
-    return Table(title, header, tuple(cells), _note(rows, has_novel))
+    return Table(
+        title or "Success by goal split, last checkpoint", header, tuple(cells), _note(rows, has_novel, show_interval)
+    )
 
 
 def task_table(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow]) -> Table:
@@ -138,12 +145,18 @@ def task_table(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow]) -> 
                 if rate is not None:
                     means[report_row.experiment].append(rate.mean)
             cells.append((f"{split}: {task}", *line))
-        macro = (means[report_row.experiment] for report_row in report_rows)
-        cells.append(
-            (f"{split}: mean of {len(tasks)} tasks", *(f"{100 * np.mean(m):.1f}" if m else EMPTY for m in macro))
-        )
+        macro = [means[report_row.experiment] for report_row in report_rows]
+        if len(tasks) > 1:
+            shown = (f"{100 * np.mean(rates):.1f}" if rates else EMPTY for rates in macro)
+            cells.append((f"{split}: mean of {len(tasks)} tasks", *shown))
     header = ("task", *(report_row.label for report_row in report_rows))
     return Table("Success by task, last checkpoint", header, tuple(cells), "Percent; episodes in brackets.")
+
+
+def _cell(rate: Rate | None, show_interval: bool) -> str:
+    if rate is None:
+        return EMPTY
+    return str(rate) if show_interval else rate.without_interval()
 
 
 def _points(own: float | None, other: float | None) -> str:
@@ -155,11 +168,11 @@ def _novel_mean(rates: dict[str, Rate]) -> float | None:
     return float(np.mean([rates[s].mean for s in NOVEL_SPLITS])) if set(NOVEL_SPLITS) <= set(rates) else None
 
 
-def _note(rows: Sequence[EpisodeRow], has_novel: bool) -> str:
+def _note(rows: Sequence[EpisodeRow], has_novel: bool, show_interval: bool) -> str:
     stages = sorted({row.stage for row in rows})
+    interval = " (Wilson 95 % interval of all episodes pooled)" if show_interval else ""
     note = (
-        "Percent of episodes: mean ± standard deviation over seeds [Wilson 95 % interval of all episodes pooled]. "
-        f"Stage: {' and '.join(stages) or 'none'}."
+        f"Percent of episodes: mean ± standard deviation over seeds{interval}. Stage: {' and '.join(stages) or 'none'}."
     )
     if has_novel:
         note += (

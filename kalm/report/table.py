@@ -7,10 +7,14 @@ users and language models and must be shown, never interpreted.
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass
 
 from rich.table import Table as RichTable
 from rich.text import Text
+
+# Underscores inside a word are no emphasis, so names such as clevr_robot stay readable.
+_MARKUP = re.compile(r"[\\|`*\[\]]|(?<!\w)_|_(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,9 @@ class Table:
 
 
 def escape_markdown(text: str) -> str:
-    """Neutralise what would end a cell or start markup; Markdown passes HTML through, so that is escaped as well."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    for special in ("\\", "|", "`", "*", "_", "[", "]"):
-        text = text.replace(special, "\\" + special)
-    return text
+    """Neutralise what would end a cell or start markup; Markdown passes HTML through, so tags are escaped as well."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return _MARKUP.sub(r"\\\g<0>", text)
 
 
 def _markdown_row(cells: tuple[str, ...]) -> str:

@@ -65,13 +65,13 @@ def write_report(
     Raises:
         DataError: If a folder does not exist, holds nothing to report, or a results file is malformed.
     """
-    folders, output = [Path(folder) for folder in folders], Path(output)
-    _check_folders(folders)
-    results = load_results(folders)
-    verdicts, problems = load_verdicts(folders)
-    logs = load_metrics(folders, GROUNDING_PREFIXES)
+    searched, output = [Path(folder) for folder in folders], Path(output)
+    _check_folders(searched)
+    results = load_results(searched)
+    verdicts, problems = load_verdicts(searched)
+    logs = load_metrics(searched, GROUNDING_PREFIXES)
     if not (results or verdicts or logs):
-        raise _nothing_found(folders)
+        raise _nothing_found(searched)
     report_rows = _report_rows(study, results)
     shown = {report_row.experiment for report_row in report_rows}
     results = [row for row in results if row.experiment in shown]
@@ -170,7 +170,7 @@ def _tables(
         averaged = [row for evaluation in last_evaluations(results, num_last_evaluations) for row in evaluation]
         if averaged and num_last_evaluations > 1:
             title = f"Success by goal split, mean of the last {num_last_evaluations} evaluations (the paper's number)"
-            tables.append(success_table(averaged, report_rows, title))
+            tables.append(success_table(averaged, report_rows, title, show_interval=False))
         tables.append(task_table(final, report_rows))
     if any(store.source != Source.REAL.label for store in verdicts):
         tables.append(imagination_table(verdicts))

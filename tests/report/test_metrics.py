@@ -30,14 +30,19 @@ def test_sparse_columns_become_curves(tmp_path):
     assert log.last("train/loss") is None
 
 
-def test_a_resumed_run_is_one_curve(tmp_path):
-    """Version 10 comes after version 9, and what both logged is taken from the later one."""
-    run = tmp_path / "ground" / "seed=0"
-    _write(run / "csv" / "version_9" / "metrics.csv", "step,explain/x", "1,0.1", "2,0.2")
-    _write(run / "csv" / "version_10" / "metrics.csv", "step,explain/x", "2,0.5", "3,0.6")
-    (log,) = load_metrics([tmp_path], GROUNDING_PREFIXES)
-    assert log.name == "ground/seed=0"
+def test_an_update_logged_twice_keeps_the_later_row(tmp_path):
+    """A resumed run repeats what it lost."""
+    _write(tmp_path / "ground" / "seed=0" / "metrics.csv", "step,explain/x", "1,0.1", "2,0.2", "2,0.5", "3,0.6")
+    (log,) = load_metrics([tmp_path / "ground" / "seed=0"], GROUNDING_PREFIXES)
+    assert log.name == "seed=0"
     assert log.curve("explain/x") == ([1, 2, 3], [0.1, 0.5, 0.6])
+
+
+def test_a_half_written_last_row_is_no_error(tmp_path):
+    """The run is still writing: the row ends before its metrics."""
+    (tmp_path / "metrics.csv").write_text("step,explain/x,train/loss\n1,0.5,2.0\n2", encoding="utf-8")
+    (log,) = load_metrics([tmp_path], GROUNDING_PREFIXES)
+    assert log.curve("explain/x") == ([1], [0.5])
 
 
 def test_runs_without_grounding_metrics_are_left_out(tmp_path):

@@ -28,7 +28,8 @@ def test_mean_spread_and_interval_over_two_seeds(episode):
     assert rate.std == pytest.approx(0.353553, abs=1e-6)
     assert rate.interval == pytest.approx((0.30064, 0.95442), abs=1e-5)
     assert (rate.num_seeds, rate.num_episodes) == (2, 4)
-    assert str(rate) == "75.0 ± 35.4 [30.1, 95.4]"
+    assert str(rate) == "75.0 ± 35.4 (30.1 to 95.4)"
+    assert rate.without_interval() == "75.0 ± 35.4"
 
 
 def test_seeds_weigh_equally_even_with_unequal_episodes(episode):
@@ -93,6 +94,13 @@ def test_an_experiment_without_episodes_is_a_row_of_blanks(episode):
     table = success_table([episode(experiment=REAL)], ROWS)
     assert table.rows[1] == ("BC, imagined", "0", "-")
     assert table.rows[2][2] == "-"
+
+
+def test_several_checkpoints_show_no_interval(episode):
+    """They try the same episodes: an interval would be too narrow."""
+    table = success_table([episode(update=1), episode(update=2)], ROWS[:1], "mean of two", show_interval=False)
+    assert table.rows == (("BC", "1", "100.0"),)
+    assert "Wilson" not in table.note
 
 
 def test_tasks_and_their_macro_average(episode):

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from kalm.report.page import html_page
-from kalm.report.table import Table
+from kalm.report.table import Table, escape_markdown
 
 EVIL = "<script>alert('x')</script> | `a` *b* [red]c[/red]"
 
@@ -23,9 +23,14 @@ def test_markup_in_a_cell_is_escaped_in_markdown():
     """The bar would start a new column, the tag would run in a viewer that passes HTML through."""
     (row,) = [line for line in Table("t", ("a",), ((EVIL,),)).to_markdown().splitlines() if "alert" in line]
     assert "<script>" not in row
-    assert "&lt;script&gt;" in row
+    assert "&lt;script>" in row
     assert row.count(" | ") == 0
     assert r"\| \`a\` \*b\* \[red\]c" in row
+
+
+def test_names_stay_readable_in_markdown():
+    """An underscore inside a word is no markup, one at its edge is."""
+    assert escape_markdown("clevr_robot _x_ > 85") == r"clevr_robot \_x\_ > 85"
 
 
 def test_a_line_break_in_a_cell_does_not_break_the_row():

@@ -1,0 +1,107 @@
+"""Imagination and plausibility tables, worked by hand."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from kalm.data.rollout import Rollout
+from kalm.data.writer import RolloutStoreWriter
+from kalm.report.rollout_tables import StoreVerdicts, imagination_table, load_verdicts, plausibility_table
+from kalm.types import GoalSplit, Source
+
+FLAGS = ("out_of_workbench", "beyond_dynamics")
+
+
+def _rollout(num_steps: int, is_success: bool, violations: tuple[int, int], goal_split=GoalSplit.EASY) -> Rollout:
+    """An imagined rollout of zeros with the verdicts that a test wants."""
+    ends = np.zeros(num_steps, dtype=np.bool_)
+    terminated, truncated = ends.copy(), ends.copy()
+    (terminated if is_success else truncated)[-1] = True
+    return Rollout(
+        goal={"kind": "move"},
+        instruction=f"Do as {goal_split.label} goals do.",
+        goal_split=goal_split,
+        source=Source.IMAGINARY,
+        observations=np.zeros((num_steps + 1, 2), dtype=np.float32),
+        actions=np.zeros(num_steps, dtype=np.int64),
+        rewards=np.zeros(num_steps, dtype=np.float32),
+        terminated=terminated,
+        truncated=truncated,
+        is_success=is_success,
+        violations=dict(zip(FLAGS, violations, strict=True)),
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A store of four imagined easy rollouts and one hard one.
+
+    Easy: success and plausible (4 steps); success, 1 of 2 steps out; failure, plausible (3 steps); failure, 1 of 1
+    beyond. So 2 of 4 meet their goal, 2 of 4 are plausible, 1 of 4 is both; of 10 transitions 1 and 1 are flagged.
+    """
+    box = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    path = tmp_path / "clevr_robot" / "imagine" / "store"
+    writer = RolloutStoreWriter(path, "clevr_robot", box, gym.spaces.Discrete(2), FLAGS, made_by={})
+    writer.append(
+        "0",
+        [
+            _rollout(4, True, (0, 0)),
+            _rollout(2, True, (1, 0)),
+            _rollout(3, False, (0, 0)),
+            _rollout(1, False, (0, 1)),
+            _rollout(5, False, (0, 0), GoalSplit.HARD),
+        ],
+    )
+    writer.finish()
+    return tmp_path
+
+
+def test_imagined_rollouts_are_counted_by_split(root):
+    """Easy 2/4, 2/4, 1/4; hard 0/1, 1/1, 0/1; the paper's 36 and 28 beside."""
+    verdicts, problems = load_verdicts([root])
+    assert problems == []
+    assert imagination_table(verdicts).rows == (
+        ("easy (clevr_robot/imagine/store)", "4", "50.0", "50.0", "1 (25.0)", "36"),
+        ("hard (clevr_robot/imagine/store)", "1", "0.0", "100.0", "0 (0.0)", "28"),
+    )
+
+
+def test_plausibility_is_a_share_of_transitions(root):
+    """Easy has 4 + 2 + 3 + 1 = 10 transitions, one with each flag: 10 %; the paper's pair beside."""
+    verdicts, _ = load_verdicts([root])
+    table = plausibility_table(verdicts)
+    assert table.header[2:4] == ("out of workbench %", "beyond dynamics %")
+    assert table.rows == (
+        ("imaginary, easy (clevr_robot/imagine/store)", "10", "10.00", "10.00", "0.0 / 0.2"),
+        ("imaginary, hard (clevr_robot/imagine/store)", "5", "0.00", "0.00", "4.3 / 0.2"),
+    )
+
+
+def test_a_store_found_twice_counts_once(root):
+    """The root and the stage's folder both hold it."""
+    assert len(load_verdicts([root, root / "clevr_robot"])[0]) == 1
+
+
+def test_unfinished_and_damaged_stores_are_reported_not_raised(root):
+    """Generation was killed in one store; a file of the other is gone."""
+    box = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    writer = RolloutStoreWriter(root / "half", "clevr_robot", box, gym.spaces.Discrete(2), FLAGS, made_by={})
+    writer.append("0", [_rollout(1, True, (0, 0))])
+    (root / "clevr_robot" / "imagine" / "store" / "instructions.jsonl").unlink()
+    verdicts, problems = load_verdicts([root])
+    assert verdicts == []
+    assert any("half is unfinished" in problem for problem in problems)
+    assert any("store could not be read" in problem and "instructions.jsonl" in problem for problem in problems)
+
+
+def test_real_rollouts_come_first_and_only_in_the_plausibility_table():
+    """Real data is the yardstick; it has no number in the paper's table."""
+    counts = {"num_rollouts": 2, "success": 2, "plausible": 1, "both": 1, "num_transitions": 8, "out_of_workbench": 2}
+    imagined = StoreVerdicts("a", "imaginary", FLAGS[:1], {"train": counts})
+    real = StoreVerdicts("z", "real", FLAGS[:1], {"train": counts})
+    assert [row[0] for row in imagination_table([imagined, real]).rows] == ["train (a)"]
+    table = plausibility_table([imagined, real])
+    assert [row[0] for row in table.rows] == ["real, train (z)", "imaginary, train (a)"]
+    assert table.rows[0][2:] == ("25.00", "-")
