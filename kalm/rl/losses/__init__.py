@@ -1,0 +1,1 @@
+"""Losses that more than one algorithm may use: tensors in, one number per transition out."""

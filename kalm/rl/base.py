@@ -1,0 +1,297 @@
+"""What every offline-RL algorithm shares: stepping, target networks, normalisation, logging, evaluation.
+
+A subclass holds only its paper: networks, ``losses`` and ``act``. The sum of its losses is minimised by one optimizer
+with a parameter group a network; one ``training_step`` performs K updates on K stacked minibatches, because a training
+step of Lightning costs as much as an update of a small network. ``global_step`` and ``max_steps`` count updates.
+
+Shape letters: K updates a training step, B batch, O observation, E goal embedding, A action, I instructions.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning import LightningModule
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from kalm.errors import CheckpointError, DataError, KalmError
+from kalm.evaluation import Episode, EpisodeResult
+from kalm.rl.finite import raise_non_finite
+from kalm.rl.policy_evaluation import evaluate_policy
+from kalm.rl.transition_batch import TransitionBatch, unstack
+from kalm.types import SOURCE, Source, TaskSpec
+
+if TYPE_CHECKING:
+    from kalm.data.policy_data import PolicyData
+
+
+class OfflineRLModule(LightningModule):
+    """Base of the algorithms in ``kalm/rl``: copy ``bc.py`` to add one.
+
+    Attributes:
+        spec: Sizes of observation, action and goal embedding.
+        episode_results: Results of the latest validation or test, for callbacks.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+    goal_embeddings: Tensor
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        hidden_sizes: Sequence[int] = (256, 256),
+        learning_rate: float = 3e-4,
+        discount: float = 0.99,
+        target_update_rate: float = 0.005,
+        target_update_interval: int = 1,
+        normalize_observation: bool = True,
+        gradient_clip_norm: float | None = None,
+        compile: bool = False,
+        num_evaluation_envs: int = 64,
+    ) -> None:
+        """Check and keep the options that all algorithms share.
+
+        Args:
+            spec: Sizes of observation, action and goal embedding; the command line takes them from the data.
+            hidden_sizes: Width of each hidden layer of every network (paper: 256, 256).
+            learning_rate: Adam's step size for every network.
+            discount: Worth of a reward one step later, in [0, 1] (paper: 0.99).
+            target_update_rate: Part of a target network that is replaced at each of its updates, in (0, 1].
+            target_update_interval: Updates between two updates of the target networks.
+            normalize_observation: Whether observations are shifted and scaled by the real data's statistics.
+            gradient_clip_norm: Largest norm of the whole gradient; null does not clip.
+            compile: Whether the losses run through ``torch.compile``; pays off in long runs only.
+            num_evaluation_envs: Episodes that run side by side in evaluation; the results do not depend on it.
+        """
+        super().__init__()
+        require(len(hidden_sizes) > 0 and min(hidden_sizes) > 0, "hidden_sizes", hidden_sizes, "widths of 1 or more")
+        require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
+        require(0 <= discount <= 1, "discount", discount, "in [0, 1]")
+        require(0 < target_update_rate <= 1, "target_update_rate", target_update_rate, "in (0, 1]")
+        require(target_update_interval >= 1, "target_update_interval", target_update_interval, "1 or more")
+        require(
+            gradient_clip_norm is None or gradient_clip_norm > 0, "gradient_clip_norm", gradient_clip_norm, "above 0"
+        )
+        require(num_evaluation_envs >= 1, "num_evaluation_envs", num_evaluation_envs, "1 or more")
+        self.automatic_optimization = False
+        self.spec = spec
+        self.hidden_sizes = tuple(hidden_sizes)
+        self.learning_rate = learning_rate
+        self.discount = discount
+        self.target_update_rate = target_update_rate
+        self.target_update_interval = target_update_interval
+        self.normalize_observation = normalize_observation
+        self.gradient_clip_norm = gradient_clip_norm
+        self.num_evaluation_envs = num_evaluation_envs
+        self.episode_results: list[EpisodeResult] = []
+        self._loss_function = torch.compile(self.losses) if compile else self.losses
+        self._targets: list[tuple[nn.Module, nn.Module]] = []
+        self._measured: dict[str, Tensor] = {}
+        self._loaded_updates = 0
+        # Statistics travel with the checkpoint; the table of goal embeddings belongs to the data and does not.
+        self.register_buffer("observation_mean", torch.zeros(spec.observation_size))
+        self.register_buffer("observation_std", torch.ones(spec.observation_size))
+        self.register_buffer("goal_embeddings", torch.zeros(0, spec.goal_embedding_size), persistent=False)
+
+    # --- what an algorithm defines ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
+        """The losses whose sum is minimised, one entry an equation of the paper, weights included.
+
+        Returns:
+            Loss name -> loss per transition, shape (B,), not reduced.
+        """
+
+    @abstractmethod
+    def act(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
+        """The action to take.
+
+        Args:
+            observation: Normalised, shape (B, O).
+            goal_embedding: Shape (B, E).
+
+        Returns:
+            Shape (B,) int64 if actions are discrete, else (B, A) in [-1, 1].
+        """
+
+    # --- what an algorithm may use ---------------------------------------------------------------------------------
+
+    def target_of(self, network: nn.Module) -> Any:
+        """A frozen copy of ``network`` that follows it by ``target_update_rate`` and ``target_update_interval``."""
+        target = copy.deepcopy(network).requires_grad_(False)
+        self._targets.append((target, network))
+        return target
+
+    def measure(self, name: str, value: Tensor) -> None:
+        """Log a quantity that is no loss, such as a Q-value, as ``train/<name>``; shape (B,)."""
+        self._measured[name] = value.detach()
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Take the goal embeddings and the observation statistics from the data."""
+        if stage != "fit":
+            return
+        data = self._data
+        if data.spec != self.spec:
+            raise DataError(
+                f"the policy was built for {self.spec}, but the data have {data.spec}; give both one domain"
+            )
+        self.goal_embeddings = data.goal_embeddings.to(self.device)
+        if self.normalize_observation:
+            self.observation_mean.copy_(data.observation_mean)
+            self.observation_std.copy_(data.observation_std)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam with a parameter group for every network that is trained."""
+        groups = [
+            {"params": list(network.parameters()), "name": name}
+            for name, network in self.named_children()
+            if any(parameter.requires_grad for parameter in network.parameters())
+        ]
+        return torch.optim.Adam(groups, lr=self.learning_rate, fused=True)
+
+    def on_fit_start(self) -> None:
+        """Refuse a number of updates that training steps cannot hit exactly."""
+        max_steps, per_step = self.trainer.max_steps, self._data.updates_per_step
+        if max_steps % per_step and max_steps != -1:
+            raise KalmError(
+                f"trainer.max_steps is {max_steps}, which is no multiple of data.updates_per_step {per_step}; "
+                f"use {max_steps // per_step * per_step or per_step} updates, or an updates_per_step that divides it"
+            )
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        """Perform K updates, one on each of the K minibatches of ``batch`` (batch size (K, B))."""
+        optimizer = cast(torch.optim.Optimizer, self.optimizers())
+        first_update = self.trainer.global_step
+        recorded = [
+            self._update(transitions, optimizer, first_update + index + 1)
+            for index, transitions in enumerate(unstack(batch, self.goal_embeddings, self._normalize))
+        ]
+        per_transition = {name: torch.stack([row[name] for row in recorded]) for name in recorded[0]}
+        if not self._is_finite(per_transition):
+            raise_non_finite(per_transition, dict(self.named_parameters()), batch, first_update)
+        num_steps = self.trainer.global_step // len(recorded)
+        if num_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_means(per_transition, batch.get(SOURCE))
+
+    def _update(self, batch: TransitionBatch, optimizer: torch.optim.Optimizer, update: int) -> dict[str, Tensor]:
+        """One update of all networks; returns every loss and measurement per transition, detached."""
+        losses = self._loss_function(batch)
+        total = torch.stack(list(losses.values())).sum(0).mean()
+        optimizer.zero_grad()
+        self.manual_backward(total)
+        if self.gradient_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
+        optimizer.step()
+        if update % self.target_update_interval == 0:
+            self._update_targets()
+        recorded = {name: loss.detach() for name, loss in losses.items()} | self._measured
+        self._measured = {}
+        return recorded
+
+    @torch.no_grad()
+    def _update_targets(self) -> None:
+        for target, network in self._targets:
+            for stale, fresh in zip(target.parameters(), network.parameters(), strict=True):
+                stale.lerp_(fresh, self.target_update_rate)
+
+    def _normalize(self, observation: Tensor) -> Tensor:
+        return (observation - self.observation_mean) / self.observation_std
+
+    @torch.no_grad()
+    def _is_finite(self, per_transition: dict[str, Tensor]) -> bool:
+        """Whether all losses are finite, and all parameters, which a gradient that is not would have spoilt."""
+        norm = nn.utils.get_total_norm(self.parameters())
+        return bool(torch.stack([norm, *(values.sum() for values in per_transition.values())]).isfinite().all())
+
+    @torch.no_grad()
+    def _log_means(self, per_transition: dict[str, Tensor], source: Tensor) -> None:
+        """Log each loss over all K * B transitions, and over those of each source."""
+        means = {f"train/{name}": values.mean() for name, values in per_transition.items()}
+        for member in Source:
+            chosen = (source == int(member)).float()
+            count = chosen.sum()
+            if count > 0:
+                for name, values in per_transition.items():
+                    means[f"train/{member.label}/{name}"] = (values * chosen).sum() / count
+        self.log_dict(means | {"step": float(self.trainer.global_step)})
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    @property
+    def num_updates(self) -> int:
+        """Updates behind the present weights, in training as well as after loading a checkpoint."""
+        return max(self.trainer.global_step, self._loaded_updates)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which policy the weights belong to."""
+        checkpoint["kalm_policy"] = self._identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the weights of another algorithm or for other sizes, before torch lists every mismatched tensor."""
+        found = checkpoint.get("kalm_policy")
+        if found != self._identity:
+            raise CheckpointError(
+                f"the checkpoint holds {found or 'no policy of kalm'}, but the configuration asks for "
+                f"{self._identity}; name the checkpoint of that policy, or the configuration it was made with"
+            )
+        self._loaded_updates = int(checkpoint["global_step"])
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {"algorithm": type(self).__name__, "hidden_sizes": list(self.hidden_sizes), **asdict(self.spec)}
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def forward(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
+        """The action to take, from observations as the environment gives them; see ``act``."""
+        return self.act(self._normalize(observation), goal_embedding)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move tensors; leave lists of episodes as they are."""
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the previous evaluation."""
+        self.episode_results = []
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the previous evaluation."""
+        self.episode_results = []
+
+    def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Run episodes and keep their results for the callbacks."""
+        self.episode_results += self._evaluate(batch)
+
+    def test_step(self, batch: list[Episode], batch_idx: int) -> None:
+        """Run episodes and keep their results for the callbacks."""
+        self.episode_results += self._evaluate(batch)
+
+    def _evaluate(self, episodes: list[Episode]) -> list[EpisodeResult]:
+        data = self._data
+        return evaluate_policy(self, self.device, data.encoder, data.domain, episodes, self.num_evaluation_envs)
+
+    @property
+    def _data(self) -> PolicyData:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise KalmError(
+                f"{type(self).__name__} got no data module; pass kalm.data.policy_data.PolicyData to the trainer as "
+                "datamodule: observation statistics and goal embeddings come from it"
+            )
+        return cast("PolicyData", data)
+
+
+def require(is_met: bool, name: str, value: object, allowed: str) -> None:
+    """Stop at construction on a value out of range."""
+    if not is_met:
+        raise KalmError(f"{name} is {value}; it must be {allowed}. Change it in the model section of the YAML")
