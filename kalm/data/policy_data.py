@@ -1,0 +1,300 @@
+"""The data module of every policy algorithm: minibatches of real and imagined transitions, and evaluation episodes.
+
+Shape letters: K updates of one training step, B transitions of an update, I distinct instructions, E numbers in an
+embedding, O numbers in an observation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from lightning import LightningDataModule
+from tensordict import TensorDict
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchrl.data import ReplayBufferEnsemble
+
+from kalm import types
+from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
+from kalm.data.index_batches import IndexedBatches
+from kalm.data.mixture import MixturePart, mixture_buffer, rollout_sampler
+from kalm.data.store import RolloutStore, is_finished_store
+from kalm.data.store_layout import Key, describe_spaces, transition_columns
+from kalm.data.task_spec import task_spec
+from kalm.data.validation import raise_problems
+from kalm.envs.base import Domain
+from kalm.errors import CheckpointError, DataError
+from kalm.evaluation import Episode, evaluation_episodes
+from kalm.language.encoder import SentenceEncoder
+from kalm.types import GoalSplit, TaskSpec
+
+logger = logging.getLogger(__name__)
+
+# Evaluation is the same for every run, whatever its seed; validation and test never share a start.
+_VALIDATION_SEED, _TEST_SEED = 0, 1
+_EPISODES_A_BATCH = 128
+_CHUNK = 1 << 16
+_SMALLEST_STD = 1e-6
+
+
+class PolicyData(LightningDataModule):
+    """Real rollouts, imagined rollouts that passed a filter, and the episodes to be judged on.
+
+    Attributes:
+        spec: Sizes for the policy; known before any data is read.
+        domain: The world.
+        encoder: The frozen sentence encoder.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        encoder: SentenceEncoder,
+        real: str,
+        imagined: Sequence[str] = (),
+        filter: RolloutFilter = RolloutFilter.both,
+        imagined_fraction: float = 0.5,
+        max_real_rollouts: int | None = 6400,
+        num_collected_rollouts: int = 10000,
+        collect_seed: int = 0,
+        batch_size: int = 100,
+        updates_per_step: int = 20,
+        num_validation_episodes: int = 40,
+        num_test_episodes: int = 200,
+        goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
+        goals_file: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Describe the data; nothing is read yet.
+
+        Args:
+            domain: The world that the rollouts come from and the policy is judged in.
+            encoder: Turns instructions into goal embeddings (paper: BERT).
+            real: Folder of the store of real rollouts; collected there when absent.
+            imagined: Folders of stores of imagined rollouts; none trains on real rollouts only (the baseline).
+            filter: What an imagined rollout must be to be used: none (paper), plausible, success or both.
+            imagined_fraction: Part of every minibatch that is imagined, in (0, 1], to the nearest row (paper: 0.5).
+            max_real_rollouts: Use the first so many real rollouts; null uses all (paper: 6400 on CLEVR-Robot).
+            num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
+            collect_seed: Seed of that collection.
+            batch_size: Transitions of one update, B (paper: 100 for BC, 32 for CQL).
+            updates_per_step: Updates that one training step performs on as many minibatches, K; how often data is
+                handed over, not what is learned: update u gets the same transitions for every K.
+            num_validation_episodes: Episodes a split in validation.
+            num_test_episodes: Episodes a split in test.
+            goal_splits: Splits to evaluate on.
+            goals_file: JSON lines of your own goals to evaluate on, in place of the domain's.
+            seed: Decides which transitions each update gets.
+
+        Raises:
+            DataError: If a number is out of range or a split is unknown.
+        """
+        super().__init__()
+        self.domain, self.encoder = domain, encoder
+        self.spec: TaskSpec = task_spec(domain, encoder)
+        self._real, self._imagined, self._filter = real, list(imagined), filter
+        self._max_real_rollouts = max_real_rollouts
+        self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
+        self.batch_size, self.updates_per_step = batch_size, updates_per_step
+        self._num_validation_episodes, self._num_test_episodes = num_validation_episodes, num_test_episodes
+        self._goal_splits, self._goals_file, self._seed = _parse_splits(goal_splits), goals_file, seed
+        for name, value in (("batch_size", batch_size), ("updates_per_step", updates_per_step)):
+            if value < 1:
+                raise DataError(f"{name} is {value}; it must be 1 or more")
+        if seed < 0:
+            raise DataError(f"seed is {seed}; it must be 0 or more")
+        self._num_imagined_rows = round(batch_size * imagined_fraction) if self._imagined else 0
+        if self._imagined and not 0 < self._num_imagined_rows <= batch_size:
+            raise DataError(
+                f"imagined_fraction {imagined_fraction} of batch_size {batch_size} makes {self._num_imagined_rows} "
+                f"imagined rows; it must make 1 to {batch_size}. To train on real rollouts only, leave imagined empty"
+            )
+
+    def prepare_data(self) -> None:
+        """Collect the real store when it is absent and training needs it; refuse what imagined data lacks before."""
+        trainer = self.trainer
+        if trainer is not None and trainer.state.fn is not None and trainer.state.fn != "fit":
+            return
+        for path in self._imagined:
+            self._open(path)
+        if not is_finished_store(self._real):
+            # Collecting needs a simulator; training on a finished store does not.
+            from kalm.data.collect import collect_store
+
+            logger.info("there is no rollout store in %s yet: collecting it", self._real)
+            collect_store(self.domain, self._real, self._num_collected_rollouts, self._collect_seed)
+
+    def setup(self, stage: str) -> None:
+        """Open the stores for training, so that what is wrong with them shows at once; evaluation needs none."""
+        if stage == "fit":
+            _ = self.buffer
+
+    @cached_property
+    def stores(self) -> list[RolloutStore]:
+        """The real store, then the imagined ones."""
+        return [self._open(path) for path in (self._real, *self._imagined)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the data of all stores, for resuming."""
+        return hashlib.sha256("\n".join(store.fingerprint for store in self.stores).encode()).hexdigest()
+
+    @cached_property
+    def buffer(self) -> ReplayBufferEnsemble:
+        """The stores joined, each restricted to the rollouts in use; member 0 is the real one."""
+        real, *imagined = self.stores
+        parts = [MixturePart([real], [self._real_rollouts], self.batch_size - self._num_imagined_rows)]
+        if imagined:
+            kept = [select_rollouts(store, self._filter) for store in imagined]
+            if not any(len(rows) for rows in kept):
+                counts = "\n  ".join(f"{store.path}: {verdict_counts(store)}" for store in imagined)
+                raise DataError(
+                    f"no imagined rollout passes filter: {self._filter.name}; what there is:\n  {counts}\n"
+                    f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, "
+                    "imagine more, or leave imagined empty to train on real rollouts only"
+                )
+            parts.append(MixturePart(imagined, kept, self._num_imagined_rows))
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        return mixture_buffer(parts, self._seed, rank)
+
+    @cached_property
+    def instructions(self) -> list[str]:
+        """The distinct sentences of all stores; ``instruction_id`` in a batch counts them."""
+        return list(dict.fromkeys(row.instruction for store in self.stores for row in store.instructions))
+
+    @cached_property
+    def goal_embeddings(self) -> Tensor:
+        """Sentence embedding of each of ``instructions``, float32 of shape (I, E)."""
+        return self.encoder.encode(self.instructions)
+
+    @property
+    def observation_mean(self) -> Tensor:
+        """Mean of the real observations in use, float32 of shape (O,)."""
+        return self._observation_moments[0]
+
+    @property
+    def observation_std(self) -> Tensor:
+        """Their standard deviation, float32 of shape (O,); 1 where an entry never changes."""
+        return self._observation_moments[1]
+
+    def batch(self, index: int) -> TensorDict:
+        """The minibatches of training step ``index``: updates K * index to K * (index + 1) - 1.
+
+        Args:
+            index: Training step, counted from 0.
+
+        Returns:
+            Transitions with the keys of ``kalm.types``, shape (K, B); the real ones come first in each row.
+            ``instruction_id`` is a row of ``goal_embeddings``; ``rollout_id`` is unique over all stores.
+        """
+        size = (self.updates_per_step, self.batch_size)
+        self.buffer.sampler.next_update = index * self.updates_per_step
+        sample = self.buffer.sample(self.updates_per_step * self.batch_size)
+        member = sample["index", "buffer_ids"]
+        first_instruction, first_rollout, instruction_id = self._numbering
+        columns = {key: sample[key] for key in self._keys}
+        local = first_instruction[member] + columns[types.INSTRUCTION_ID]
+        columns[types.INSTRUCTION_ID] = instruction_id[local]
+        columns[types.ROLLOUT_ID] = first_rollout[member] + columns[types.ROLLOUT_ID]
+        return TensorDict({key: column.unflatten(0, size) for key, column in columns.items()}, batch_size=size)
+
+    def train_dataloader(self) -> DataLoader[TensorDict]:
+        """Training steps' minibatches without end, going on where the trainer's update counter stands."""
+        return IndexedBatches(self.batch, start=self._first_step).dataloader()
+
+    def val_dataloader(self) -> DataLoader[list[Episode]]:
+        """Lists of validation episodes, the same for every run."""
+        return self._episode_loader(self._num_validation_episodes, _VALIDATION_SEED)
+
+    def test_dataloader(self) -> DataLoader[list[Episode]]:
+        """Lists of test episodes, the same for every run, none of them used in validation."""
+        return self._episode_loader(self._num_test_episodes, _TEST_SEED)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move tensors; leave lists of episodes as they are, which Lightning would try to take apart."""
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def _first_step(self) -> int:
+        num_updates = self.trainer.global_step if self.trainer is not None else 0
+        step, rest = divmod(num_updates, self.updates_per_step)
+        if rest:
+            raise CheckpointError(
+                f"the run stands at update {num_updates}, which is no multiple of updates_per_step "
+                f"{self.updates_per_step}; resume with the updates_per_step it was trained with, or a divisor"
+            )
+        return step
+
+    def _episode_loader(self, num_episodes: int, seed: int) -> DataLoader[list[Episode]]:
+        episodes = evaluation_episodes(self.domain, self._goal_splits, num_episodes, seed, self._goals_file)
+        # A list serves as a dataset; PyTorch's types only know its own class.
+        dataset = cast("Dataset[list[Episode]]", episodes)
+        return DataLoader(dataset, batch_size=_EPISODES_A_BATCH, shuffle=False, collate_fn=list)
+
+    def _open(self, path: str) -> RolloutStore:
+        store = RolloutStore(path)
+        expected = {
+            "domain": self.domain.name,
+            **describe_spaces(self.domain.observation_space, self.domain.action_space),
+        }
+        problems = [
+            f"{key}: {store.manifest[key]!r}, expected {value!r}"
+            for key, value in expected.items()
+            if store.manifest[key] != value
+        ]
+        raise_problems(
+            f"rollout store {path} is not of the domain {self.domain.name}",
+            problems,
+            f"Name a store of {self.domain.name}, or another domain.",
+        )
+        return store
+
+    @cached_property
+    def _keys(self) -> list[Key]:
+        return list(transition_columns(self.stores[0].manifest))
+
+    @cached_property
+    def _real_rollouts(self) -> Tensor:
+        return select_rollouts(self.stores[0], RolloutFilter.none, self._max_real_rollouts)
+
+    @cached_property
+    def _numbering(self) -> tuple[Tensor, Tensor, Tensor]:
+        """With stores lined up: each one's first instruction, its first rollout; each instruction's table row."""
+        table = {instruction: row for row, instruction in enumerate(self.instructions)}
+        lined_up = [table[row.instruction] for store in self.stores for row in store.instructions]
+        num_instructions = [len(store.instructions) for store in self.stores]
+        num_rollouts = [store.num_rollouts for store in self.stores]
+        return _firsts(num_instructions), _firsts(num_rollouts), torch.tensor(lined_up)
+
+    @cached_property
+    def _observation_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, read piece by piece so that memory does not grow with the store."""
+        store = self.stores[0]
+        sampler = rollout_sampler(store, self._real_rollouts)
+        observations, count = store.transitions[types.OBSERVATION], sampler.num_transitions
+        total = squares = torch.zeros(observations.shape[1], dtype=torch.float64)
+        centre = observations[int(sampler.start[0])].double()  # keeps the squares small against their difference
+        for first in range(0, count, _CHUNK):
+            rows, _ = sampler.locate(torch.arange(first, min(first + _CHUNK, count)))
+            offset = observations[rows].double() - centre
+            total, squares = total + offset.sum(0), squares + offset.square().sum(0)
+        variance = (squares / count - (total / count) ** 2).clamp_min(0.0)
+        std = torch.where(variance.sqrt() < _SMALLEST_STD, torch.ones_like(variance), variance.sqrt())
+        return (centre + total / count).float(), std.float()
+
+
+def _firsts(counts: Sequence[int]) -> Tensor:
+    stops = torch.tensor(counts).cumsum(0)
+    return stops - torch.tensor(counts)
+
+
+def _parse_splits(labels: Sequence[str]) -> list[GoalSplit]:
+    known = ", ".join(split.label for split in GoalSplit)
+    unknown = [label for label in labels if label not in {split.label for split in GoalSplit}]
+    if unknown or not labels:
+        raise DataError(f"goal_splits: {', '.join(map(repr, unknown)) or 'none named'}; the splits are {known}")
+    return [GoalSplit.parse(label) for label in labels]

@@ -1,0 +1,19 @@
+"""Derives the sizes that learners are built from."""
+
+from __future__ import annotations
+
+from kalm.data.store_layout import describe_spaces
+from kalm.envs.base import Domain
+from kalm.language.encoder import SentenceEncoder
+from kalm.types import TaskSpec
+
+
+def task_spec(domain: Domain, encoder: SentenceEncoder) -> TaskSpec:
+    """Sizes of a domain's spaces and an encoder's vectors, without reading data or weights."""
+    spaces = describe_spaces(domain.observation_space, domain.action_space)
+    return TaskSpec(
+        observation_size=spaces["observation_size"],
+        action_size=spaces["action"]["size"],
+        is_discrete=spaces["action"]["is_discrete"],
+        goal_embedding_size=encoder.embedding_size,
+    )

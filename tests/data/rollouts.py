@@ -1,0 +1,59 @@
+"""Rollouts and stores for the data tests, out of the chain world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kalm.data.rollout import Rollout
+from kalm.data.store import RolloutStore
+from kalm.data.writer import RolloutStoreWriter
+from kalm.types import GoalSplit, Source
+from tests.chain_domain import ChainDomain
+
+DOMAIN = ChainDomain()
+
+
+def real_rollouts(num_rollouts: int, seed: int = 0) -> list[Rollout]:
+    """Real rollouts of the chain's expert."""
+    return list(DOMAIN.collect(num_rollouts, seed))
+
+
+def imagined_rollouts(num_rollouts: int, goal_split: GoalSplit, seed: int = 0) -> list[Rollout]:
+    """Random walks under the goals of a split; every third one jumps, many miss their goal."""
+    goals = DOMAIN.instructed_goals(goal_split)
+    rollouts = []
+    for index in range(num_rollouts):
+        rng = np.random.default_rng([seed, index])
+        cells = np.clip(2 + np.cumsum([0, *rng.choice([-1, 1], size=6)]), 0, 4)
+        if index % 3 == 0:
+            cells[3] = (cells[2] + 2) % 5
+        observations = np.eye(5, dtype=np.float32)[cells]
+        actions = (np.diff(cells) > 0).astype(np.int64)
+        provenance = {"model": "walk", "seed": index}
+        instructed = goals[index % len(goals)]
+        rollouts.append(DOMAIN.label_rollout(instructed, observations, actions, Source.IMAGINARY, provenance))
+    return rollouts
+
+
+def writer(path: Path, **made_by: Any) -> RolloutStoreWriter:
+    """A writer for chain rollouts."""
+    spaces = (DOMAIN.observation_space, DOMAIN.action_space)
+    return RolloutStoreWriter(path, DOMAIN.name, *spaces, DOMAIN.plausibility_flags, made_by, command="make chains")
+
+
+def write_store(path: Path, rollouts: Sequence[Rollout], shard_size: int = 1000) -> RolloutStore:
+    """A finished store."""
+    store_writer = writer(path)
+    for start in range(0, len(rollouts), shard_size):
+        store_writer.append(f"{start:06d}", rollouts[start : start + shard_size])
+    return store_writer.finish()
+
+
+def broken(rollout: Rollout, **fields: Any) -> Rollout:
+    """The rollout with some fields replaced, whatever their types."""
+    return replace(rollout, **fields)

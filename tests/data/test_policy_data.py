@@ -1,0 +1,292 @@
+"""The policy data module: which transitions an update gets, in which mixture, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from tensordict import TensorDict
+from torchrl.data import ReplayBufferEnsemble
+
+from kalm import types
+from kalm.data.filters import RolloutFilter
+from kalm.data.policy_data import PolicyData
+from kalm.data.store import RolloutStore
+from kalm.errors import CheckpointError, DataError
+from kalm.types import GoalSplit, Source
+from tests.chain_domain import ChainDomain
+from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
+from tests.word_encoder import WordEncoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One real and three imagined stores."""
+    root = tmp_path_factory.mktemp("stores")
+    write_store(root / "real", real_rollouts(60))
+    for split in (GoalSplit.REPHRASE, GoalSplit.EASY, GoalSplit.HARD):
+        write_store(root / split.label, imagined_rollouts(40, split))
+    return root
+
+
+def make_data(folder: Path, imagined: tuple[str, ...] = ("rephrase", "easy", "hard"), **options: Any) -> PolicyData:
+    """A data module over the stores, small by default."""
+    defaults = {"batch_size": 10, "updates_per_step": 4, "filter": RolloutFilter.success, "max_real_rollouts": 50}
+    paths = [str(folder / name) for name in imagined]
+    return PolicyData(DOMAIN, WordEncoder(), str(folder / "real"), paths, **{**defaults, **options})
+
+
+def test_batch_has_the_shared_keys_and_types(folder: Path) -> None:
+    """K stacked minibatches with exactly the keys of ``kalm.types``."""
+    batch = make_data(folder).batch(0)
+    assert batch.batch_size == (4, 10)
+    assert set(batch.keys(True, True)) == {
+        *(types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION, types.REWARD, types.TERMINATED, types.TRUNCATED),
+        *(types.ROLLOUT_ID, types.STEP, types.INSTRUCTION_ID, types.SOURCE, types.GOAL_SPLIT),
+    }
+    assert batch[types.OBSERVATION].shape == (4, 10, 5)
+    assert batch[types.OBSERVATION].dtype == torch.float32
+    assert batch[types.ACTION].dtype == torch.int64
+    assert batch[types.TERMINATED].dtype == torch.bool
+
+
+@pytest.mark.parametrize(("fraction", "imagined_rows"), [(0.5, 5), (0.3, 3), (0.04, 0), (1.0, 10)])
+def test_every_minibatch_has_exactly_the_configured_mixture(folder: Path, fraction: float, imagined_rows: int) -> None:
+    """Half of 10 is 5 rows, 0.3 is 3, in each of 200 minibatches; a fraction that rounds to no row is refused."""
+    if not imagined_rows:
+        with pytest.raises(DataError, match="imagined_fraction 0.04 of batch_size 10 makes 0"):
+            make_data(folder, imagined_fraction=fraction)
+        return
+    data = make_data(folder, imagined_fraction=fraction)
+    for index in range(50):
+        is_imagined = data.batch(index)[types.SOURCE] == Source.IMAGINARY
+        assert is_imagined.sum(1).tolist() == [imagined_rows] * 4
+        assert not is_imagined[:, : 10 - imagined_rows].any()
+
+
+def test_transitions_come_from_the_buffer_ensemble_and_from_kept_rollouts_only(folder: Path) -> None:
+    """Every row is a row of its store; over many draws all kept transitions come and no other."""
+    data = make_data(folder)
+    assert isinstance(data.buffer, ReplayBufferEnsemble)
+    assert data.buffer.sample(20).shape == (20,)
+    seen: dict[tuple[int, int], TensorDict] = {}
+    for index in range(150):
+        batch = data.batch(index).view(-1)
+        seen |= {(int(row["rollout_id"]), int(row["step"])): row for row in batch}
+    expected: dict[tuple[int, int], TensorDict] = {}
+    first_rollout = 0
+    for number, store in enumerate(data.stores):
+        kept = range(50) if number == 0 else store.rollouts["is_success"].nonzero().squeeze(-1).tolist()
+        for row in store.transitions:
+            if int(row["rollout_id"]) in kept:
+                expected[first_rollout + int(row["rollout_id"]), int(row["step"])] = row
+        first_rollout += store.num_rollouts
+    assert seen.keys() == expected.keys()
+    for place, row in seen.items():
+        for key in (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION, types.REWARD, types.TERMINATED):
+            assert torch.equal(row[key], expected[place][key])
+        assert row[types.SOURCE] == expected[place][types.SOURCE]
+        assert row[types.GOAL_SPLIT] == expected[place][types.GOAL_SPLIT]
+
+
+def test_transitions_of_one_part_are_equally_likely(folder: Path) -> None:
+    """Of three imagined stores each is drawn in proportion to its kept transitions (chi-square, 3 sigma each)."""
+    data = make_data(folder, batch_size=200, updates_per_step=50)
+    splits = torch.cat([data.batch(index)[types.GOAL_SPLIT][:, 100:].flatten() for index in range(4)])
+    lengths = [store.rollouts["length"][store.rollouts["is_success"]].sum().item() for store in data.stores[1:]]
+    for split, length in zip((1, 2, 3), lengths, strict=True):
+        share = length / sum(lengths)
+        sigma = (share * (1 - share) / len(splits)) ** 0.5
+        assert abs((splits == split).float().mean().item() - share) < 3 * sigma
+
+
+def test_an_update_gets_the_same_rows_for_every_number_of_updates_per_step(folder: Path) -> None:
+    """Twelve updates as 12 x 1, 3 x 4 and 1 x 12: Equal. So resuming is exact wherever a step ends."""
+    by_k = {k: make_data(folder, updates_per_step=k) for k in (1, 4, 12)}
+    updates = {k: torch.cat([data.batch(i) for i in range(12 // k)]) for k, data in by_k.items()}
+    for key in updates[1].keys(True, True):
+        assert torch.equal(updates[1][key], updates[4][key])
+        assert torch.equal(updates[1][key], updates[12][key])
+
+
+def test_batches_depend_on_seed_and_index_only(folder: Path) -> None:
+    """Asked in any order, in another instance: the same; another seed or index: not."""
+    data, other = make_data(folder, seed=3), make_data(folder, seed=3)
+    later = data.batch(7)
+    _ = [other.batch(index) for index in (9, 2)]
+    assert (later == other.batch(7)).all()
+    assert not (later[types.OBSERVATION] == data.batch(8)[types.OBSERVATION]).all()
+    assert not (later[types.OBSERVATION] == make_data(folder, seed=4).batch(7)[types.OBSERVATION]).all()
+
+
+def test_batch_is_a_copy(folder: Path) -> None:
+    """Writing into a batch changes neither the store nor a later batch."""
+    data = make_data(folder)
+    before = data.batch(0)
+    data.batch(0)[types.OBSERVATION].fill_(9.0)
+    assert (data.batch(0) == before).all()
+
+
+def test_instruction_ids_point_to_one_table_of_distinct_sentences(folder: Path) -> None:
+    """Ids of all stores are mapped to one table; the row's embedding is that of the row's own sentence."""
+    data = make_data(folder)
+    assert len(set(data.instructions)) == len(data.instructions)
+    assert data.goal_embeddings.shape == (len(data.instructions), 16)
+    first_rollout = 0
+    sentence_of = {}
+    for store in data.stores:
+        for index in range(store.num_rollouts):
+            sentence_of[first_rollout + index] = store.rollout(index).instruction
+        first_rollout += store.num_rollouts
+    batch = data.batch(0).view(-1)
+    for instruction_id, rollout_id in zip(batch["instruction_id"].tolist(), batch["rollout_id"].tolist(), strict=True):
+        assert data.instructions[instruction_id] == sentence_of[rollout_id]
+    sentences = [sentence_of[rollout_id] for rollout_id in batch["rollout_id"].tolist()]
+    assert torch.equal(data.goal_embeddings[batch["instruction_id"]], WordEncoder().encode(sentences))
+
+
+def test_without_imagined_stores_all_rows_are_real(folder: Path) -> None:
+    """The baseline: no imagined rollouts, whatever the fraction says."""
+    batch = make_data(folder, imagined=()).batch(0)
+    assert batch.batch_size == (4, 10)
+    assert (batch[types.SOURCE] == Source.REAL).all()
+
+
+def test_nothing_left_after_the_filter_is_an_error_with_counts(folder: Path, tmp_path: Path) -> None:
+    """A filter that no rollout passes must not become real-only training in silence."""
+    failures = [r for r in imagined_rollouts(40, GoalSplit.EASY) if not r.is_success]
+    write_store(tmp_path / "failures", failures)
+    data = make_data(folder, imagined=(str(tmp_path / "failures"),), filter=RolloutFilter.both)
+    with pytest.raises(DataError, match=rf"filter: both[\s\S]*'num_rollouts': {len(failures)}, 'plausible'"):
+        data.setup("fit")
+
+
+def test_normalisation_is_that_of_the_real_rollouts_in_use(folder: Path) -> None:
+    """Mean and standard deviation of the first 50 real rollouts' observations; an entry that never moves gets 1."""
+    data = make_data(folder)
+    used = data.stores[0].transitions[types.OBSERVATION][data.stores[0].transitions["rollout_id"] < 50]
+    torch.testing.assert_close(data.observation_mean, used.mean(0))
+    torch.testing.assert_close(data.observation_std, used.std(0, unbiased=False))
+    still = make_data(folder, max_real_rollouts=1)
+    first = still.stores[0].transitions[types.OBSERVATION][still.stores[0].transitions["rollout_id"] < 1]
+    constant = first.std(0, unbiased=False) == 0
+    assert constant.any()
+    assert (still.observation_std[constant] == 1).all()
+
+
+def test_spec_needs_no_data() -> None:
+    """Sizes are known before anything is read."""
+    data = PolicyData(DOMAIN, WordEncoder(), "nowhere")
+    assert data.spec == types.TaskSpec(5, 2, is_discrete=True, goal_embedding_size=16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"goal_splits": ["train", "medium"]}, r"'medium'; the splits are train, rephrase, easy, hard"),
+        ({"goal_splits": []}, "none named; the splits are train"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"updates_per_step": 0}, "updates_per_step is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"imagined_fraction": 1.2}, "it must make 1 to 10"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(folder: Path, options: dict[str, Any], message: str) -> None:
+    """Before any data is read, with what is allowed (I7)."""
+    with pytest.raises(DataError, match=message):
+        make_data(folder, **options)
+
+
+def test_a_store_of_another_domain_is_refused(folder: Path) -> None:
+    """Name and spaces must fit; both differences are told."""
+
+    class OtherDomain(ChainDomain):
+        name = "other"
+
+    data = PolicyData(OtherDomain(), WordEncoder(), str(folder / "real"))
+    with pytest.raises(DataError, match=r"not of the domain other:\n  domain: 'chain', expected 'other'"):
+        data.setup("fit")
+
+
+def test_a_missing_imagined_store_is_told_before_anything_is_collected(tmp_path: Path) -> None:
+    """``prepare_data`` looks at the imagined stores first."""
+    data = PolicyData(DOMAIN, WordEncoder(), str(tmp_path / "real"), [str(tmp_path / "imagined")])
+    with pytest.raises(DataError, match="no rollout store in .*imagined"):
+        data.prepare_data()
+    assert not (tmp_path / "real").exists()
+
+
+def test_absent_real_rollouts_are_collected_and_present_ones_kept(tmp_path: Path) -> None:
+    """``prepare_data`` makes the real store once."""
+    data = PolicyData(DOMAIN, WordEncoder(), str(tmp_path / "real"), num_collected_rollouts=12, collect_seed=5)
+    data.prepare_data()
+    fingerprint = RolloutStore(tmp_path / "real").fingerprint
+    again = PolicyData(DOMAIN, WordEncoder(), str(tmp_path / "real"), num_collected_rollouts=99)
+    again.prepare_data()
+    assert RolloutStore(tmp_path / "real").num_rollouts == 12
+    assert RolloutStore(tmp_path / "real").fingerprint == fingerprint
+
+
+class Recorder(LightningModule):
+    """Keeps what it is given; counts K updates a step the way the policies do."""
+
+    def __init__(self) -> None:
+        """One weight, so that there is something to optimise."""
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.rows: list[torch.Tensor] = []
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> None:
+        """One optimizer step a minibatch."""
+        for minibatch in batch:
+            self.rows.append(minibatch["rollout_id"] * 1000 + minibatch["step"])
+            self.optimizers().step()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain gradient descent."""
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder: Path, root: Path, max_steps: int, checkpoint: Path | None = None, k: int = 4) -> Recorder:
+    """Train the recorder; with a checkpoint, go on from it."""
+    module = Recorder()
+    trainer = Trainer(
+        default_root_dir=root,
+        max_steps=max_steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=make_data(folder, updates_per_step=k), ckpt_path=checkpoint)
+    trainer.save_checkpoint(root / f"{max_steps}.ckpt")
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_resumed_run_gets_the_rows_an_uninterrupted_one_gets(folder: Path, tmp_path: Path) -> None:
+    """40 updates against 16 + 24, through Lightning's own loop: Equal, nothing seen twice or skipped (K1)."""
+    whole = fit(folder, tmp_path, 40).rows
+    first = fit(folder, tmp_path, 16).rows
+    second = fit(folder, tmp_path, 40, checkpoint=tmp_path / "16.ckpt").rows
+    assert len(whole) == 40
+    assert torch.equal(torch.stack(first + second), torch.stack(whole))
+    with pytest.raises(CheckpointError, match="update 16, which is no multiple of updates_per_step 5"):
+        fit(folder, tmp_path, 40, checkpoint=tmp_path / "16.ckpt", k=5)
+
+
+def test_evaluation_episodes_are_fixed_and_never_shared(folder: Path) -> None:
+    """Validation and test episodes: the asked number a split, the same for every seed, no start in both."""
+    data, other = (make_data(folder, seed=seed, num_validation_episodes=6, num_test_episodes=9) for seed in (0, 9))
+    validation = [episode for batch in data.val_dataloader() for episode in batch]
+    test = [episode for batch in data.test_dataloader() for episode in batch]
+    assert [episode.instructed.goal_split for episode in validation] == [s for s in GoalSplit for _ in range(6)]
+    assert len(test) == 4 * 9
+    assert not {episode.seed for episode in validation} & {episode.seed for episode in test}
+    assert len(data.val_dataloader()) == 1
+    assert [episode for batch in other.val_dataloader() for episode in batch] == validation
