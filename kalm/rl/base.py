@@ -256,10 +256,6 @@ class OfflineRLModule(LightningModule):
         """The action to take, from observations as the environment gives them; see ``act``."""
         return self.act(self._normalize(observation), goal_embedding)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move tensors; leave lists of episodes as they are."""
-        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def on_validation_epoch_start(self) -> None:
         """Forget the previous evaluation."""
         self.episode_results = []

@@ -1,0 +1,103 @@
+"""Success rates of a policy a goal split and a task, into the loggers; every episode into results.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kalm.data.durable import write_durably
+from kalm.evaluation import EpisodeResult, summarize
+from kalm.rl.base import OfflineRLModule
+
+RESULTS_FILE = "results.jsonl"
+
+
+class SuccessRate(Callback):
+    """Reports the episodes that an ``OfflineRLModule`` ran in validation or test.
+
+    Logged, with ``eval`` for validation and ``test`` for test: ``eval/<split>/success_rate`` over all episodes, its
+    95 % Wilson interval ``success_rate_low`` and ``success_rate_high``, the mean over tasks ``macro_success_rate``, and
+    ``eval/<split>/<task>/success_rate``. The run folder's results.jsonl gets one line an episode. Evaluating the same
+    update again replaces its lines, so that a resumed run counts no episode twice.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget validations of updates that a killed run made and that its checkpoint does not know."""
+        if trainer.is_global_zero:
+            path = _results_path(trainer)
+            _keep(path, lambda row: row["stage"] == "test" or row["update"] <= trainer.global_step)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report validation episodes."""
+        if not trainer.sanity_checking:
+            self._report(trainer, cast(OfflineRLModule, pl_module), "validate", "eval")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report test episodes."""
+        self._report(trainer, cast(OfflineRLModule, pl_module), "test", "test")
+
+    def _report(self, trainer: Trainer, policy: OfflineRLModule, stage: str, prefix: str) -> None:
+        results = policy.episode_results
+        if not results:
+            return
+        policy.log_dict(_metrics(results, prefix) | {"step": float(policy.num_updates)})
+        if trainer.is_global_zero:
+            update, path = policy.num_updates, _results_path(trainer)
+            _keep(path, lambda row: row["stage"] != stage or row["update"] != update)
+            rows = [_row(result, policy, trainer, stage) for result in results]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _metrics(results: list[EpisodeResult], prefix: str) -> dict[str, float]:
+    metrics = {}
+    for split, summary in summarize(results).items():
+        name = f"{prefix}/{split.label}"
+        metrics[f"{name}/success_rate"] = summary.success_rate
+        metrics[f"{name}/success_rate_low"], metrics[f"{name}/success_rate_high"] = summary.interval
+        metrics[f"{name}/macro_success_rate"] = summary.macro_success_rate
+        for task, rate in summary.task_success_rates.items():
+            metrics[f"{name}/{task}/success_rate"] = rate
+    return metrics
+
+
+def _row(result: EpisodeResult, policy: OfflineRLModule, trainer: Trainer, stage: str) -> dict[str, Any]:
+    """One line of results.jsonl; experiment and seed are read off the run folder, <root>/<experiment>/seed=<n>."""
+    folder = Path(trainer.default_root_dir)
+    label, _, number = folder.name.partition("=")
+    is_run_folder = label == "seed" and number.isdecimal()
+    instructed = result.episode.instructed
+    return {
+        "experiment": "/".join(folder.parts[-4:-1]) if is_run_folder else folder.name,
+        "algorithm": type(policy).__name__,
+        "seed": int(number) if is_run_folder else 0,
+        "update": policy.num_updates,
+        "stage": stage,
+        "goal_split": instructed.goal_split.label,
+        "task": result.task,
+        "goal": instructed.goal.to_json(),
+        "instruction": instructed.instruction,
+        "episode_seed": result.episode.seed,
+        "is_success": result.is_success,
+        "num_steps": result.num_steps,
+        "episode_return": result.episode_return,
+    }
+
+
+def _results_path(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / RESULTS_FILE
+
+
+def _keep(path: Path, is_wanted: Any) -> None:
+    """Drop the lines of results.jsonl that are not wanted, and a last line that a kill left unfinished."""
+    if not path.exists():
+        return
+    content = path.read_text(encoding="utf-8")
+    lines = content.split("\n")[:-1]
+    kept = "".join(line + "\n" for line in lines if is_wanted(json.loads(line)))
+    if kept != content:
+        write_durably(path, kept.encode())

@@ -1,0 +1,99 @@
+"""What the tests of the policies share: a stand-in encoder, hand-made batches, and policies trained on the chain."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from tensordict import TensorDict
+
+import kalm.rl
+from kalm.data.policy_data import PolicyData
+from kalm.data.store import is_finished_store
+from kalm.rl.base import OfflineRLModule
+from kalm.rl.transition_batch import TransitionBatch
+from kalm.types import TaskSpec
+from tests.chain_domain import ChainDomain
+from tests.data.rollouts import real_rollouts, write_store
+from tests.word_encoder import WordEncoder
+
+DISCRETE = TaskSpec(observation_size=5, action_size=3, is_discrete=True, goal_embedding_size=4)
+CONTINUOUS = TaskSpec(observation_size=5, action_size=3, is_discrete=False, goal_embedding_size=4)
+
+
+def algorithms() -> list[type[OfflineRLModule]]:
+    """Every algorithm in kalm/rl, found by looking."""
+    modules = [importlib.import_module(f"kalm.rl.{module.name}") for module in pkgutil.iter_modules(kalm.rl.__path__)]
+    members = {member for module in modules for _, member in inspect.getmembers(module, inspect.isclass)}
+    found = [m for m in members if issubclass(m, OfflineRLModule) and m is not OfflineRLModule]
+    return sorted(found, key=lambda algorithm: algorithm.__name__)
+
+
+def transition_batch(spec: TaskSpec, num_rows: int = 6, seed: int = 0) -> TransitionBatch:
+    """Random transitions, every second one terminated."""
+    generator = torch.Generator().manual_seed(seed)
+    continuous = torch.rand(num_rows, spec.action_size, generator=generator) * 2 - 1
+    discrete = torch.randint(spec.action_size, (num_rows,), generator=generator)
+    return TransitionBatch(
+        observation=torch.randn(num_rows, spec.observation_size, generator=generator),
+        goal_embedding=torch.randn(num_rows, spec.goal_embedding_size, generator=generator),
+        action=discrete if spec.is_discrete else continuous,
+        reward=torch.randn(num_rows, generator=generator),
+        next_observation=torch.randn(num_rows, spec.observation_size, generator=generator),
+        terminated=torch.arange(num_rows) % 2 == 1,
+    )
+
+
+def chain_data(folder: Path, **options: Any) -> PolicyData:
+    """The chain's rollouts, written to ``folder`` on first use."""
+    if not is_finished_store(folder / "real"):
+        write_store(folder / "real", real_rollouts(200))
+    defaults = {"batch_size": 16, "updates_per_step": 5, "num_validation_episodes": 8, "num_test_episodes": 20}
+    return PolicyData(ChainDomain(), WordEncoder(), str(folder / "real"), **{**defaults, **options})
+
+
+def trainer(folder: Path, max_steps: int, callbacks: Iterable[lightning.Callback] = (), **options: Any) -> Any:
+    """A quiet trainer on the CPU that writes to ``folder``."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "log_every_n_steps": 1,
+    }
+    return lightning.Trainer(
+        default_root_dir=folder, max_steps=max_steps, callbacks=list(callbacks), **{**defaults, **options}
+    )
+
+
+def stacked_batch(spec: TaskSpec, num_updates: int = 2, num_rows: int = 6) -> TensorDict:
+    """K stacked minibatches as the data module hands them over; half of the rows imagined."""
+    batches = [transition_batch(spec, num_rows, seed) for seed in range(num_updates)]
+    size = (num_updates, num_rows)
+    return TensorDict(
+        {
+            "observation": torch.stack([b.observation for b in batches]),
+            "action": torch.stack([b.action for b in batches]),
+            "next": {
+                "observation": torch.stack([b.next_observation for b in batches]),
+                "reward": torch.stack([b.reward for b in batches]),
+                "terminated": torch.stack([b.terminated for b in batches]),
+                "truncated": torch.zeros(size, dtype=torch.bool),
+            },
+            "rollout_id": torch.arange(num_updates * num_rows).view(size) // 3,
+            "step": torch.arange(num_updates * num_rows).view(size) % 3,
+            "instruction_id": torch.zeros(size, dtype=torch.int32),
+            "source": (torch.arange(num_rows) % 2).to(torch.uint8).expand(size).clone(),
+            "goal_split": torch.zeros(size, dtype=torch.uint8),
+        },
+        batch_size=size,
+    )
