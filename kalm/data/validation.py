@@ -79,19 +79,19 @@ def _array_problems(
 def _shape_problems(
     field: str, array: object, length: int | None, row_shape: tuple[int, ...], kind: str
 ) -> Iterator[str]:
-    wanted = f"{kind} array of shape {_shape_text(field, length, row_shape)}"
+    wanted = f"{'an' if kind == 'integer' else 'a'} {kind} array of shape {_shape_text(field, length, row_shape)}"
     if not isinstance(array, np.ndarray):
-        yield f"{field}: {type(array).__name__}, expected a {wanted}"
+        yield f"{field}: {type(array).__name__}, expected {wanted}"
         return
     kinds = {"float": "f", "integer": "iu", "bool": "b"}[kind]
     if array.dtype.kind not in kinds:
-        yield f"{field}: dtype {array.dtype}, expected a {wanted}"
+        yield f"{field}: dtype {array.dtype}, expected {wanted}"
     if (
         array.ndim != 1 + len(row_shape)
         or array.shape[1:] != row_shape
         or (length is not None and len(array) != length)
     ):
-        yield f"{field}: shape {array.shape}, expected a {wanted}"
+        yield f"{field}: shape {array.shape}, expected {wanted}"
 
 
 def _shape_text(field: str, length: int | None, row_shape: tuple[int, ...]) -> str:
@@ -103,9 +103,7 @@ def _finite_problems(field: str, array: NDArray[np.floating[Any]]) -> Iterator[s
     with np.errstate(over="ignore"):
         wrong = np.argwhere(~np.isfinite(array.astype(np.float32)))
     if len(wrong):
-        place, value = tuple(wrong[0]), array[tuple(wrong[0])]
-        column = f", column {place[1]}" if len(place) > 1 else ""
-        yield f"{field}: {value} at step {place[0]}{column}; every number must be finite in 32 bits"
+        yield f"{field}: {_where(array, wrong[0])}; every number must be finite in 32 bits"
 
 
 def _bound_problems(actions: NDArray[Any], action_space: gym.spaces.Discrete | gym.spaces.Box) -> Iterator[str]:
@@ -118,8 +116,12 @@ def _bound_problems(actions: NDArray[Any], action_space: gym.spaces.Discrete | g
         allowed = f"numbers in [{action_space.low.min():g}, {action_space.high.max():g}]"
     wrong = np.argwhere(outside)
     if len(wrong):
-        place = tuple(wrong[0])
-        yield f"actions: {actions[place]} at step {place[0]}; allowed are {allowed}"
+        yield f"actions: {_where(actions, wrong[0])}; allowed are {allowed}"
+
+
+def _where(array: NDArray[Any], place: NDArray[np.intp]) -> str:
+    column = f", column {place[1]}" if len(place) > 1 else ""
+    return f"{array[tuple(place)]} at step {place[0]}{column}"
 
 
 def _ending_problems(terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> Iterator[str]:
