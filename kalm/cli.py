@@ -1,0 +1,232 @@
+"""The verbs ``fit``, ``validate``, ``test`` and ``predict``: Lightning's own command line with a few things tied.
+
+What is added to LightningCLI: the run folder, checkpoints and loggers in it, the model's sizes taken from the data
+module, and errors that say what to do. ``${...}`` in YAML is resolved after all files and options are merged
+(jsonargparse's "omegaconf+" mode), so that ``--root`` and ``--seed_everything`` on the command line reach every path
+that mentions them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf.errors import OmegaConfBaseException
+
+import kalm
+from kalm.callbacks.checkpoint import LAST, UpdateCheckpoint
+from kalm.callbacks.progress_bar import UpdateProgressBar
+from kalm.callbacks.random_state import RandomState
+from kalm.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
+from kalm.errors import CheckpointError, KalmError
+from kalm.loggers import MetricsFileLogger, RunTensorBoardLogger
+from kalm.run_folder import clear_run, find_checkpoint, run_folder
+from kalm.types import TaskSpec
+from kalm.usage import usage_error
+
+VERBS = ("fit", "validate", "test", "predict")
+
+_NOISE = (
+    ".*does not have many workers.*",  # batches are gathered from memory maps; a worker process would only copy them
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # inside Lightning, which calls torch
+)
+_CHATTER = (
+    "💡",  # Lightning recommends products
+    "`weights_only` was not set",  # said at every checkpoint; what it is about is what is written, which is everything
+)
+
+
+def run_verb(verb: str, arguments: list[str]) -> None:
+    """Run one of Lightning's verbs.
+
+    Args:
+        verb: One of ``VERBS``.
+        arguments: What follows the verb on the command line.
+
+    Raises:
+        KalmError: For everything a user can mend; its ``exit_code`` says of which kind it is.
+    """
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(_is_no_chatter)
+    # A data class is otherwise taken apart into arguments of its own, which a link cannot set as a whole.
+    set_parsing_settings(subclasses_enabled=[TaskSpec], omegaconf_absolute_to_relative_paths=True)
+    KalmCLI([verb, *arguments])
+
+
+class NumberedConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run folder; a later start gets a number and overwrites nothing."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
+        """Take over where to write from Lightning, which knows one name only."""
+        super().__init__(parser, config, save_to_log_dir=False, **kwargs)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write config.yaml, or config-2.yaml and so on beside it."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path, number = folder / "config.yaml", 1
+        while path.exists():
+            number += 1
+            path = folder / f"config-{number}.yaml"
+        self.parser.save(self.config, path, skip_none=False)
+
+
+class KalmCLI(LightningCLI):
+    """LightningCLI for kalm's modules, data modules and run folders."""
+
+    def __init__(self, args: list[str]) -> None:
+        """Parse ``args``, which start with the verb, build everything and run the verb."""
+        parser_kwargs: dict[str, Any] = {
+            "parser_mode": "omegaconf+",
+            "exit_on_error": False,
+            "allow_abbrev": False,
+            "dump_header": [f"kalm {kalm.__version__}: python -m kalm {args[0]} --config this_file"],
+        }
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=NumberedConfig,
+            seed_everything_default=0,
+            parser_kwargs={**parser_kwargs, "prog": "python -m kalm", **dict.fromkeys(VERBS, parser_kwargs)},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs without ``weights_only``: loading is always restricted."""
+        return {verb: arguments | {"weights_only"} for verb, arguments in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder, checkpointing and the links between objects that must agree."""
+        parser.add_argument("--root", type=str, default="checkpoints", help="Folder below which all runs write.")
+        parser.add_argument(
+            "--experiment",
+            type=str,
+            default="unnamed",
+            help="<domain>/<stage>/<name>; the run writes to <root>/<experiment>/seed=<seed_everything>/.",
+        )
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="fit: start afresh in a folder that holds a run already, deleting that run's files.",
+        )
+        parser.add_lightning_class_args(UpdateCheckpoint, "checkpoint")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Evaluate and predict from the last checkpoint unless told otherwise: random weights are never meant."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.set_defaults(ckpt_path="last")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; every mistake becomes an error that names the key and the nearest valid one."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, OmegaConfBaseException, RecursionError) as error:
+            raise usage_error(error, self._subcommand_parsers.get(args[0], parser)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Settle the run folder, and find and verify the checkpoint, before anything is built.
+
+        Lightning's version of this method unpickles the file unverified and puts the hyper-parameters found in it
+        over the user's YAML.
+        """
+        verb = self.config["subcommand"]
+        config = self.config[verb]
+        if config["trainer"]["default_root_dir"] is not None:
+            raise KalmError(
+                f"trainer.default_root_dir is {config['trainer']['default_root_dir']!r}, but a run writes to "
+                "<root>/<experiment>/seed=<seed_everything>/; set root and experiment instead"
+            )
+        self.folder = run_folder(config["root"], config["experiment"], config["seed_everything"])
+        self.resumed_update: int | None = None
+        if config["ckpt_path"]:
+            path = find_checkpoint(str(config["ckpt_path"]), self.folder)
+            verify_checkpoint(path)
+            config["ckpt_path"] = str(path)
+            if verb == "fit":
+                self.resumed_update = _update_of(path)
+        elif verb == "fit" and os.path.lexists(self.folder / LAST) and not config["overwrite"]:
+            raise CheckpointError(
+                f"{self.folder} already holds a run ({LAST}). To continue it add --ckpt_path last; to keep it choose "
+                "another --experiment or --seed_everything; to delete it and start afresh add --overwrite true"
+            )
+
+    def before_fit(self) -> None:
+        """Clear away an earlier run, now that everything was built and training can start."""
+        if self.resumed_update is None:
+            rank_zero_only(clear_run)(self.folder)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; by convention a ValueError of a constructor is about what the user typed."""
+        try:
+            super().instantiate_classes()
+        except KalmError:
+            raise
+        except ValueError as error:
+            raise KalmError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Give the Trainer our checkpoint plugin, loggers and the callbacks that every run has."""
+        given = self._get(self.config_init, "trainer")
+        own = {
+            "default_root_dir": str(self.folder),
+            "plugins": [*_as_list(given.get("plugins")), VerifiedCheckpointIO()],
+            "logger": self._loggers() if given.get("logger") in (None, True) else given["logger"],
+        }
+        return super().instantiate_trainer(**own, **kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, UpdateCheckpoint)]
+        given = _as_list(config.get("callbacks"))
+        added: list[Callback] = [RandomState(self._get(self.config, "seed_everything"))]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
+            added.append(UpdateProgressBar())
+        return super()._instantiate_trainer({**config, "callbacks": [*added, *given]}, callbacks)
+
+    def _loggers(self) -> list[Any]:
+        verb = self.config["subcommand"]
+        # Only fit owns metrics.csv: evaluating a run must not touch its training curves.
+        name = "metrics.csv" if verb == "fit" else f"metrics-{verb}.csv"
+        return [
+            RunTensorBoardLogger(str(self.folder), self.resumed_update),
+            MetricsFileLogger(self.folder / name, self.resumed_update),
+        ]
+
+
+def _update_of(path: Path) -> int:
+    sidecar = read_sidecar(path)
+    if sidecar is not None:
+        return int(sidecar["update"])
+    return int(VerifiedCheckpointIO().load_checkpoint(path).get("global_step", 0))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _is_no_chatter(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_CHATTER)
