@@ -1,0 +1,1 @@
+"""The grounded language model: backbones, grounding and imagination."""

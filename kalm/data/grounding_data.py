@@ -1,0 +1,253 @@
+"""The data module of grounding: real rollouts as batches of the three tasks, and what to validate on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kalm import types
+from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.data.filters import RolloutFilter, select_rollouts
+from kalm.data.goal_starts import make_work_items
+from kalm.data.grounding_batch import GroundingTask, TaskBatch
+from kalm.data.index_batches import IndexedBatches
+from kalm.data.moments import Moments
+from kalm.data.store import RolloutStore
+from kalm.data.task_batches import TaskBatches
+from kalm.data.task_spec import task_spec
+from kalm.data.work_item import WorkItem
+from kalm.envs.base import Domain
+from kalm.errors import DataError
+from kalm.language.encoder import SentenceEncoder
+from kalm.language.prompts import DYNAMICS, EXPLANATION, generation_prompt
+from kalm.types import TaskSpec
+
+# Validation is the same for every run, whatever its seed.
+_VALIDATION_SEED = 0
+_ROLLOUTS_A_BATCH = 128
+_CHUNK = 1 << 16
+
+
+class GroundingData(LightningDataModule):
+    """Real rollouts, cut into batches of each grounding task.
+
+    Attributes:
+        spec: Sizes for the model; known before any data is read.
+        domain: The world.
+        encoder: The frozen sentence encoder.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        encoder: SentenceEncoder,
+        real: str,
+        filter: RolloutFilter = RolloutFilter.success,
+        max_rollouts: int | None = None,
+        num_collected_rollouts: int = 10000,
+        collect_seed: int = 0,
+        num_generation: int = 64,
+        num_dynamics: int = 16,
+        num_explanation: int = 16,
+        tokens_per_row: int = 96,
+        num_held_out: int = 200,
+        num_imagined: int = 100,
+        goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
+        seed: int = 0,
+    ) -> None:
+        """Describe the data; nothing is read yet.
+
+        Args:
+            domain: The world that the rollouts come from.
+            encoder: Tells about how long a text is; link it to the backbone's.
+            real: Folder of the store of real rollouts; collected there when absent.
+            filter: What a rollout must be to be learned from; one that missed its goal explains nothing (paper: all).
+            max_rollouts: Use the first so many rollouts; null uses all (paper: 100000).
+            num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
+            collect_seed: Seed of that collection.
+            num_generation: Rollouts a batch for the task goal to rollout; 0 leaves the task out. The paper mixes
+                the three tasks equally; generation is the hardest and the one that imagination needs.
+            num_dynamics: Rollouts a batch for the task state and action to next state; 0 leaves it out.
+            num_explanation: Rollouts a batch for the task rollout to goal; 0 leaves it out.
+            tokens_per_row: Rollouts with the same prompt share a row until it has this many tokens.
+            num_held_out: Rollouts that are validated on and never trained on.
+            num_imagined: Rollouts a split to imagine in every validation.
+            goal_splits: Splits to imagine for.
+            seed: Decides the order of training.
+
+        Raises:
+            DataError: If a number is out of range or a split is unknown.
+        """
+        super().__init__()
+        self.domain, self.encoder = domain, encoder
+        self.spec: TaskSpec = task_spec(domain, encoder)
+        self._real, self._filter, self._max_rollouts = real, filter, max_rollouts
+        self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
+        self._task_sizes = {
+            GroundingTask.generation: num_generation,
+            GroundingTask.dynamics: num_dynamics,
+            GroundingTask.explanation: num_explanation,
+        }
+        self._tokens_per_row, self._seed = tokens_per_row, seed
+        self._num_held_out, self._num_imagined = num_held_out, num_imagined
+        self._goal_splits = parse_goal_splits(goal_splits)
+        for name, value, least in (
+            *((f"num_{task.value}", size, 0) for task, size in self._task_sizes.items()),
+            ("tokens_per_row", tokens_per_row, 1),
+            ("num_held_out", num_held_out, 1),
+            ("num_imagined", num_imagined, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise DataError(f"{name} is {value}; it must be {least} or more")
+        if not any(self._task_sizes.values()):
+            raise DataError("num_generation, num_dynamics and num_explanation are all 0; one task must be left")
+
+    def prepare_data(self) -> None:
+        """Collect the real store when it is absent."""
+        collect_if_absent(self.domain, self._real, self._num_collected_rollouts, self._collect_seed)
+
+    def setup(self, stage: str) -> None:
+        """Open the store, so that what is wrong with it shows at once."""
+        if len(self._chosen) <= self._num_held_out:
+            raise DataError(
+                f"{len(self._chosen)} rollouts of {self._real} pass filter: {self._filter.name}; with num_held_out "
+                f"{self._num_held_out} none is left to train on. Collect more, or lower num_held_out"
+            )
+
+    @cached_property
+    def store(self) -> RolloutStore:
+        """The real rollouts."""
+        return open_domain_store(self.domain, self._real)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the data, for resuming."""
+        return self.store.fingerprint
+
+    @cached_property
+    def answers(self) -> list[str]:
+        """The sentences that explanation learns to write, one for each training rollout."""
+        return self._instructions_of(self._training)
+
+    @property
+    def observation_mean(self) -> Tensor:
+        """Mean of the training observations, float32 of shape (O,)."""
+        return self._moments[0].mean
+
+    @property
+    def observation_std(self) -> Tensor:
+        """Their standard deviation, float32 of shape (O,); 1 where a number never changes."""
+        return self._moments[0].std
+
+    @property
+    def change_std(self) -> Tensor:
+        """Standard deviation of the change in one step, float32 of shape (O,); 1 where a number never changes."""
+        return self._moments[1].std
+
+    def batch(self, index: int) -> dict[GroundingTask, TaskBatch]:
+        """One batch of every task that is not left out; a pure function of seed and index."""
+        return {task: batches(index) for task, batches in self._task_batches.items()}
+
+    def train_dataloader(self) -> DataLoader[dict[GroundingTask, TaskBatch]]:
+        """Batches without end, going on where the trainer's update counter stands."""
+        return IndexedBatches(self.batch, start=self._first_batch).dataloader()
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """Held-out real rollouts; then, if any are to be imagined, work items of every split."""
+        held_out = [self.store.rollout(int(row)) for row in self._held_out]
+        loaders = [_lists_of(held_out)]
+        if self._num_imagined:
+            loaders.append(_lists_of(self._work_items(np.stack([r.observations[0] for r in held_out]))))
+        return loaders
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move tensors; leave lists of rollouts and work items as they are."""
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def _first_batch(self) -> int:
+        if self.trainer is None:
+            return 0
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches
+
+    @cached_property
+    def _chosen(self) -> Tensor:
+        return select_rollouts(self.store, self._filter, self._max_rollouts)
+
+    @property
+    def _held_out(self) -> NDArray[np.int64]:
+        return self._chosen[len(self._chosen) - self._num_held_out :].numpy()
+
+    @property
+    def _training(self) -> NDArray[np.int64]:
+        return self._chosen[: len(self._chosen) - self._num_held_out].numpy()
+
+    @cached_property
+    def _task_batches(self) -> dict[GroundingTask, TaskBatches]:
+        rollouts, answers = self._training, self.answers
+        sizes = {answer: len(answer.split()) for answer in set(answers)}
+        prompts = {
+            GroundingTask.generation: [generation_prompt(answer) for answer in answers],
+            GroundingTask.dynamics: [DYNAMICS] * len(answers),
+            GroundingTask.explanation: [EXPLANATION] * len(answers),
+        }
+        return {
+            task: TaskBatches(
+                self.store,
+                rollouts,
+                prompts[task],
+                answers if task is GroundingTask.explanation else [],
+                [sizes[answer] for answer in answers] if task is GroundingTask.explanation else [0] * len(answers),
+                size,
+                self._tokens_per_row,
+                (self._seed, number),
+            )
+            for number, (task, size) in enumerate(self._task_sizes.items())
+            if size
+        }
+
+    @cached_property
+    def _moments(self) -> tuple[Moments, Moments]:
+        """Of observations and of changes, read piece by piece so that memory does not grow with the store."""
+        of_observation, of_change = Moments(), Moments()
+        transitions = self.store.transitions
+        starts, lengths = (
+            self.store.rollouts[key][torch.from_numpy(self._training)].long() for key in ("start", "length")
+        )
+        ends = lengths.cumsum(0)
+        steps = torch.arange(int(ends[-1])) + (starts - (ends - lengths)).repeat_interleave(lengths)
+        for piece in steps.split(_CHUNK):
+            observation = transitions[types.OBSERVATION][piece]
+            of_observation.add(observation)
+            of_change.add(transitions[types.NEXT_OBSERVATION][piece] - observation)
+        return of_observation, of_change
+
+    def _instructions_of(self, rollouts: NDArray[np.int64]) -> list[str]:
+        table = self.store.instructions
+        return [table[row].instruction for row in self.store.rollouts[types.INSTRUCTION_ID][rollouts].tolist()]
+
+    def _work_items(self, starts: NDArray[np.float32]) -> list[WorkItem]:
+        return [
+            item
+            for split in self._goal_splits
+            for item in make_work_items(
+                self.domain,
+                self.domain.instructed_goals(split),
+                self._num_imagined,
+                starts,
+                (_VALIDATION_SEED, int(split)),
+            )
+        ]
+
+
+def _lists_of(entries: Sequence[Any]) -> DataLoader[Any]:
+    # A list serves as a dataset; PyTorch's types only know its own class.
+    return DataLoader(cast("Dataset[Any]", entries), batch_size=_ROLLOUTS_A_BATCH, shuffle=False, collate_fn=list)

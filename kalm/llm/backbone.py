@@ -1,0 +1,79 @@
+"""The seam between grounding and the language model under it.
+
+``GroundedLLM`` works on vectors: it asks a backbone for the vectors of a prompt, puts those of states, actions and
+text behind them, lets the backbone run over all, and lets it write text. Everything else about a language model
+(weights, tokenizer, quantisation, adapters) stays behind this class. ``TinyBackbone`` is the one for a laptop.
+
+Shape letters: B rows, L tokens of a prompt or a text, S new tokens of a row, M remembered tokens, H hidden size,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from kalm.llm.key_value_cache import KeyValueCache
+
+
+class Backbone(nn.Module, ABC):
+    """A causal language model that reads and yields vectors.
+
+    Attributes:
+        hidden_size: Numbers in a token's vector, H.
+        end_of_text: Id of the token that ends an answer.
+    """
+
+    hidden_size: int
+    end_of_text: int
+
+    @abstractmethod
+    def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Vectors of B prompts, padded at the end, (B, L, H); and True at their real tokens, (B, L)."""
+
+    @abstractmethod
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, attention_mask: Tensor, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Run over new tokens.
+
+        Args:
+            embeddings: Their vectors, shape (B, S, H).
+            positions: Their positions, int64 of shape (B, S).
+            attention_mask: Which tokens each may see, bool of shape (B, 1, S, M + S).
+            cache: Remembers the M tokens before and gets the new ones; None if there is nothing before and after.
+
+        Returns:
+            Hidden vectors, shape (B, S, H).
+        """
+
+    @abstractmethod
+    def make_cache(self, prompt_mask: Tensor, max_new_tokens: int) -> KeyValueCache:
+        """An empty cache for prompts (True at real tokens, shape (B, L)) and as many tokens behind each."""
+
+    @abstractmethod
+    def learn_vocabulary(self, texts: Sequence[str]) -> None:
+        """Make sure that these texts can be written; does nothing where the vocabulary is fixed."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a text to be written, without the end of text."""
+
+    @abstractmethod
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids that ``text_logits`` ranks, up to the end of text."""
+
+    @abstractmethod
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Vectors of text that is being written, from int64 (...) to (..., H); one token knows no other."""
+
+    @abstractmethod
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token of a text, from (..., H) to (..., V)."""
+
+    @property
+    @abstractmethod
+    def frozen_fingerprint(self) -> str:
+        """Identity of the weights that are not trained and therefore not in a checkpoint."""

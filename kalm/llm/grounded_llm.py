@@ -1,0 +1,227 @@
+"""The grounded language model (KALM, section 3.1): a backbone that also reads and writes states and actions.
+
+Three tasks teach it what states and actions mean: generation (goal in, rollout out; actions, next states and the end
+are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out).
+
+Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
+3.2) in ``generation.py``.
+
+Differences from the paper: (1) a next state is predicted as its change; (2) an end head says when the goal is met, so
+that continuous actions need no end token; (3) a rollout contributes all its steps to one sequence, where the paper
+has one dynamics sequence a transition; (4) tasks are mixed in the proportion of the data module, not equally.
+
+Shape letters: R rollouts, n steps of all rollouts, O numbers in an observation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from kalm.data.grounding_batch import GroundingTask, TaskBatch, batch_rollouts
+from kalm.data.rollout import Rollout
+from kalm.data.work_item import WorkItem
+from kalm.errors import DataError
+from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
+from kalm.llm.backbone import Backbone
+from kalm.llm.explanation import write_answers
+from kalm.llm.generation import Sampling, imagine
+from kalm.llm.losses import action_loss, change_loss, end_loss, text_loss
+from kalm.llm.rollout_codec import RolloutCodec
+from kalm.llm.rollout_reader import read_rollouts
+from kalm.types import TaskSpec
+
+# A next state matches when every number is within this many standard deviations of the data.
+_STATE_TOLERANCE = 0.2
+
+
+class GroundedLLM(LightningModule):
+    """Backbone, encoders and heads, and how they are trained."""
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        backbone: Backbone,
+        inner_size: int = 256,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 50,
+        schedule_steps: int = 2000,
+        next_observation_weight: float = 1.0,
+        end_weight: float = 0.3,
+        text_weight: float = 1.0,
+        temperature: float = 0.0,
+        end_threshold: float = 0.5,
+    ) -> None:
+        """Build it; data and the weights of a frozen encoder are not touched yet.
+
+        Args:
+            spec: Sizes of the domain, linked to the data module's.
+            backbone: The language model underneath.
+            inner_size: Width of the observation encoder and of the next-observation head.
+            learning_rate: Peak of the schedule.
+            weight_decay: AdamW's, on matrices only.
+            warmup_steps: Updates in which the learning rate rises from zero.
+            schedule_steps: Updates after which it has fallen to zero along a straight line; set it to
+                ``trainer.max_steps``. A number of its own, so that a run stopped early and resumed learns the same.
+            next_observation_weight: Weight of the next-observation losses; that of actions is 1.
+            end_weight: Weight of the end loss.
+            text_weight: Weight of the loss of explanations.
+            temperature: How freely imagined actions are drawn; 0 takes the likeliest, which leaves out the random
+                actions in the data.
+            end_threshold: Probability of the end at which an imagined rollout stops without having met its goal.
+        """
+        super().__init__()
+        if not 0 <= warmup_steps < schedule_steps:
+            raise ValueError(
+                f"warmup_steps is {warmup_steps}; it must be at least 0 and below schedule_steps, {schedule_steps}"
+            )
+        self.spec = spec
+        self.backbone = backbone
+        self.codec = RolloutCodec(spec, backbone.hidden_size, inner_size)
+        self.sampling = Sampling(temperature, end_threshold)
+        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        self._warmup_steps, self._schedule_steps = warmup_steps, schedule_steps
+        self._loss_weights = {
+            "action_loss": 1.0,
+            "next_observation_loss": next_observation_weight,
+            "end_loss": end_weight,
+            "dynamics_loss": next_observation_weight,
+            "text_loss": text_weight,
+        }
+
+    def setup(self, stage: str) -> None:
+        """Take what depends on the data: the normaliser and the words that answers are made of."""
+        if stage == "fit":
+            data = self._data
+            self.codec.set_statistics(data.observation_mean, data.observation_std, data.change_std)
+            self.backbone.learn_vocabulary(data.answers)
+
+    def losses(self, task: GroundingTask, batch: TaskBatch) -> dict[str, Tensor]:
+        """What one task asks of the model, in the order of the paper's section 3.1.
+
+        Args:
+            task: The task that the batch was made for.
+            batch: Rollouts behind their prompts.
+
+        Returns:
+            Losses, one number a step, observation or text token; neither reduced nor weighted.
+        """
+        hidden = read_rollouts(self.backbone, self.codec, batch)
+        if task is GroundingTask.explanation:
+            return {"text_loss": text_loss(self.backbone.text_logits(hidden.text), hidden.text_target)}
+        change = self.codec.change(batch.observation, batch.next_observation)
+        of_change = change_loss(self.codec.predict_change(hidden.action), change)
+        if task is GroundingTask.dynamics:
+            return {"dynamics_loss": of_change}
+        end = self.codec.predict_end(torch.cat([hidden.observation, hidden.final]))
+        is_end = torch.cat([torch.zeros_like(end[: len(batch.action)], dtype=torch.bool), batch.is_terminated])
+        return {
+            "action_loss": action_loss(self.codec.predict_action(hidden.observation), batch.action),
+            "next_observation_loss": of_change,
+            "end_loss": end_loss(end, is_end),
+        }
+
+    def training_step(self, batch: Mapping[GroundingTask, TaskBatch], batch_index: int) -> Tensor:
+        """One update over one batch of every task."""
+        means = {
+            name: values.mean() for task, part in batch.items() for name, values in self.losses(task, part).items()
+        }
+        for name, value in means.items():
+            if not torch.isfinite(value):
+                raise DataError(
+                    f"ground/{name} is {value.item()} at update {self.global_step}; it must be finite. Check the "
+                    "rollouts for extreme numbers, or lower learning_rate"
+                )
+        self.log_dict({f"ground/{name}": value.detach() for name, value in means.items()}, batch_size=1)
+        return torch.stack([self._loss_weights[name] * value for name, value in means.items()]).sum()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, no decay on vectors; a straight rise, then a straight fall to zero."""
+        matrices = [p for p in self.parameters() if p.requires_grad and p.dim() > 1]
+        vectors = [p for p in self.parameters() if p.requires_grad and p.dim() < 2]
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": self._weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=self._learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"},
+        }
+
+    @torch.inference_mode()
+    def validation_step(
+        self, batch: list[Rollout] | list[WorkItem], batch_index: int, dataloader_idx: int = 0
+    ) -> dict[str, list[Rollout]]:
+        """Held-out real rollouts are predicted step by step; for work items, rollouts are imagined.
+
+        Returns:
+            The rollouts, ``real`` or ``imaginary``, for callbacks to judge.
+        """
+        items = [entry for entry in batch if isinstance(entry, WorkItem)]
+        if items:
+            return {"imaginary": self.predict_step(items, batch_index)}
+        rollouts = [entry for entry in batch if isinstance(entry, Rollout)]
+        self._validate_on(rollouts)
+        return {"real": rollouts}
+
+    @torch.inference_mode()
+    def predict_step(self, batch: Sequence[WorkItem], batch_index: int) -> list[Rollout]:
+        """Imagine one rollout for each work item, labelled by the domain's own rules."""
+        return imagine(self.backbone, self.codec, self._data.domain, batch, self.sampling)
+
+    @torch.inference_mode()
+    def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION) -> list[str]:
+        """Say in words which instruction each rollout follows."""
+        return write_answers(self.backbone, self.codec, batch_rollouts(rollouts, [prompt] * len(rollouts)))
+
+    def provenance(self) -> dict[str, Any]:
+        """Plain JSON types that say what imagines: hashes of weights and prompts, and how actions are drawn."""
+        digest = hashlib.sha256(self.backbone.frozen_fingerprint.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return {
+            "model_sha256": digest.hexdigest(),
+            "prompts_sha256": prompts_hash(),
+            "temperature": self.sampling.temperature,
+            "end_threshold": self.sampling.end_threshold,
+        }
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of update ``step`` as a fraction of its peak."""
+        rise = (step + 1) / max(1, self._warmup_steps)
+        fall = (self._schedule_steps - step) / (self._schedule_steps - self._warmup_steps)
+        return max(0.0, min(1.0, rise, fall))
+
+    def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
+        """One-step predictions along real rollouts of training goals: losses, and how often they are right."""
+        batch = batch_rollouts(rollouts, [generation_prompt(rollout.instruction) for rollout in rollouts])
+        batch = self.transfer_batch_to_device(batch, self.device, 0)
+        hidden = read_rollouts(self.backbone, self.codec, batch)
+        action, change = self.codec.predict_action(hidden.observation), self.codec.predict_change(hidden.action)
+        of_action = action_loss(action, batch.action)
+        of_change = change_loss(change, self.codec.change(batch.observation, batch.next_observation))
+        error = self.codec.apply_change(batch.observation, change) - batch.next_observation
+        is_close = (error.abs() <= _STATE_TOLERANCE * self.codec.observation_std).all(dim=-1)
+        metrics = {
+            "ground/held_out_action_loss": of_action,
+            "ground/held_out_next_observation_loss": of_change,
+            "imagine/train/state_match": is_close.float(),
+        }
+        if self.spec.is_discrete:
+            metrics["imagine/train/action_match"] = (action.argmax(dim=-1) == batch.action).float()
+        means = {name: values.mean() for name, values in metrics.items()}
+        self.log_dict(means, on_epoch=True, batch_size=len(batch.action), add_dataloader_idx=False)

@@ -1,0 +1,95 @@
+"""The extra inputs and outputs of the language model: states and actions in, actions, next states and an end out.
+
+In the paper's symbols: ``encode_observation`` is E_S, ``encode_action`` E_A, ``action_head`` O_A, ``change_head``
+O_S. A state is one token, an action is one token.
+
+Shape letters: O numbers in an observation, A actions or numbers in an action, H hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kalm.types import TaskSpec
+
+_TOKEN_STD = 0.5  # about the size of what the other encoders yield, so that no kind of token drowns another
+
+
+class RolloutCodec(nn.Module):
+    """Encoders and heads for observations and actions, with the statistics that normalise them.
+
+    A next observation is predicted as its change, in units of the spread of changes: most numbers hardly move in one
+    step, and an absolute prediction would spend itself on repeating them.
+    """
+
+    def __init__(self, spec: TaskSpec, hidden_size: int, inner_size: int) -> None:
+        """Build it with random weights and neutral statistics.
+
+        Args:
+            spec: Sizes of observations and actions.
+            hidden_size: Numbers in a token's vector, H.
+            inner_size: Width of the hidden layers of the encoder and the head of observations.
+        """
+        super().__init__()
+        self.is_discrete, self.action_size = spec.is_discrete, spec.action_size
+        self.observation_encoder = nn.Sequential(
+            nn.Linear(spec.observation_size, inner_size),
+            nn.SiLU(),
+            nn.Linear(inner_size, inner_size),
+            nn.SiLU(),
+            nn.Linear(inner_size, hidden_size),
+        )
+        self.action_encoder: nn.Module
+        if spec.is_discrete:
+            self.action_encoder = nn.Embedding(spec.action_size, hidden_size)
+            nn.init.normal_(self.action_encoder.weight, std=_TOKEN_STD)
+        else:
+            self.action_encoder = nn.Sequential(
+                nn.Linear(spec.action_size, inner_size), nn.SiLU(), nn.Linear(inner_size, hidden_size)
+            )
+        self.action_head = nn.Linear(hidden_size, spec.action_size)
+        self.change_head = nn.Sequential(
+            nn.Linear(hidden_size, inner_size), nn.SiLU(), nn.Linear(inner_size, spec.observation_size)
+        )
+        self.end_head = nn.Linear(hidden_size, 1)
+        self.observation_mean: Tensor
+        self.observation_std: Tensor
+        self.change_std: Tensor
+        self.register_buffer("observation_mean", torch.zeros(spec.observation_size))
+        self.register_buffer("observation_std", torch.ones(spec.observation_size))
+        self.register_buffer("change_std", torch.ones(spec.observation_size))
+
+    def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
+        """Take the statistics of the training data, each of shape (O,), in the units of observations; stds above zero."""
+        self.observation_mean.copy_(observation_mean)
+        self.observation_std.copy_(observation_std)
+        self.change_std.copy_(change_std)
+
+    def encode_observation(self, observation: Tensor) -> Tensor:
+        """Vectors of state tokens, from (..., O) to (..., H)."""
+        return self.observation_encoder((observation - self.observation_mean) / self.observation_std)
+
+    def encode_action(self, action: Tensor) -> Tensor:
+        """Vectors of action tokens, from (...) or (..., A) to (..., H)."""
+        return self.action_encoder(action)
+
+    def predict_action(self, hidden: Tensor) -> Tensor:
+        """Scores of all actions, or the action itself where it is continuous: from (..., H) to (..., A)."""
+        return self.action_head(hidden)
+
+    def predict_change(self, hidden: Tensor) -> Tensor:
+        """Change of the observation in units of ``change_std``, from (..., H) at action tokens to (..., O)."""
+        return self.change_head(hidden)
+
+    def predict_end(self, hidden: Tensor) -> Tensor:
+        """Score for the rollout to end at a state token, from (..., H) to (...)."""
+        return self.end_head(hidden).squeeze(-1)
+
+    def change(self, observation: Tensor, next_observation: Tensor) -> Tensor:
+        """What ``predict_change`` should have said, shape (..., O)."""
+        return (next_observation - observation) / self.change_std
+
+    def apply_change(self, observation: Tensor, change: Tensor) -> Tensor:
+        """The next observation, shape (..., O)."""
+        return observation + change * self.change_std
