@@ -52,7 +52,7 @@ class Rate:
 
     def __str__(self) -> str:
         """In percent: mean, spread over seeds, interval."""
-        return f"{self.without_interval()} ({100 * self.interval[0]:.1f} to {100 * self.interval[1]:.1f})"
+        return f"{self.without_interval()} ({100 * self.interval[0]:.1f}-{100 * self.interval[1]:.1f})"
 
     def without_interval(self) -> str:
         """In percent: mean and spread over seeds."""
@@ -116,7 +116,7 @@ def success_table(
             novels = (novel, _novel_mean(other))
             cells.append(
                 (
-                    "  difference in points",
+                    "  difference",
                     "",
                     *(_points(own[s].mean, other[s].mean) if s in own and s in other else EMPTY for s in splits),
                     *([_points(*novels)] if has_novel else []),
@@ -169,14 +169,12 @@ def _novel_mean(rates: dict[str, Rate]) -> float | None:
 
 
 def _note(rows: Sequence[EpisodeRow], has_novel: bool, show_interval: bool) -> str:
-    stages = sorted({row.stage for row in rows})
+    stages = " and ".join(sorted({row.stage for row in rows})) or "none"
     interval = " (Wilson 95 % interval of all episodes pooled)" if show_interval else ""
-    note = (
-        f"Percent of episodes: mean ± standard deviation over seeds{interval}. Stage: {' and '.join(stages) or 'none'}."
-    )
+    note = f"Percent of episodes: mean ± standard deviation over seeds{interval}. Stage: {stages}."
     if has_novel:
         note += (
-            f" novel: mean of {', '.join(NOVEL_SPLITS)}; the paper's CQL has"
-            f" {CQL_NOVEL[0]} without and {CQL_NOVEL[1]} with imagined rollouts."
+            f" novel: mean of {', '.join(NOVEL_SPLITS)}; the paper's CQL has {CQL_NOVEL[0]} without and {CQL_NOVEL[1]}"
+            " with imagined rollouts."
         )
     return note

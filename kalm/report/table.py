@@ -10,6 +10,7 @@ import html
 import re
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -59,11 +60,18 @@ class Table:
         )
 
     def to_rich(self) -> RichTable:
-        """The same for the terminal."""
-        table = RichTable(title=Text(self.title), caption=Text(self.note) if self.note else None)
+        """The same for the terminal, without the note; what a number has in brackets goes below it to save width.
+
+        No cell is ever shortened: a digit that is cut off is a wrong number.
+        """
+        table = RichTable(
+            title=Text(self.title), box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
+        )
+        rows = [(first, *(number.replace(" (", "\n(") for number in numbers)) for first, *numbers in self.rows]
         for column, name in enumerate(self.header):
-            table.add_column(Text(name), justify="left" if column == 0 else "right", no_wrap=column == 0)
-        for row in self.rows:
+            width = max(len(line) for row in [self.header, *rows] for line in row[column].split("\n"))
+            table.add_column(Text(name), justify="left" if column == 0 else "right", no_wrap=True, min_width=width)
+        for row in rows:
             table.add_row(*map(Text, row))
         return table
 

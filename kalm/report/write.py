@@ -210,7 +210,8 @@ def _markdown(
 def _print(console: Console, tables: Sequence[Table], paths: ReportPaths) -> None:
     """Show the main table, what is missing, and where the rest is."""
     if tables:
-        console.print(tables[0].to_rich())
+        console.print(tables[0].to_rich(), crop=False)
+        console.print(tables[0].note, markup=False, highlight=False)
     for sentence in paths.missing:
         console.print(f"missing: {sentence}", style="yellow", markup=False)
     console.print(f"all tables: {paths.markdown}", markup=False, soft_wrap=True)

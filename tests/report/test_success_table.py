@@ -28,7 +28,7 @@ def test_mean_spread_and_interval_over_two_seeds(episode):
     assert rate.std == pytest.approx(0.353553, abs=1e-6)
     assert rate.interval == pytest.approx((0.30064, 0.95442), abs=1e-5)
     assert (rate.num_seeds, rate.num_episodes) == (2, 4)
-    assert str(rate) == "75.0 ± 35.4 (30.1 to 95.4)"
+    assert str(rate) == "75.0 ± 35.4 (30.1-95.4)"
     assert rate.without_interval() == "75.0 ± 35.4"
 
 
@@ -62,7 +62,7 @@ def test_difference_in_points_follows_the_row_with_a_baseline(episode):
     ]
     table = success_table(rows, ROWS)
     assert table.header == ("policy", "seeds", "easy", "hard")
-    assert [row[0] for row in table.rows] == ["BC", "BC, imagined", "  difference in points"]
+    assert [row[0] for row in table.rows] == ["BC", "BC, imagined", "  difference"]
     assert table.rows[0][2].startswith("50.0 ")
     assert table.rows[0][3] == "-"
     assert table.rows[1][2].startswith("100.0 ")

@@ -46,8 +46,8 @@ def test_a_report_is_markdown_a_page_and_plots(complete, tmp_path):
     """Every file is there, the page is self-contained, and the table says what the episodes say."""
     paths = write_report([complete], tmp_path / "out", STUDY, num_last_evaluations=2)
     markdown = paths.markdown.read_text(encoding="utf-8")
-    assert "| BC | 2 | 0.0 ± 0.0 (0.0 to 65.8) |" in markdown
-    assert "| difference in points |  | +100.0 |" in markdown
+    assert "| BC | 2 | 0.0 ± 0.0 (0.0-65.8) |" in markdown
+    assert "| difference |  | +100.0 |" in markdown
     assert "mean of the last 2 evaluations" in markdown
     assert "| BC | 2 | 50.0 ± 0.0 |" in markdown
     assert "| explanation, seen prompt | 90.0 | > 85 |" in markdown
@@ -128,6 +128,14 @@ def test_the_console_shows_the_table_and_where_the_rest_is(complete, tmp_path):
     assert "BC + KALM" in shown
     assert "+100.0" in shown
     assert f"with plots: {tmp_path / 'out' / 'report.html'}" in shown
+
+
+def test_a_narrow_terminal_cuts_no_number_off(complete, tmp_path):
+    """Forty columns do not hold the table; the numbers are there all the same."""
+    console = Console(file=io.StringIO(), width=40)
+    write_report([complete], tmp_path / "out", STUDY, console=console)
+    shown = console.file.getvalue()
+    assert all(number in shown for number in ("100.0 ± 0.0", "(34.2-100.0)", "+100.0"))
 
 
 def test_the_same_results_give_the_same_report(complete, tmp_path):
