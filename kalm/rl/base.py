@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from kalm.errors import CheckpointError, DataError, KalmError
 from kalm.evaluation import Episode, EpisodeResult
 from kalm.rl.finite import raise_non_finite
+from kalm.rl.gradient_step import GradientStep
 from kalm.rl.policy_evaluation import evaluate_policy
 from kalm.rl.transition_batch import TransitionBatch, unstack
 from kalm.types import SOURCE, Source, TaskSpec
@@ -168,12 +170,16 @@ class OfflineRLModule(LightningModule):
                 f"use {max_steps // per_step * per_step or per_step} updates, or an updates_per_step that divides it"
             )
 
+    def on_train_start(self) -> None:
+        """Look once at how updates are to be made."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        self._gradient_step = GradientStep(self, optimizer, self.gradient_clip_norm)
+
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """Perform K updates, one on each of the K minibatches of ``batch`` (batch size (K, B))."""
-        optimizer = cast(torch.optim.Optimizer, self.optimizers())
         first_update = self.trainer.global_step
         recorded = [
-            self._update(transitions, optimizer, first_update + index + 1)
+            self._update(transitions, first_update + index + 1)
             for index, transitions in enumerate(unstack(batch, self.goal_embeddings, self._normalize))
         ]
         per_transition = {name: torch.stack([row[name] for row in recorded]) for name in recorded[0]}
@@ -183,19 +189,14 @@ class OfflineRLModule(LightningModule):
         if num_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_means(per_transition, batch.get(SOURCE))
 
-    def _update(self, batch: TransitionBatch, optimizer: torch.optim.Optimizer, update: int) -> dict[str, Tensor]:
+    def _update(self, batch: TransitionBatch, update: int) -> dict[str, Tensor]:
         """One update of all networks; returns every loss and measurement per transition, detached."""
         losses = self._loss_function(batch)
-        total = torch.stack(list(losses.values())).sum(0).mean()
-        optimizer.zero_grad()
-        self.manual_backward(total)
-        if self.gradient_clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip_norm)
-        optimizer.step()
+        self._gradient_step(torch.stack(list(losses.values())).sum(0).mean())
         if update % self.target_update_interval == 0:
             self._update_targets()
         recorded = {name: loss.detach() for name, loss in losses.items()} | self._measured
-        self._measured = {}
+        self._measured.clear()
         return recorded
 
     @torch.no_grad()

@@ -1,0 +1,68 @@
+"""The losses against numbers worked by hand, the arithmetic in each docstring."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+
+from kalm.rl.losses.conservative import cql_penalty
+from kalm.rl.losses.imitation import imitation_loss, log_probability_penalty, squared_action_error
+from kalm.rl.losses.temporal_difference import huber_td_loss, td_target
+
+
+def test_imitation_loss_is_the_negative_log_of_the_recorded_actions_probability() -> None:
+    """Probabilities (1/4, 3/4): action 0 costs ln 4 = 1.386294, action 1 costs ln(4/3) = 0.287682."""
+    log_probability = torch.log(torch.tensor([[0.25, 0.75], [0.25, 0.75]]))
+    loss = imitation_loss(log_probability, torch.tensor([0, 1]))
+    assert loss.tolist() == pytest.approx([1.386294, 0.287682], abs=1e-6)
+
+
+def test_certainty_costs_more_than_doubt() -> None:
+    """(1/2, 1/2): (ln 2)^2 = 0.480453. (1/4, 3/4): ((ln 4)^2 + (ln 4/3)^2) / 2 = (1.921812 + 0.082761) / 2."""
+    log_probability = torch.log(torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+    assert log_probability_penalty(log_probability).tolist() == pytest.approx([0.480453, 1.002287], abs=1e-6)
+
+
+def test_squared_action_error_is_a_mean_over_components() -> None:
+    """Differences (1, -2): (1 + 4) / 2 = 2.5; (0, 0): 0."""
+    predicted = torch.tensor([[0.5, -1.0], [0.2, 0.3]])
+    action = torch.tensor([[-0.5, 1.0], [0.2, 0.3]])
+    assert squared_action_error(predicted, action).tolist() == [2.5, 0.0]
+
+
+def test_target_bootstraps_unless_the_task_ended() -> None:
+    """Reward 1, discount 0.9, next value 3: 1 + 2.7 = 3.7; where the task ended: 1."""
+    target = td_target(torch.ones(2), 0.9, torch.full((2,), 3.0), torch.tensor([False, True]))
+    assert target.tolist() == pytest.approx([3.7, 1.0])
+
+
+def test_a_terminated_step_ignores_even_a_value_that_is_not_a_number() -> None:
+    """Nothing follows a terminated step, so nothing that is computed there may leak: 0 x nan would."""
+    target = td_target(torch.ones(1), 0.9, torch.tensor([float("nan")]), torch.tensor([True]))
+    assert target.tolist() == [1.0]
+
+
+def test_huber_loss_is_quadratic_near_and_linear_far() -> None:
+    """Errors 0.5, 1, 3: 0.5 x 0.25 = 0.125; 0.5; 3 - 0.5 = 2.5."""
+    loss = huber_td_loss(torch.zeros(3), torch.tensor([0.5, -1.0, 3.0]))
+    assert loss.tolist() == [0.125, 0.5, 2.5]
+
+
+def test_cql_penalty_of_two_equal_values_is_ln_two() -> None:
+    """Q = (q, q): ln(e^q + e^q) - q = ln 2, whatever q is."""
+    assert cql_penalty(torch.tensor([[7.0, 7.0]]), torch.tensor([1])).tolist() == pytest.approx([log(2)], abs=1e-6)
+
+
+def test_cql_penalty_charges_the_unseen_action() -> None:
+    """Q = (1, 3), recorded 0: 3 + ln(1 + e^-2) - 1 = 2.126928; recorded 1: ln(1 + e^-2) = 0.126928."""
+    penalty = cql_penalty(torch.tensor([[1.0, 3.0], [1.0, 3.0]]), torch.tensor([0, 1]))
+    assert penalty.tolist() == pytest.approx([2.126928, 0.126928], abs=1e-6)
+
+
+@pytest.mark.parametrize(("q_shape", "action_shape"), [((4,), (4,)), ((4, 2), (4, 1)), ((4, 2), (3,))])
+def test_cql_penalty_refuses_shapes_that_would_broadcast(q_shape: tuple[int, ...], action_shape: tuple[int]) -> None:
+    """A wrong shape would otherwise give a wrong number rather than an error."""
+    with pytest.raises(ValueError, match="needs q of shape"):
+        cql_penalty(torch.zeros(q_shape), torch.zeros(action_shape, dtype=torch.int64))
