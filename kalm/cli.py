@@ -118,8 +118,8 @@ class KalmCLI(LightningCLI):
         parser.add_argument(
             "--experiment",
             type=str,
-            default="unnamed",
-            help="<domain>/<stage>/<name>; the run writes to <root>/<experiment>/seed=<seed_everything>/.",
+            default="",
+            help="<domain>/<stage>/<name>, to be given; the run writes to <root>/<experiment>/seed=<seed_everything>/.",
         )
         parser.add_argument(
             "--overwrite",

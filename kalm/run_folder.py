@@ -8,6 +8,7 @@ from pathlib import Path
 from kalm.errors import CheckpointError, KalmError
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+_NUM_PARTS = 3
 _WRITTEN = ("*.ckpt", "*.ckpt.json", "config*.yaml", "metrics*.csv", "results.jsonl", "events.out.tfevents.*", ".*.tmp")
 _BARE_NAME = re.compile(r"[A-Za-z0-9=_.-]+")
 
@@ -18,7 +19,8 @@ def run_folder(root: str, experiment: str, seed: int) -> Path:
     Raises:
         KalmError: If ``experiment`` could lead out of ``root``, or holds characters that a path should not.
     """
-    if not all(_PART.fullmatch(part) for part in experiment.split("/")):
+    parts = experiment.split("/")
+    if len(parts) != _NUM_PARTS or not all(_PART.fullmatch(part) for part in parts):
         raise KalmError(
             f"experiment {experiment!r} cannot name a folder below {root!r}; use <domain>/<stage>/<name> with letters, "
             "digits and . _ = + - only, each part starting with a letter or digit, for example clevr_robot/bc/kalm"

@@ -1,0 +1,121 @@
+"""The verbs ``collect`` and ``report``: thin doors to ``kalm.data.collect`` and ``kalm.report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from kalm.envs.base import Domain
+from kalm.errors import KalmError
+from kalm.run_folder import run_folder
+from kalm.usage import usage_error
+
+
+def run_verb(verb: str, arguments: list[str]) -> int:
+    """Run ``collect`` or ``report``.
+
+    Args:
+        verb: Which of the two.
+        arguments: What follows the verb on the command line.
+
+    Returns:
+        Exit code.
+    """
+    if verb == "collect":
+        return _collect(_parse(_collect_parser(), arguments))
+    return _report(_parse(_report_parser(), arguments))
+
+
+def _collect_parser() -> ArgumentParser:
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    parser = ArgumentParser(
+        prog="python -m kalm collect",
+        description="Collect real rollouts with the domain's expert. A collection that was killed goes on.",
+        parser_mode="omegaconf+",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given again.")
+    parser.add_argument("--root", type=str, default="checkpoints", help="Folder below which all runs write.")
+    parser.add_argument(
+        "--experiment",
+        type=str,
+        default="",
+        help="<domain>/<stage>/<name>; the store is written to <root>/<experiment>/seed=<seed>/.",
+    )
+    parser.add_argument("--domain", type=Domain, required=True, help="The world, by class_path.")
+    parser.add_argument("--num_rollouts", type=int, default=10000, help="Rollouts to collect.")
+    parser.add_argument("--seed", type=int, default=0, help="Equal seeds give equal files.")
+    parser.add_argument("--show_progress", type=bool, default=True, help="Draw a progress bar.")
+    return parser
+
+
+def _collect(config: Namespace) -> int:
+    folder = run_folder(config.root, config.experiment, config.seed)
+    if config.num_rollouts < 1:
+        raise KalmError(f"num_rollouts is {config.num_rollouts}; it must be at least 1")
+    domain = _collect_parser().instantiate_classes(config).domain
+    from kalm.data.collect import collect_store
+
+    store = collect_store(domain, folder, config.num_rollouts, config.seed, show_progress=config.show_progress)
+    megabytes = sum(entry["bytes"] for entry in store.manifest["files"].values()) / 1e6
+    Console().print(
+        f"{folder}: {store.num_rollouts} rollouts, {len(store)} transitions, {megabytes:.1f} MB "
+        f"({store.manifest['bytes_per_transition']} bytes a transition)",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _report_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m kalm report",
+        description="Tables and plots of whatever the stages have written: report.md, report.html, PNG files.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", type=str, nargs="*", default=["checkpoints"], help="Roots or run folders.")
+    parser.add_argument("--output", type=str, default="checkpoints/report", help="Folder to write to.")
+    parser.add_argument(
+        "--study", type=str | None, default=None, help="Study file whose report section names the table's rows."
+    )
+    parser.add_argument("--num_last_evaluations", type=int, default=5, help="Evaluations to average (paper: 5).")
+    return parser
+
+
+def _report(config: Namespace) -> int:
+    from kalm.report import write_report  # brings matplotlib
+
+    write_report(
+        config.folders,
+        config.output,
+        study=None if config.study is None else _read_study(config.study),
+        num_last_evaluations=config.num_last_evaluations,
+        console=Console(),
+    )
+    return 0
+
+
+def _read_study(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise KalmError(f"study file {path} does not exist; give a YAML file such as those in conf/study")
+    try:
+        study = OmegaConf.to_container(OmegaConf.load(path))
+    except OmegaConfBaseException as error:
+        raise KalmError(f"study file {path} cannot be read: {error}") from error
+    if not isinstance(study, dict):
+        raise KalmError(f"study file {path} holds a {type(study).__name__}; it must hold keys such as name and stages")
+    return {str(key): value for key, value in study.items()}
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    try:
+        return parser.parse_args(arguments)
+    except (ArgumentError, OmegaConfBaseException, RecursionError) as error:
+        raise usage_error(error, parser) from error
