@@ -7,7 +7,6 @@ embedding, O numbers in an observation.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -20,26 +19,24 @@ from torch.utils.data import DataLoader, Dataset
 from torchrl.data import ReplayBufferEnsemble
 
 from kalm import types
+from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
 from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.mixture import MixturePart, mixture_buffer, rollout_sampler
-from kalm.data.store import RolloutStore, is_finished_store
-from kalm.data.store_layout import Key, describe_spaces, transition_columns
+from kalm.data.moments import Moments
+from kalm.data.store import RolloutStore
+from kalm.data.store_layout import Key, transition_columns
 from kalm.data.task_spec import task_spec
-from kalm.data.validation import raise_problems
 from kalm.envs.base import Domain
 from kalm.errors import CheckpointError, DataError
 from kalm.evaluation import Episode, evaluation_episodes
 from kalm.language.encoder import SentenceEncoder
-from kalm.types import GoalSplit, TaskSpec
-
-logger = logging.getLogger(__name__)
+from kalm.types import TaskSpec
 
 # Evaluation is the same for every run, whatever its seed; validation and test never share a start.
 _VALIDATION_SEED, _TEST_SEED = 0, 1
 _EPISODES_A_BATCH = 128
 _CHUNK = 1 << 16
-_SMALLEST_STD = 1e-6
 
 
 class PolicyData(LightningDataModule):
@@ -102,7 +99,7 @@ class PolicyData(LightningDataModule):
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
         self._num_validation_episodes, self._num_test_episodes = num_validation_episodes, num_test_episodes
-        self._goal_splits, self._goals_file, self._seed = _parse_splits(goal_splits), goals_file, seed
+        self._goal_splits, self._goals_file, self._seed = parse_goal_splits(goal_splits), goals_file, seed
         for name, value in (("batch_size", batch_size), ("updates_per_step", updates_per_step)):
             if value < 1:
                 raise DataError(f"{name} is {value}; it must be 1 or more")
@@ -121,13 +118,8 @@ class PolicyData(LightningDataModule):
         if trainer is not None and trainer.state.fn is not None and trainer.state.fn != "fit":
             return
         for path in self._imagined:
-            self._open(path)
-        if not is_finished_store(self._real):
-            # Collecting needs a simulator; training on a finished store does not.
-            from kalm.data.collect import collect_store
-
-            logger.info("there is no rollout store in %s yet: collecting it", self._real)
-            collect_store(self.domain, self._real, self._num_collected_rollouts, self._collect_seed)
+            open_domain_store(self.domain, path)
+        collect_if_absent(self.domain, self._real, self._num_collected_rollouts, self._collect_seed)
 
     def setup(self, stage: str) -> None:
         """Open the stores for training, so that what is wrong with them shows at once; evaluation needs none."""
@@ -137,7 +129,7 @@ class PolicyData(LightningDataModule):
     @cached_property
     def stores(self) -> list[RolloutStore]:
         """The real store, then the imagined ones."""
-        return [self._open(path) for path in (self._real, *self._imagined)]
+        return [open_domain_store(self.domain, path) for path in (self._real, *self._imagined)]
 
     @property
     def fingerprint(self) -> str:
@@ -235,24 +227,6 @@ class PolicyData(LightningDataModule):
         dataset = cast("Dataset[list[Episode]]", episodes)
         return DataLoader(dataset, batch_size=_EPISODES_A_BATCH, shuffle=False, collate_fn=list)
 
-    def _open(self, path: str) -> RolloutStore:
-        store = RolloutStore(path)
-        expected = {
-            "domain": self.domain.name,
-            **describe_spaces(self.domain.observation_space, self.domain.action_space),
-        }
-        problems = [
-            f"{key}: {store.manifest[key]!r}, expected {value!r}"
-            for key, value in expected.items()
-            if store.manifest[key] != value
-        ]
-        raise_problems(
-            f"rollout store {path} is not of the domain {self.domain.name}",
-            problems,
-            f"Name a store of {self.domain.name}, or another domain.",
-        )
-        return store
-
     @cached_property
     def _keys(self) -> list[Key]:
         return list(transition_columns(self.stores[0].manifest))
@@ -273,28 +247,14 @@ class PolicyData(LightningDataModule):
     @cached_property
     def _observation_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, read piece by piece so that memory does not grow with the store."""
-        store = self.stores[0]
-        sampler = rollout_sampler(store, self._real_rollouts)
-        observations, count = store.transitions[types.OBSERVATION], sampler.num_transitions
-        total = squares = torch.zeros(observations.shape[1], dtype=torch.float64)
-        centre = observations[int(sampler.start[0])].double()  # keeps the squares small against their difference
-        for first in range(0, count, _CHUNK):
-            rows, _ = sampler.locate(torch.arange(first, min(first + _CHUNK, count)))
-            offset = observations[rows].double() - centre
-            total, squares = total + offset.sum(0), squares + offset.square().sum(0)
-        variance = (squares / count - (total / count) ** 2).clamp_min(0.0)
-        std = torch.where(variance.sqrt() < _SMALLEST_STD, torch.ones_like(variance), variance.sqrt())
-        return (centre + total / count).float(), std.float()
+        store, moments = self.stores[0], Moments()
+        sampler, observations = rollout_sampler(store, self._real_rollouts), store.transitions[types.OBSERVATION]
+        for first in range(0, sampler.num_transitions, _CHUNK):
+            rows, _ = sampler.locate(torch.arange(first, min(first + _CHUNK, sampler.num_transitions)))
+            moments.add(observations[rows])
+        return moments.mean, moments.std
 
 
 def _firsts(counts: Sequence[int]) -> Tensor:
     stops = torch.tensor(counts).cumsum(0)
     return stops - torch.tensor(counts)
-
-
-def _parse_splits(labels: Sequence[str]) -> list[GoalSplit]:
-    known = ", ".join(split.label for split in GoalSplit)
-    unknown = [label for label in labels if label not in {split.label for split in GoalSplit}]
-    if unknown or not labels:
-        raise DataError(f"goal_splits: {', '.join(map(repr, unknown)) or 'none named'}; the splits are {known}")
-    return [GoalSplit.parse(label) for label in labels]
