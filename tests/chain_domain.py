@@ -118,10 +118,10 @@ class ChainDomain(Domain):
         """All environments in one array."""
         return ChainVectorEnv(num_envs)
 
-    def collect(self, num_rollouts: int, seed: int, mistake_rate: float = 0.3) -> Iterator[Rollout]:
+    def collect(self, num_rollouts: int, seed: int, first: int = 0, mistake_rate: float = 0.3) -> Iterator[Rollout]:
         """Walk to a random end from a random cell, stepping the wrong way now and then."""
         goals = self.instructed_goals(GoalSplit.TRAIN)
-        for index in range(num_rollouts):
+        for index in range(first, num_rollouts):
             rng = np.random.default_rng([seed, index])
             instructed = goals[rng.integers(len(goals))]
             assert isinstance(instructed.goal, CellGoal)

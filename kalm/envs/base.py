@@ -136,8 +136,22 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def collect(self, num_rollouts: int, seed: int) -> Iterator[Rollout]:
-        """Real rollouts of the expert under the training goals, in a fixed order for a given seed."""
+    def collect(self, num_rollouts: int, seed: int, first: int = 0) -> Iterator[Rollout]:
+        """Real rollouts of the expert under the training goals.
+
+        Args:
+            num_rollouts: Rollouts of the whole collection.
+            seed: With a rollout's number it decides everything about that rollout.
+            first: Number of the rollout to begin with, so that an interrupted collection goes on.
+
+        Yields:
+            Rollouts ``first`` to ``num_rollouts - 1``, in order.
+        """
+
+    @property
+    def collection_settings(self) -> dict[str, Any]:
+        """What else decides how ``collect`` collects, as plain JSON types; kept with the store."""
+        return {}
 
     @abstractmethod
     def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:

@@ -23,8 +23,8 @@ class ClevrRobot(Domain):
 
     Args:
         action_noise: Share of uniformly random actions among those that ``collect`` carries out and records, in
-            [0, 1]. A learner sees more of the world with noise, but cloning then fits the noise too: with 6,400 rollouts it
-            costs cloning ten points of success a tenth.
+            [0, 1]. Noise shows a learner more of the world, but with a few thousand rollouts cloning fits the noise too
+            and succeeds less.
     """
 
     name: ClassVar[str] = "clevr_robot"
@@ -79,11 +79,15 @@ class ClevrRobot(Domain):
 
         return ClevrRobotVectorEnv(self, num_envs, num_threads)
 
-    def collect(self, num_rollouts: int, seed: int) -> Iterator[Rollout]:
+    def collect(self, num_rollouts: int, seed: int, first: int = 0) -> Iterator[Rollout]:
         """Rollouts of the expert under training instructions, each drawn from ``seed`` and its number alone."""
-        from kalm.envs.clevr_robot.expert import expert_rollouts  # brings MuJoCo
+        from kalm.envs.clevr_robot.collection import expert_rollouts  # brings MuJoCo
 
-        return expert_rollouts(self, num_rollouts, seed, self.action_noise)
+        return expert_rollouts(self, range(first, num_rollouts), seed, self.action_noise)
+
+    @property
+    def collection_settings(self) -> dict[str, Any]:  # noqa: D102
+        return {"action_noise": self.action_noise}
 
     def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
         from kalm.envs.clevr_robot.rendering import draw_observation  # brings pillow
