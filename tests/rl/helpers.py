@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 
 import kalm.rl
+from kalm.data.index_batches import IndexedBatches
 from kalm.data.policy_data import PolicyData
 from kalm.data.store import is_finished_store
 from kalm.rl.base import OfflineRLModule
@@ -97,3 +98,21 @@ def stacked_batch(spec: TaskSpec, num_updates: int = 2, num_rows: int = 6) -> Te
         },
         batch_size=size,
     )
+
+
+class FixedData(lightning.LightningDataModule):
+    """Hands the same stacked minibatches over at every step, with what a policy asks of its data module."""
+
+    def __init__(self, spec: TaskSpec, batch: TensorDict) -> None:
+        """Keep ``batch``, batch size (K, B)."""
+        super().__init__()
+        self.spec = spec
+        self.updates_per_step = batch.shape[0]
+        self.goal_embeddings = torch.randn(1, spec.goal_embedding_size, generator=torch.Generator().manual_seed(9))
+        self.observation_mean = torch.zeros(spec.observation_size)
+        self.observation_std = torch.ones(spec.observation_size)
+        self._batch = batch
+
+    def train_dataloader(self) -> Any:
+        """The same batch without end."""
+        return IndexedBatches(lambda index: self._batch, start=lambda: 0).dataloader()

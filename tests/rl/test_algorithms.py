@@ -1,0 +1,188 @@
+"""What holds for every algorithm in kalm/rl; a new one is found and tested without editing this file."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kalm.errors import CheckpointError, KalmError
+from kalm.evaluation import evaluate, evaluation_episodes, summarize
+from kalm.rl.base import OfflineRLModule
+from kalm.types import GoalSplit, TaskSpec
+from tests.chain_domain import ChainDomain
+from tests.rl.helpers import (
+    CONTINUOUS,
+    DISCRETE,
+    FixedData,
+    algorithms,
+    chain_data,
+    stacked_batch,
+    trainer,
+    transition_batch,
+)
+
+
+def supports(algorithm: type[OfflineRLModule], spec: TaskSpec) -> bool:
+    """Whether an algorithm is defined for these actions; one that is not must say so as a user's error."""
+    try:
+        algorithm(spec)
+    except KalmError:
+        return False
+    return True
+
+
+CASES = [
+    (algorithm, spec) for algorithm in algorithms() for spec in (DISCRETE, CONTINUOUS) if supports(algorithm, spec)
+]
+each_case = pytest.mark.parametrize(
+    ("algorithm", "spec"),
+    CASES,
+    ids=[f"{a.__name__}-{'discrete' if s.is_discrete else 'continuous'}" for a, s in CASES],
+)
+each_algorithm = pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.__name__)
+
+
+def test_the_algorithms_are_found() -> None:
+    """At least the two that kalm began with, each with a kind of action that it is defined for."""
+    names = [algorithm.__name__ for algorithm in algorithms()]
+    assert len(names) >= 2
+    assert {"BC", "CQL"} <= set(names)
+    assert {algorithm for algorithm, _ in CASES} == set(algorithms())
+
+
+@each_case
+def test_every_loss_is_one_finite_number_a_transition(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
+    """Losses come unreduced, so that real and imagined transitions can be weighed and logged apart."""
+    losses = algorithm(spec).losses(transition_batch(spec, num_rows=6))
+    assert losses
+    for loss in losses.values():
+        assert loss.shape == (6,)
+        assert loss.isfinite().all()
+
+
+@each_case
+def test_a_loss_of_one_transition_does_not_depend_on_the_others(
+    algorithm: type[OfflineRLModule], spec: TaskSpec
+) -> None:
+    """Nothing is averaged over the batch on the way."""
+    policy, batch = algorithm(spec), transition_batch(spec, num_rows=6)
+    whole = policy.losses(batch)
+    first_half = policy.losses(type(batch)(**{field.name: getattr(batch, field.name)[:3] for field in fields(batch)}))
+    for name, loss in whole.items():
+        torch.testing.assert_close(loss[:3], first_half[name])
+
+
+@each_case
+def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
+    """The optimizer holds exactly the parameters that some loss moves."""
+    policy = algorithm(spec)
+    torch.stack(list(policy.losses(transition_batch(spec)).values())).sum().backward()
+    moved = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    optimized = {id(p) for group in policy.configure_optimizers().param_groups for p in group["params"]}
+    assert moved == {name for name, parameter in policy.named_parameters() if id(parameter) in optimized}
+    assert not [name for name in moved if name.startswith("target_")]
+
+
+@each_case
+def test_losses_do_not_change_the_batch(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
+    """A batch may be used again."""
+    batch, untouched = transition_batch(spec), transition_batch(spec)
+    torch.stack(list(algorithm(spec).losses(batch).values())).sum().backward()
+    for field in fields(batch):
+        assert torch.equal(getattr(batch, field.name), getattr(untouched, field.name))
+
+
+@each_case
+def test_actions_fit_the_action_space(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
+    """Indices in [0, A), or vectors in [-1, 1]^A."""
+    batch = transition_batch(spec, num_rows=50)
+    action = algorithm(spec)(batch.observation * 100, batch.goal_embedding)
+    if spec.is_discrete:
+        assert action.shape == (50,)
+        assert action.dtype == torch.int64
+        assert action.min() >= 0
+        assert action.max() < spec.action_size
+    else:
+        assert action.shape == (50, spec.action_size)
+        assert action.abs().max() <= 1
+
+
+@each_case
+def test_a_saved_policy_acts_the_same_after_loading(
+    algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path
+) -> None:
+    """Fit two steps, save, load with weights_only into a fresh policy, compare actions and normalisation."""
+    policy, data = algorithm(spec), FixedData(spec, stacked_batch(spec))
+    data.observation_mean += 0.5
+    fitted = trainer(tmp_path, max_steps=4)
+    fitted.fit(policy, data)
+    fitted.save_checkpoint(tmp_path / "policy.ckpt")
+    torch.manual_seed(1)
+    loaded = algorithm(spec)
+    checkpoint = torch.load(tmp_path / "policy.ckpt", weights_only=True)
+    loaded.on_load_checkpoint(checkpoint)
+    loaded.load_state_dict(checkpoint["state_dict"])
+    batch = transition_batch(spec, num_rows=50, seed=5)
+    assert torch.equal(loaded(batch.observation, batch.goal_embedding), policy(batch.observation, batch.goal_embedding))
+    assert loaded.observation_mean.tolist() == [0.5] * spec.observation_size
+
+
+@each_algorithm
+def test_weights_of_another_policy_are_refused(algorithm: type[OfflineRLModule], tmp_path: Path) -> None:
+    """Other sizes, or another algorithm: an error that says which, not a list of tensors."""
+    spec = next(spec for one, spec in CASES if one is algorithm)
+    checkpoint: dict[str, Any] = {"global_step": 0}
+    algorithm(spec).on_save_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match="hidden_sizes"):
+        algorithm(spec, hidden_sizes=[8]).on_load_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match="no policy of kalm"):
+        algorithm(spec).on_load_checkpoint({"global_step": 0})
+
+
+def fit_chain(algorithm: type[OfflineRLModule], folder: Path, max_steps: int, **options: Any) -> OfflineRLModule:
+    """Train on the chain's rollouts, at a pace that suits so few of them."""
+    lightning.seed_everything(0)
+    data = chain_data(folder)
+    policy = algorithm(
+        data.spec, hidden_sizes=[64, 64], learning_rate=1e-3, target_update_rate=1.0, target_update_interval=50
+    )
+    trainer(folder, max_steps, **options).fit(policy, data)
+    return policy
+
+
+def state(policy: OfflineRLModule) -> dict[str, Tensor]:
+    """All tensors of a policy."""
+    return {name: value.clone() for name, value in policy.state_dict().items()}
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """All tensors agree to the last bit."""
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@each_algorithm
+def test_the_same_seed_gives_the_same_run(algorithm: type[OfflineRLModule], tmp_path: Path) -> None:
+    """R1, for the weights."""
+    assert_equal(state(fit_chain(algorithm, tmp_path, 20)), state(fit_chain(algorithm, tmp_path, 20)))
+
+
+@each_algorithm
+def test_it_learns_the_chain_better_than_chance(algorithm: type[OfflineRLModule], tmp_path: Path) -> None:
+    """Trained on walks with 30 % mistakes, it reaches both ends nearly always; random actions do not."""
+    policy, domain = fit_chain(algorithm, tmp_path, 300), ChainDomain()
+    data = chain_data(tmp_path, goal_splits=["train"], num_test_episodes=40)
+    trainer(tmp_path, -1).test(policy, data, verbose=False)
+    rate = summarize(policy.episode_results)[GoalSplit.TRAIN].success_rate
+    random = np.random.default_rng(0)
+    episodes = evaluation_episodes(domain, [GoalSplit.TRAIN], 40, seed=1)
+    by_chance = evaluate(lambda observations, rows: random.integers(0, 2, len(rows)), domain, episodes)
+    assert rate >= 0.95
+    assert rate >= summarize(by_chance)[GoalSplit.TRAIN].success_rate + 0.2

@@ -1,0 +1,238 @@
+"""What the base owns: counting, target networks, finite numbers, logging per source, normalisation, evaluation."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from kalm.errors import DataError, KalmError
+from kalm.loggers import MetricsFileLogger
+from kalm.rl.bc import BC
+from kalm.rl.cql import CQL
+from tests.rl.helpers import DISCRETE, FixedData, chain_data, stacked_batch, trainer
+
+
+def fit_fixed(policy: Any, folder: Path, batch: Any = None, num_steps: int = 1, **options: Any) -> Any:
+    """Train on the same minibatches at every step."""
+    batch = stacked_batch(DISCRETE) if batch is None else batch
+    fitted = trainer(folder, num_steps * batch.shape[0], **options)
+    fitted.fit(policy, FixedData(DISCRETE, batch))
+    return fitted
+
+
+def copies(module: torch.nn.Module) -> list[Tensor]:
+    """All parameters as they are now."""
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def test_the_trainer_counts_updates(tmp_path: Path) -> None:
+    """Three training steps of two updates each are six."""
+    fitted = fit_fixed(BC(DISCRETE), tmp_path, num_steps=3)
+    assert fitted.global_step == 6
+    assert fitted.fit_loop.epoch_loop.total_batch_idx == 2
+
+
+def test_updates_that_training_steps_cannot_hit_are_refused_at_the_start(tmp_path: Path) -> None:
+    """Five updates in steps of two: the error names a number that works."""
+    with pytest.raises(KalmError, match=r"max_steps is 5, .*updates_per_step 2; use 4 updates"):
+        trainer(tmp_path, 5).fit(BC(DISCRETE), FixedData(DISCRETE, stacked_batch(DISCRETE)))
+
+
+def test_targets_follow_at_their_rate_and_interval(tmp_path: Path) -> None:
+    """Rate 1/2, every second update: after two updates half of the way from the start to the critic of update two."""
+    policy = CQL(DISCRETE, target_update_rate=0.5, target_update_interval=2, learning_rate=1e-2)
+    start = copies(policy.target_critic)
+    fit_fixed(policy, tmp_path)
+    for before, target, critic in zip(start, copies(policy.target_critic), copies(policy.critic), strict=True):
+        assert not torch.equal(before, critic)
+        torch.testing.assert_close(target, 0.5 * before + 0.5 * critic)
+
+
+def test_targets_stand_still_between_their_updates(tmp_path: Path) -> None:
+    """Every third update, and two are made."""
+    policy = CQL(DISCRETE, target_update_interval=3, learning_rate=1e-2)
+    start = copies(policy.target_critic)
+    fit_fixed(policy, tmp_path)
+    assert all(torch.equal(*pair) for pair in zip(start, copies(policy.target_critic), strict=True))
+
+
+def test_a_value_that_is_no_number_is_named_with_its_rollout(tmp_path: Path) -> None:
+    """N1: update 2, row 4 is transition 10, which is step 1 of rollout 3."""
+    batch = stacked_batch(DISCRETE)
+    batch["next", "reward"][1, 4] = float("nan")
+    with pytest.raises(DataError, match=r"next reward is not finite in rollout 3, step 1 \(real\)"):
+        fit_fixed(CQL(DISCRETE), tmp_path, batch)
+
+
+def test_a_loss_that_is_no_number_is_named_with_its_update(tmp_path: Path) -> None:
+    """N1 with finite data: the second step's first update is number 3; nothing earlier stopped the run."""
+    policy = CQL(DISCRETE)
+
+    class Overflow(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                torch.nn.init.constant_(policy.critic.output.bias, float("inf"))
+
+    with pytest.raises(
+        DataError, match=r"(td|conservative)_loss is (inf|nan) at update 3, first for rollout 0, step 0"
+    ):
+        fit_fixed(policy, tmp_path, num_steps=2, callbacks=[Overflow()])
+
+
+def test_a_gradient_that_is_no_number_is_named(tmp_path: Path) -> None:
+    """N1 with finite data and a finite loss: what the gradient spoilt is the parameter it belongs to."""
+    policy = BC(DISCRETE)
+    policy.policy.output.bias.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DataError, match=r"the gradient of policy\.output\.bias was not finite"):
+        fit_fixed(policy, tmp_path, stacked_batch(DISCRETE, num_updates=1))
+
+
+def test_losses_are_logged_overall_and_for_each_source(tmp_path: Path) -> None:
+    """The logged means are those of the losses before the only update; rows alternate between real and imagined."""
+    policy, batch = BC(DISCRETE), stacked_batch(DISCRETE, num_updates=1)
+    seen: dict[str, Tensor] = {}
+
+    class Before(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            output = policy.policy(batch["observation"][0], policy.goal_embeddings.expand(6, -1))
+            seen["loss"] = -output.log_softmax(-1)[torch.arange(6), batch["action"][0]].detach()
+
+    metrics = fit_fixed(policy, tmp_path, batch, callbacks=[Before()]).callback_metrics
+    loss = seen["loss"]
+    assert metrics["train/imitation_loss"] == pytest.approx(float(loss.mean()), abs=1e-6)
+    assert metrics["train/real/imitation_loss"] == pytest.approx(float(loss[::2].mean()), abs=1e-6)
+    assert metrics["train/imaginary/imitation_loss"] == pytest.approx(float(loss[1::2].mean()), abs=1e-6)
+
+
+def test_a_source_that_is_absent_is_not_logged(tmp_path: Path) -> None:
+    """A mean over nothing would be no number."""
+    batch = stacked_batch(DISCRETE)
+    batch["source"].fill_(0)
+    metrics = fit_fixed(BC(DISCRETE), tmp_path, batch).callback_metrics
+    assert "train/real/imitation_loss" in metrics
+    assert not [name for name in metrics if name.startswith("train/imaginary")]
+
+
+def test_the_x_axis_of_logged_values_is_the_update_counter(tmp_path: Path) -> None:
+    """Six steps of two updates, logged at every third step: at updates 6 and 12."""
+    logger = MetricsFileLogger(tmp_path / "metrics.csv")
+    fit_fixed(BC(DISCRETE), tmp_path, num_steps=6, logger=logger, log_every_n_steps=3)
+    with (tmp_path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["6", "12"]
+    assert float(rows[1]["train/imitation_loss"]) < float(rows[0]["train/imitation_loss"])
+
+
+class CountSteps(Callback):
+    """A callback that hooks into every update."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Remember the norm of the gradient that is about to be used."""
+        self.norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in pl_module.policy.parameters()])))
+
+
+def test_hooks_around_an_update_are_called_and_change_nothing(tmp_path: Path) -> None:
+    """The direct way and Lightning's own way make the same updates; only the latter calls hooks, and is taken then."""
+    torch.manual_seed(0)
+    direct = BC(DISCRETE)
+    hooked = BC(DISCRETE)
+    hooked.load_state_dict(direct.state_dict())
+    count = CountSteps()
+    fit_fixed(direct, tmp_path, num_steps=3)
+    fitted = fit_fixed(hooked, tmp_path, num_steps=3, callbacks=[count])
+    assert len(count.norms) == fitted.global_step == 6
+    assert all(torch.equal(*pair) for pair in zip(copies(direct), copies(hooked), strict=True))
+
+
+def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:
+    """Unclipped it is longer than 1e-3 here; clipped never."""
+    for clip_norm, is_clipped in ((None, False), (1e-3, True)):
+        count = CountSteps()
+        fit_fixed(BC(DISCRETE, gradient_clip_norm=clip_norm), tmp_path, callbacks=[count])
+        assert all((norm <= 1e-3 * 1.0001) == is_clipped for norm in count.norms)
+
+
+def test_observations_are_normalised_with_the_datas_statistics(tmp_path: Path) -> None:
+    """A policy that normalises acts on x as one that does not acts on (x - mean) / std."""
+    data = chain_data(tmp_path)
+    policy, bare = BC(data.spec), BC(data.spec, normalize_observation=False)
+    trainer(tmp_path, 5).fit(policy, data)
+    trainer(tmp_path, 5).fit(bare, data)
+    assert bare.observation_mean.tolist() == [0.0] * 5
+    assert torch.equal(policy.observation_mean, data.observation_mean)
+    bare.policy.load_state_dict(policy.policy.state_dict())
+    observation, goal = torch.rand(8, 5), torch.randn(8, data.spec.goal_embedding_size)
+    normalised = (observation - data.observation_mean) / data.observation_std
+    assert torch.equal(policy(observation, goal), bare(normalised, goal))
+
+
+def test_a_policy_for_other_sizes_than_the_datas_is_refused(tmp_path: Path) -> None:
+    """The error shows both."""
+    with pytest.raises(DataError, match=r"built for TaskSpec\(.*but the data have TaskSpec"):
+        trainer(tmp_path, 5).fit(BC(DISCRETE), chain_data(tmp_path))
+
+
+def test_bare_data_loaders_are_refused(tmp_path: Path) -> None:
+    """Goal embeddings and statistics come from the data module."""
+    loader = FixedData(DISCRETE, stacked_batch(DISCRETE)).train_dataloader()
+    with pytest.raises(KalmError, match="got no data module"):
+        trainer(tmp_path, 2).fit(BC(DISCRETE), train_dataloaders=loader)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_sizes": []},
+        {"learning_rate": 0.0},
+        {"discount": 1.1},
+        {"target_update_rate": 0.0},
+        {"target_update_interval": 0},
+        {"gradient_clip_norm": 0.0},
+        {"num_evaluation_envs": 0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_out_of_range_are_refused_at_construction(options: dict[str, Any]) -> None:
+    """The error names the option and its value."""
+    name, value = next(iter(options.items()))
+    with pytest.raises(KalmError, match=re.escape(f"{name} is {value}; it must be")):
+        BC(DISCRETE, **options)
+
+
+def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(tmp_path: Path) -> None:
+    """L4 through the trainer: one environment against seven."""
+    data = chain_data(tmp_path)
+    policy = BC(data.spec)
+    trainer(tmp_path, 20).fit(policy, data)
+    outcomes = []
+    for num_envs in (1, 7):
+        policy.num_evaluation_envs = num_envs
+        trainer(tmp_path, -1).test(policy, data, verbose=False)
+        outcomes.append([(r.episode, r.is_success, r.actions.tolist()) for r in policy.episode_results])
+    assert len(outcomes[0]) == 80
+    assert outcomes[0] == outcomes[1]
+
+
+def test_validation_leaves_training_as_it_is(tmp_path: Path) -> None:
+    """R3: with a validation every second step, and without any."""
+    outcomes = []
+    for options in ({"limit_val_batches": 0}, {"limit_val_batches": 1, "val_check_interval": 2}):
+        lightning.seed_everything(0)
+        data = chain_data(tmp_path)
+        policy = CQL(data.spec, hidden_sizes=[32])
+        trainer(tmp_path, 20, **options).fit(policy, data)
+        outcomes.append(copies(policy))
+    assert policy.episode_results
+    assert all(torch.equal(*pair) for pair in zip(*outcomes, strict=True))
