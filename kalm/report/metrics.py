@@ -36,19 +36,28 @@ class MetricLog:
         return values[-1] if values else None
 
 
-def load_metrics(folders: Sequence[Path], prefixes: tuple[str, ...]) -> list[MetricLog]:
-    """Read every run's metrics whose names start with one of ``prefixes``; runs without any are left out."""
-    logs: dict[Path, MetricLog] = {}
-    for folder in folders:
-        for path in find_files([folder], METRICS_FILE):
-            logs.setdefault(path.resolve(), MetricLog(folder_name(path.parent, Path(folder)), _read(path, prefixes)))
-    return [log for log in logs.values() if log.values]
+def load_metrics(
+    folders: Sequence[Path], prefixes: tuple[str, ...], roots: Sequence[Path] | None = None
+) -> list[MetricLog]:
+    """Read every run's metrics whose names start with one of ``prefixes``; runs without any are left out.
+
+    Args:
+        folders: Where to search.
+        prefixes: Beginnings of metric names.
+        roots: Runs are named by their place below one of these; ``folders`` by default.
+    """
+    files = find_files(folders, METRICS_FILE)
+    logs = [MetricLog(folder_name(path.parent, roots or folders), _read(path, prefixes)) for path in files]
+    return [log for log in logs if log.values]
 
 
-def folder_name(path: Path, searched: Path) -> str:
-    """What to call a folder that was found: its path below the searched one, or its own name if it is that one."""
-    relative = path.resolve().relative_to(searched.resolve()).as_posix()
-    return relative if relative != "." else path.resolve().name
+def folder_name(path: Path, roots: Sequence[Path]) -> str:
+    """What to call a folder: its path below the first root that holds it, or else its own name."""
+    path = path.resolve()
+    for root in map(Path.resolve, roots):
+        if root in path.parents:
+            return path.relative_to(root).as_posix()
+    return path.name
 
 
 def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, dict[int, float]]:

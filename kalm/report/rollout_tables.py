@@ -15,7 +15,7 @@ from kalm.report.metrics import folder_name
 from kalm.report.results import find_files
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
-from kalm.types import GoalSplit, Source
+from kalm.types import SOURCE, GoalSplit, Source
 
 
 @dataclass(frozen=True)
@@ -35,33 +35,36 @@ class StoreVerdicts:
     counts: dict[str, dict[str, int]]
 
 
-def load_verdicts(folders: Sequence[Path]) -> tuple[list[StoreVerdicts], list[str]]:
-    """Count the verdicts of every rollout store at or below the folders.
+def load_verdicts(
+    folders: Sequence[Path], roots: Sequence[Path] | None = None
+) -> tuple[list[StoreVerdicts], list[str]]:
+    """Count the verdicts of every rollout store at or below some folders.
+
+    Args:
+        folders: Where to search.
+        roots: Stores are named by their place below one of these; ``folders`` by default.
 
     Returns:
         The counts, and one sentence for each store that could not be read.
     """
-    verdicts: dict[Path, StoreVerdicts] = {}
+    verdicts = []
     problems = [
         f"rollout store {marker.parent} is unfinished"
         for marker in find_files(folders, UNFINISHED)
         if not (marker.parent / MANIFEST).exists()
     ]
-    for folder in folders:
-        for manifest in find_files([folder], MANIFEST):
-            path = manifest.parent.resolve()
-            if path in verdicts:
-                continue
-            try:
-                store = RolloutStore(path)
-            except DataError as error:
-                problems.append(f"rollout store {path} could not be read: {error}")
-                continue
-            sources = {int(source) for source in store.rollouts["source"].unique()}
-            source = Source(sources.pop()).label if len(sources) == 1 else "mixed"
-            flags = tuple(store.plausibility_flags)
-            verdicts[path] = StoreVerdicts(folder_name(path, Path(folder)), source, flags, verdict_counts(store))
-    return list(verdicts.values()), problems
+    for manifest in find_files(folders, MANIFEST):
+        path = manifest.parent
+        try:
+            store = RolloutStore(path)
+        except DataError as error:
+            problems.append(f"rollout store {path} could not be read: {error}")
+            continue
+        sources = {int(source) for source in store.rollouts[SOURCE].unique()}
+        source = Source(sources.pop()).label if len(sources) == 1 else "mixed"
+        name = folder_name(path, roots or folders)
+        verdicts.append(StoreVerdicts(name, source, tuple(store.plausibility_flags), verdict_counts(store)))
+    return verdicts, problems
 
 
 def imagination_table(verdicts: Sequence[StoreVerdicts]) -> Table:

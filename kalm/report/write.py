@@ -18,11 +18,10 @@ from kalm.report.plots import plot_grounding_curves, plot_success_bars, plot_tra
 from kalm.report.provenance import provenance_lines
 from kalm.report.results import RESULTS_FILE, EpisodeRow, last_evaluations, last_update, load_results
 from kalm.report.rollout_tables import StoreVerdicts, imagination_table, load_verdicts, plausibility_table
+from kalm.report.study import belongs_to_study, study_folders, study_rows, study_seeds
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown
 from kalm.types import Source
-
-_ROW_KEYS = ("experiment", "label", "baseline")
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,13 @@ def write_report(
     searched, output = [Path(folder) for folder in folders], Path(output)
     _check_folders(searched)
     results = load_results(searched)
-    verdicts, problems = load_verdicts(searched)
-    logs = load_metrics(searched, GROUNDING_PREFIXES)
+    of_study = study_folders(study) or searched
+    verdicts, problems = load_verdicts(of_study, searched)
+    logs = load_metrics(of_study, GROUNDING_PREFIXES, searched)
     if not (results or verdicts or logs):
         raise _nothing_found(searched)
-    report_rows = _report_rows(study, results)
-    shown = {report_row.experiment for report_row in report_rows}
-    results = [row for row in results if row.experiment in shown]
+    report_rows = study_rows(study, results)
+    results = [row for row in results if belongs_to_study(row, study, report_rows)]
     missing = _missing(study, report_rows, results, verdicts, logs) + problems
     tables = _tables(results, report_rows, verdicts, logs, num_last_evaluations)
     output.mkdir(parents=True, exist_ok=True)
@@ -107,23 +106,6 @@ def _nothing_found(folders: Sequence[Path]) -> DataError:
     )
 
 
-def _report_rows(study: Mapping[str, Any] | None, results: Sequence[EpisodeRow]) -> list[ReportRow]:
-    """The rows that the study asks for; without one, every experiment."""
-    listed = ((study or {}).get("report") or {}).get("rows")
-    if listed is None:
-        return [ReportRow(name, name) for name in sorted({row.experiment for row in results})]
-    rows = []
-    for number, entry in enumerate(listed, start=1):
-        unknown = sorted(set(entry) - set(_ROW_KEYS))
-        if unknown or "experiment" not in entry:
-            raise DataError(
-                f"row {number} of the study's report section is {dict(entry)}; allowed keys: {', '.join(_ROW_KEYS)}, "
-                "of which experiment is required"
-            )
-        rows.append(ReportRow(entry["experiment"], entry.get("label") or entry["experiment"], entry.get("baseline")))
-    return rows
-
-
 def _missing(
     study: Mapping[str, Any] | None,
     report_rows: Sequence[ReportRow],
@@ -133,19 +115,19 @@ def _missing(
 ) -> list[str]:
     """One sentence for each thing that a complete report would have."""
     missing = []
-    seeds_of = {row.experiment: list((study or {}).get("seeds") or []) for row in report_rows}
+    seeds = study_seeds(study)
     for report_row in report_rows:
         own = [row for row in results if row.experiment == report_row.experiment]
         evaluated = {row.seed for row in own}
         tested = {row.seed for row in own if row.stage == "test"}
-        for seed in sorted({*seeds_of[report_row.experiment], *evaluated}):
+        for seed in sorted({*seeds, *evaluated}):
             if seed not in evaluated:
                 missing.append(
                     f"{report_row.experiment}, seed {seed}: no episodes; it was not trained or not evaluated"
                 )
             elif seed not in tested:
                 missing.append(f"{report_row.experiment}, seed {seed}: not tested yet; its last validation is shown")
-        if not own and not seeds_of[report_row.experiment]:
+        if not own and not seeds:
             missing.append(f"{report_row.experiment}: no episodes; it was not trained or not evaluated")
     if not results:
         missing.append(f"success rates: no {RESULTS_FILE} of the rows asked for")

@@ -102,10 +102,18 @@ def test_without_a_study_every_experiment_is_a_row(complete, tmp_path):
 
 
 def test_experiments_outside_of_the_study_are_left_out(complete, write_results, result_line, tmp_path):
-    """The root holds a run of another day, too."""
-    write_results(result_line(experiment="clevr_robot/bc/other"))
-    markdown = write_report([complete], tmp_path / "out", STUDY).markdown.read_text(encoding="utf-8")
+    """The root holds runs of another day, too: another experiment, another seed, another language model."""
+    write_results(result_line(experiment="clevr_robot/bc/other"), result_line(experiment=REAL, seed=7))
+    other = tmp_path / "clevr_robot" / "ground" / "other" / "seed=0"
+    other.mkdir(parents=True)
+    (other / "metrics.csv").write_text("step,explain/seen_prompt_accuracy\n5,0.1\n", encoding="utf-8")
+    stage = {"name": "ground", "command": ["fit"], "outputs": [f"{complete}/clevr_robot/ground/tiny/seed=0/last.ckpt"]}
+    paths = write_report([complete], tmp_path / "out", {**STUDY, "stages": [stage]})
+    markdown = paths.markdown.read_text(encoding="utf-8")
+    assert "clevr_robot/ground/tiny/seed=0" in markdown
     assert "other" not in markdown
+    assert "seeds 0, 1;" in markdown
+    assert not any("seed 7" in sentence for sentence in paths.missing)
 
 
 def test_hostile_labels_reach_tables_and_plots_as_text(write_results, result_line, tmp_path):

@@ -1,0 +1,56 @@
+"""What a study file says about its report: which rows, seeds and folders. A report without a study takes all there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kalm.errors import DataError
+from kalm.report.results import EpisodeRow
+from kalm.report.success_table import ReportRow
+
+_ROW_KEYS = ("experiment", "label", "baseline")
+
+
+def study_rows(study: Mapping[str, Any] | None, results: Sequence[EpisodeRow]) -> list[ReportRow]:
+    """The rows that the study asks for; without any, every experiment that has results.
+
+    Raises:
+        DataError: If a row has an unknown key or no experiment.
+    """
+    listed = ((study or {}).get("report") or {}).get("rows")
+    if listed is None:
+        return [ReportRow(name, name) for name in sorted({row.experiment for row in results})]
+    rows = []
+    for number, entry in enumerate(listed, start=1):
+        unknown = sorted(set(entry) - set(_ROW_KEYS))
+        if unknown or "experiment" not in entry:
+            raise DataError(
+                f"row {number} of the study's report section is {dict(entry)}; allowed keys: {', '.join(_ROW_KEYS)}, "
+                "of which experiment is required"
+            )
+        rows.append(ReportRow(entry["experiment"], entry.get("label") or entry["experiment"], entry.get("baseline")))
+    return rows
+
+
+def study_seeds(study: Mapping[str, Any] | None) -> list[int]:
+    """The seeds of the stages that are run once a seed; empty without a study."""
+    return list((study or {}).get("seeds") or [])
+
+
+def belongs_to_study(row: EpisodeRow, study: Mapping[str, Any] | None, report_rows: Sequence[ReportRow]) -> bool:
+    """Whether an episode is of an experiment and a seed that the study has; a root may hold other runs as well."""
+    seeds = study_seeds(study)
+    return row.experiment in {shown.experiment for shown in report_rows} and (not seeds or row.seed in seeds)
+
+
+def study_folders(study: Mapping[str, Any] | None) -> list[Path]:
+    """The folders that the study's stages write to, as far as they exist; empty when it does not say."""
+    folders = []
+    for stage in (study or {}).get("stages", []):
+        for output in stage.get("outputs") or []:
+            for seed in study_seeds(study) or [0]:
+                path = Path(str(output).replace("${seed}", str(seed)))
+                folders.append(path if path.is_dir() else path.parent)
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
