@@ -1,4 +1,4 @@
-"""What a study file says about its report: which rows, seeds and folders. A report without a study takes all there is."""
+"""What a study file says about its report: which rows, seeds and folders. A report without a study takes all."""
 
 from __future__ import annotations
 
