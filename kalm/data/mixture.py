@@ -11,7 +11,7 @@ Shape letters: K minibatches drawn at once, B rows of a minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class MixturePart:
 
     Attributes:
         stores: The stores.
-        rollouts: For each store, rows of the rollouts to use, int64; not empty all together.
+        rollouts: For each store, rows of the rollouts to use, int64, ascending; not empty all together.
         num_rows: Rows of every minibatch that come from this part.
     """
 
@@ -56,11 +56,10 @@ def mixture_buffer(parts: Sequence[MixturePart], seed: int, rank: int = 0) -> Re
         seed: Decides, with the index of a minibatch, which rows it holds.
         rank: Process of a distributed run; each draws rows of its own.
     """
-    stores = [store for part in parts for store in part.stores]
     return ReplayBufferEnsemble(
-        storages=_ScatterStorage(*(TensorStorage(store.transitions) for store in stores)),
+        storages=_MixtureStorage(parts),
         samplers=MixtureSampler(parts, seed, rank),
-        writers=WriterEnsemble(*(ImmutableDatasetWriter() for _ in stores)),
+        writers=WriterEnsemble(*(ImmutableDatasetWriter() for part in parts for _ in part.stores)),
         collate_fn=_only_sample,
     )
 
@@ -85,14 +84,14 @@ class _StatelessSampler(Sampler):
 
 
 class RolloutSampler(_StatelessSampler):
-    """Draws uniformly from the transitions of some rollouts, in memory proportional to their number."""
+    """Draws uniformly from some runs of a storage's rows, in memory proportional to their number."""
 
     def __init__(self, start: Tensor, length: Tensor) -> None:
-        """Restrict a storage to some rollouts.
+        """Restrict a storage to some runs of rows.
 
         Args:
-            start: Row of each rollout's first transition, int64 of shape (rollouts,).
-            length: Its transitions, same shape.
+            start: First row of each run, int64 of shape (runs,).
+            length: Its rows, same shape.
         """
         self.start, self.length = start, length
         self._stop = length.cumsum(0)
@@ -100,13 +99,15 @@ class RolloutSampler(_StatelessSampler):
         self.num_transitions = int(self._stop[-1]) if len(length) else 0
 
     def locate(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Find positions in [0, num_transitions), counted over the chosen rollouts only.
+        """Find positions in [0, num_transitions), counted over the runs only.
 
         Returns:
-            For each position the row of its transition in the storage, and its rollout among the chosen ones.
+            For each position the row of its transition in the storage, and the run it lies in.
         """
-        rollout = torch.searchsorted(self._stop, position, right=True)
-        return position + self._shift[rollout], rollout
+        if len(self._stop) == 1:  # the first rollouts of a store, as they lie: no need to search
+            return position + self._shift, torch.zeros_like(position)
+        run = torch.searchsorted(self._stop, position, right=True)
+        return position + self._shift[run], run
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """Draw with the buffer's generator (used when a member of the ensemble is sampled by itself)."""
@@ -124,7 +125,7 @@ class MixtureSampler(SamplerEnsemble):
             seed: Seed of the run.
             rank: Process of a distributed run.
         """
-        members = [rollout_sampler(store, rows) for part in parts for store, rows in _members(part)]
+        members = [rollout_sampler(*pair) for part in parts for pair in zip(part.stores, part.rollouts, strict=True)]
         super().__init__(*members)
         self.next_update = 0
         self._key = (seed, rank)
@@ -151,9 +152,9 @@ class MixtureSampler(SamplerEnsemble):
         for stream, ((sampler, member_of), num_rows) in enumerate(zip(self._parts, self._num_rows, strict=True)):
             if num_rows:
                 words = self._random_words(stream, num_updates, num_rows) % np.uint64(sampler.num_transitions)
-                rows, rollout = sampler.locate(torch.from_numpy(words.astype(np.int64)))
+                rows, run = sampler.locate(torch.from_numpy(words.astype(np.int64)))
                 index.append(rows)
-                member.append(member_of[rollout])
+                member.append(member_of[run])
         self.next_update += num_updates
         chosen = {"index": torch.cat(index, dim=1).view(-1), "buffer_ids": torch.cat(member, dim=1).view(-1)}
         return TensorDict(chosen, batch_size=[batch_size]), TensorDict(batch_size=[batch_size])
@@ -167,42 +168,51 @@ class MixtureSampler(SamplerEnsemble):
         return words.reshape(num_updates, -1)[:, :num_words]
 
 
-def _members(part: MixturePart) -> Iterable[tuple[RolloutStore, Tensor]]:
-    return zip(part.stores, part.rollouts, strict=True)
-
-
 def rollout_sampler(store: RolloutStore, rollouts: Tensor) -> RolloutSampler:
-    """A sampler of some rollouts of a store; ``rollouts`` are rows of ``store.rollouts``."""
-    return RolloutSampler(store.rollouts["start"][rollouts], store.rollouts["length"][rollouts].long())
+    """A sampler of some rollouts of a store, those that follow each other joined to runs.
+
+    Args:
+        store: Where the rollouts lie.
+        rollouts: Rows of ``store.rollouts``, ascending.
+    """
+    start, length = store.rollouts["start"][rollouts], store.rollouts["length"][rollouts].long()
+    stop = start + length
+    begins, ends = torch.ones_like(start, dtype=torch.bool), torch.ones_like(start, dtype=torch.bool)
+    begins[1:] = ends[:-1] = start[1:] != stop[:-1]
+    return RolloutSampler(start[begins], stop[ends] - start[begins])
 
 
-class _ScatterStorage(StorageEnsemble):
-    """Reads each member once, whatever the order of the rows, and puts the rows in the order they were asked in."""
+class _MixtureStorage(StorageEnsemble):
+    """Reads each member once a draw, and lays the rows out as they were asked for."""
 
-    def __init__(self, *storages: TensorStorage) -> None:
+    def __init__(self, parts: Sequence[MixturePart]) -> None:
+        storages = [TensorStorage(store.transitions) for part in parts for store in part.stores]
         super().__init__(*storages)
+        self._num_rows = [part.num_rows for part in parts]
         # Indexing a TensorDict costs several times what indexing its tensors does; a draw is mostly that.
         self._columns = [dict(storage.get(slice(None)).items(True, True)) for storage in storages]
 
     def get(self, item: TensorDictBase) -> list[tuple[int, TensorDict]]:
-        member, index = item["buffer_ids"], item["index"]
-        asked = [(rows, columns) for n, columns in enumerate(self._columns) if len(rows := _where(member == n))]
+        shape = (-1, sum(self._num_rows))
+        members = item["buffer_ids"].view(shape).split(self._num_rows, dim=1)
+        indices = item["index"].view(shape).split(self._num_rows, dim=1)
+        read = [self._read(member, index) for member, index in zip(members, indices, strict=True) if index.numel()]
+        columns = {key: torch.cat([part[key] for part in read], dim=1).flatten(0, 1) for key in read[0]}
+        return [(0, TensorDict(columns, batch_size=item.batch_size))]
+
+    def _read(self, member: Tensor, index: Tensor) -> dict[Any, Tensor]:
+        """Rows ``index`` of the members of one part, both of shape (K, rows); columns of shape (K, rows, ...)."""
+        flat_member, flat_index = member.reshape(-1), index.reshape(-1)
+        places = [(flat_member == number).nonzero().squeeze(-1) for number in range(len(self._columns))]
+        asked = [(columns, place) for columns, place in zip(self._columns, places, strict=True) if len(place)]
         if len(asked) == 1:
-            only = {key: column.index_select(0, index) for key, column in asked[0][1].items()}
-            return [(0, TensorDict(only, batch_size=index.shape))]
-        parts = [(index[rows], columns) for rows, columns in asked]
-        place = torch.cat([rows for rows, _ in asked])
-        order = torch.empty_like(place)
-        order[place] = torch.arange(len(place))
-        joined = {
-            key: torch.cat([columns[key].index_select(0, rows) for rows, columns in parts]).index_select(0, order)
-            for key in self._columns[0]
-        }
-        return [(0, TensorDict(joined, batch_size=index.shape))]
-
-
-def _where(condition: Tensor) -> Tensor:
-    return condition.nonzero().squeeze(-1)
+            result = {key: column.index_select(0, flat_index) for key, column in asked[0][0].items()}
+        else:
+            rows = [(columns, flat_index[place]) for columns, place in asked]
+            order = torch.cat([place for _, place in asked]).argsort()
+            joined = {key: torch.cat([columns[key][chosen] for columns, chosen in rows]) for key in self._columns[0]}
+            result = {key: column.index_select(0, order) for key, column in joined.items()}
+        return {key: column.unflatten(0, index.shape) for key, column in result.items()}
 
 
 def _only_sample(samples: Sequence[TensorDict]) -> TensorDict:
