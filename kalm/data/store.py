@@ -149,7 +149,7 @@ def _read_manifest(path: Path) -> bytes:
     header = path / layout.UNFINISHED
     if header.is_file():
         shards = len(list((path / layout.SHARDS).glob("[!.]*.safetensors")))
-        command = json.loads(header.read_text(encoding="utf-8")).get("command") or "the command that began it"
+        command = json.loads(header.read_text(encoding="utf-8"))["command"]
         raise DataError(
             f"rollout store {path} is unfinished: {shards} shards are written, {layout.MANIFEST} is not. "
             f"Run this again, it goes on where it stopped: {command}"

@@ -8,7 +8,9 @@ into shards and however often the run was killed.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,7 +43,7 @@ class RolloutStoreWriter:
         action_space: gym.spaces.Discrete | gym.spaces.Box,
         plausibility_flags: Sequence[str],
         made_by: Mapping[str, Any],
-        command: str = "",
+        command: str | None = None,
     ) -> None:
         """Begin a store, or go on with one that was begun with the same settings.
 
@@ -53,7 +55,8 @@ class RolloutStoreWriter:
             plausibility_flags: Names of the flags that every rollout's ``violations`` holds.
             made_by: Plain JSON types that say how the rollouts are made; goes into the manifest, so nothing that
                 differs between two equal runs (times, hosts) belongs here.
-            command: Command line that goes on with the store when it is found unfinished.
+            command: Command line that goes on with the store when it is found unfinished; None takes that of this
+                process.
 
         Raises:
             DataError: If the store is finished already, or was begun with other settings.
@@ -74,7 +77,7 @@ class RolloutStoreWriter:
         }
         if is_finished_store(self.path):
             raise DataError(f"rollout store {self.path} is finished; delete the folder to make it anew")
-        self._begin(command)
+        self._begin(shlex.join(sys.orig_argv) if command is None else command)
 
     @property
     def finished_shards(self) -> set[str]:
