@@ -8,6 +8,7 @@ is unpickled, and unpickles plain types and tensors only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -61,7 +62,8 @@ class VerifiedCheckpointIO(CheckpointIO):
         except OSError as error:
             raise _storage_error(error, path, _tensor_bytes(checkpoint)) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder may be what has vanished
+                temporary.unlink()
 
     def load_checkpoint(
         self,

@@ -40,6 +40,10 @@ _NOISE = (
     ".*The number of training batches.*is smaller than the logging interval.*",
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # inside Lightning, which calls torch
 )
+_CHATTERERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+)
 _CHATTER = (
     "💡",  # Lightning recommends products
     "`weights_only` was not set",  # said at every checkpoint; what it is about is what is written, which is everything
@@ -58,8 +62,8 @@ def run_verb(verb: str, arguments: list[str]) -> None:
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    for handler in logging.getLogger("lightning.pytorch").handlers:
-        handler.addFilter(_is_no_chatter)
+    for name in _CHATTERERS:
+        logging.getLogger(name).addFilter(_is_no_chatter)
     # A data class is otherwise taken apart into arguments of its own, which a link cannot set as a whole.
     set_parsing_settings(subclasses_enabled=[TaskSpec], omegaconf_absolute_to_relative_paths=True)
     KalmCLI([verb, *arguments])
@@ -80,7 +84,7 @@ class NumberedConfig(SaveConfigCallback):
         while path.exists():
             number += 1
             path = folder / f"config-{number}.yaml"
-        self.parser.save(self.config, path, skip_none=False)
+        self.parser.save(self.config, path, skip_unset=False)
 
 
 class KalmCLI(LightningCLI):
@@ -88,6 +92,7 @@ class KalmCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         """Parse ``args``, which start with the verb, build everything and run the verb."""
+        self._verb = args[0]
         parser_kwargs: dict[str, Any] = {
             "parser_mode": "omegaconf+",
             "exit_on_error": False,
@@ -99,7 +104,7 @@ class KalmCLI(LightningCLI):
             LightningDataModule,
             save_config_callback=NumberedConfig,
             seed_everything_default=0,
-            parser_kwargs={**parser_kwargs, "prog": "python -m kalm", **dict.fromkeys(VERBS, parser_kwargs)},
+            parser_kwargs={**parser_kwargs, "prog": "python -m kalm", self._verb: parser_kwargs},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -107,10 +112,12 @@ class KalmCLI(LightningCLI):
             args=args,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs without ``weights_only``: loading is always restricted."""
-        return {verb: arguments | {"weights_only"} for verb, arguments in LightningCLI.subcommands().items()}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one verb that was given, without ``weights_only``: loading is always restricted.
+
+        Parsers for the other verbs would not be used, and take half a second each to build.
+        """
+        return {self._verb: LightningCLI.subcommands()[self._verb] | {"weights_only"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder, checkpointing and the links between objects that must agree."""
@@ -143,7 +150,7 @@ class KalmCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, OmegaConfBaseException, RecursionError) as error:
-            raise usage_error(error, self._subcommand_parsers.get(args[0], parser)) from error
+            raise usage_error(error, self._subcommand_parsers[self._verb]) from error
 
     def _parse_ckpt_path(self) -> None:
         """Settle the run folder, and find and verify the checkpoint, before anything is built.

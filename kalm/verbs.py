@@ -59,7 +59,7 @@ def _collect(config: Namespace) -> int:
     folder = run_folder(config.root, config.experiment, config.seed)
     if config.num_rollouts < 1:
         raise KalmError(f"num_rollouts is {config.num_rollouts}; it must be at least 1")
-    domain = _collect_parser().instantiate_classes(config).domain
+    domain = _collect_parser().instantiate(config).domain
     from kalm.data.collect import collect_store
 
     store = collect_store(domain, folder, config.num_rollouts, config.seed, show_progress=config.show_progress)
