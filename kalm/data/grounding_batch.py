@@ -1,4 +1,4 @@
-"""The form in which rollouts reach grounding: one batch a task, flat over steps, without padding.
+"""The form in which rollouts reach grounding: flat over steps, without padding, all tasks together.
 
 Shape letters: B prompts, R rollouts, n steps of all rollouts, O numbers in an observation, A numbers in a continuous
 action.
@@ -7,7 +7,7 @@ action.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -17,34 +17,32 @@ from torch import Tensor
 from kalm.data.rollout import Rollout
 
 
-class GroundingTask(Enum):
-    """What the language model is taught (KALM, section 3.1); the names are what logs say.
+class GroundingTask(IntEnum):
+    """What the language model is taught (KALM, section 3.1)."""
 
-    ``generation``: goal in, rollout out. ``dynamics``: states and actions in, next states out. ``explanation``:
-    rollout in, goal out.
-    """
-
-    generation = "generation"
-    dynamics = "dynamics"
-    explanation = "explanation"
+    GENERATION = 0  # goal in, rollout out
+    DYNAMICS = 1  # states and actions in, next states out
+    EXPLANATION = 2  # rollout in, goal out
 
 
-class TaskBatch(NamedTuple):
+class GroundingBatch(NamedTuple):
     """Rollouts behind their prompts. Several rollouts may follow one prompt; they do not see each other.
 
     Attributes:
         prompts: The B prompts.
         prompt_of_rollout: Which of them each rollout follows, int64 of shape (R,), never falling.
+        task: ``GroundingTask`` of each rollout, int64 of shape (R,).
         lengths: Steps of each rollout, int64 of shape (R,).
         observation: Before each step, float32 of shape (n, O); rollouts one after the other.
         action: Of each step, int64 of shape (n,) or float32 of shape (n, A).
         next_observation: After each step, float32 of shape (n, O).
         is_terminated: Whether the last step of each rollout met its goal, bool of shape (R,).
-        answers: For explanation the R texts to be written, else empty.
+        answers: For each rollout the text to be written behind it; empty but for explanation.
     """
 
     prompts: list[str]
     prompt_of_rollout: Tensor
+    task: Tensor
     lengths: Tensor
     observation: Tensor
     action: Tensor
@@ -53,22 +51,40 @@ class TaskBatch(NamedTuple):
     answers: list[str]
 
 
-def batch_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[str], answers: Sequence[str] = ()) -> TaskBatch:
-    """Make a batch of rollouts in memory, one prompt each.
+def batch_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[str], task: GroundingTask) -> GroundingBatch:
+    """Make a batch of rollouts in memory, one prompt each, without answers.
 
     Args:
         rollouts: R rollouts, none of them empty.
         prompts: R prompts.
-        answers: R texts to be written, or none at all.
+        task: What they are for.
     """
     actions = np.concatenate([rollout.actions for rollout in rollouts])
-    return TaskBatch(
+    return GroundingBatch(
         prompts=list(prompts),
         prompt_of_rollout=torch.arange(len(rollouts)),
+        task=torch.full((len(rollouts),), int(task)),
         lengths=torch.tensor([len(rollout) for rollout in rollouts]),
         observation=torch.from_numpy(np.concatenate([r.observations[:-1] for r in rollouts]).astype(np.float32)),
         action=torch.from_numpy(actions.astype(np.int64 if actions.dtype.kind in "iu" else np.float32)),
         next_observation=torch.from_numpy(np.concatenate([r.observations[1:] for r in rollouts]).astype(np.float32)),
         is_terminated=torch.tensor([bool(rollout.terminated[-1]) for rollout in rollouts]),
-        answers=list(answers),
+        answers=[""] * len(rollouts),
+    )
+
+
+def join_batches(batches: Sequence[GroundingBatch]) -> GroundingBatch:
+    """Put batches behind each other, so that the model runs once over all of them."""
+    first_prompt = np.cumsum([0, *(len(batch.prompts) for batch in batches)])
+    shifted = [batch.prompt_of_rollout + int(first) for batch, first in zip(batches, first_prompt, strict=False)]
+    return GroundingBatch(
+        prompts=[prompt for batch in batches for prompt in batch.prompts],
+        prompt_of_rollout=torch.cat(shifted),
+        task=torch.cat([batch.task for batch in batches]),
+        lengths=torch.cat([batch.lengths for batch in batches]),
+        observation=torch.cat([batch.observation for batch in batches]),
+        action=torch.cat([batch.action for batch in batches]),
+        next_observation=torch.cat([batch.next_observation for batch in batches]),
+        is_terminated=torch.cat([batch.is_terminated for batch in batches]),
+        answers=[answer for batch in batches for answer in batch.answers],
     )

@@ -17,7 +17,7 @@ from kalm import types
 from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
 from kalm.data.filters import RolloutFilter, select_rollouts
 from kalm.data.goal_starts import make_work_items
-from kalm.data.grounding_batch import GroundingTask, TaskBatch
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask, join_batches
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.moments import Moments
 from kalm.data.store import RolloutStore
@@ -57,7 +57,7 @@ class GroundingData(LightningDataModule):
         num_generation: int = 64,
         num_dynamics: int = 16,
         num_explanation: int = 16,
-        tokens_per_row: int = 96,
+        tokens_per_prompt: int = 96,
         num_held_out: int = 200,
         num_imagined: int = 100,
         goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
@@ -77,7 +77,7 @@ class GroundingData(LightningDataModule):
                 the three tasks equally; generation is the hardest and the one that imagination needs.
             num_dynamics: Rollouts a batch for the task state and action to next state; 0 leaves it out.
             num_explanation: Rollouts a batch for the task rollout to goal; 0 leaves it out.
-            tokens_per_row: Rollouts with the same prompt share a row until it has this many tokens.
+            tokens_per_prompt: Rollouts with the same prompt read it together, up to this many tokens.
             num_held_out: Rollouts that are validated on and never trained on.
             num_imagined: Rollouts a split to imagine in every validation.
             goal_splits: Splits to imagine for.
@@ -92,16 +92,16 @@ class GroundingData(LightningDataModule):
         self._real, self._filter, self._max_rollouts = real, filter, max_rollouts
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
         self._task_sizes = {
-            GroundingTask.generation: num_generation,
-            GroundingTask.dynamics: num_dynamics,
-            GroundingTask.explanation: num_explanation,
+            GroundingTask.GENERATION: num_generation,
+            GroundingTask.DYNAMICS: num_dynamics,
+            GroundingTask.EXPLANATION: num_explanation,
         }
-        self._tokens_per_row, self._seed = tokens_per_row, seed
+        self._tokens_per_prompt, self._seed = tokens_per_prompt, seed
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
         self._goal_splits = parse_goal_splits(goal_splits)
         for name, value, least in (
-            *((f"num_{task.value}", size, 0) for task, size in self._task_sizes.items()),
-            ("tokens_per_row", tokens_per_row, 1),
+            *((f"num_{task.name.lower()}", size, 0) for task, size in self._task_sizes.items()),
+            ("tokens_per_prompt", tokens_per_prompt, 1),
             ("num_held_out", num_held_out, 1),
             ("num_imagined", num_imagined, 0),
             ("seed", seed, 0),
@@ -153,11 +153,11 @@ class GroundingData(LightningDataModule):
         """Standard deviation of the change in one step, float32 of shape (O,); 1 where a number never changes."""
         return self._moments[1].std
 
-    def batch(self, index: int) -> dict[GroundingTask, TaskBatch]:
-        """One batch of every task that is not left out; a pure function of seed and index."""
-        return {task: batches(index) for task, batches in self._task_batches.items()}
+    def batch(self, index: int) -> GroundingBatch:
+        """Rollouts of every task that is not left out; a pure function of seed and index."""
+        return join_batches([batches(index) for batches in self._task_batches])
 
-    def train_dataloader(self) -> DataLoader[dict[GroundingTask, TaskBatch]]:
+    def train_dataloader(self) -> DataLoader[GroundingBatch]:
         """Batches without end, going on where the trainer's update counter stands."""
         return IndexedBatches(self.batch, start=self._first_batch).dataloader()
 
@@ -191,28 +191,32 @@ class GroundingData(LightningDataModule):
         return self._chosen[: len(self._chosen) - self._num_held_out].numpy()
 
     @cached_property
-    def _task_batches(self) -> dict[GroundingTask, TaskBatches]:
-        rollouts, answers = self._training, self.answers
-        sizes = {answer: len(answer.split()) for answer in set(answers)}
-        prompts = {
-            GroundingTask.generation: [generation_prompt(answer) for answer in answers],
-            GroundingTask.dynamics: [DYNAMICS] * len(answers),
-            GroundingTask.explanation: [EXPLANATION] * len(answers),
+    def _task_batches(self) -> list[TaskBatches]:
+        instructions = self.answers
+        sizes = {instruction: len(instruction.split()) for instruction in set(instructions)}
+        nothing = [""] * len(instructions), [0] * len(instructions)
+        texts = {
+            GroundingTask.GENERATION: ([generation_prompt(text) for text in instructions], *nothing),
+            GroundingTask.DYNAMICS: ([DYNAMICS] * len(instructions), *nothing),
+            GroundingTask.EXPLANATION: (
+                [EXPLANATION] * len(instructions),
+                instructions,
+                [sizes[text] for text in instructions],
+            ),
         }
-        return {
-            task: TaskBatches(
+        return [
+            TaskBatches(
                 self.store,
-                rollouts,
-                prompts[task],
-                answers if task is GroundingTask.explanation else [],
-                [sizes[answer] for answer in answers] if task is GroundingTask.explanation else [0] * len(answers),
-                size,
-                self._tokens_per_row,
-                (self._seed, number),
+                self._training,
+                task,
+                *texts[task],
+                rollouts_per_batch=size,
+                tokens_per_prompt=self._tokens_per_prompt,
+                seed=(self._seed, int(task)),
             )
-            for number, (task, size) in enumerate(self._task_sizes.items())
+            for task, size in self._task_sizes.items()
             if size
-        }
+        ]
 
     @cached_property
     def _moments(self) -> tuple[Moments, Moments]:

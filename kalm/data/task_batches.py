@@ -16,10 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from kalm import types
-from kalm.data.grounding_batch import TaskBatch
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.store import RolloutStore
-
-_MIXED_TOKENS = 8  # rows that differ by fewer tokens than this are mixed freely
 
 
 class TaskBatches:
@@ -29,11 +27,12 @@ class TaskBatches:
         self,
         store: RolloutStore,
         rollouts: NDArray[np.int64],
+        task: GroundingTask,
         prompts: Sequence[str],
         answers: Sequence[str],
         num_answer_tokens: Sequence[int],
         rollouts_per_batch: int,
-        tokens_per_row: int,
+        tokens_per_prompt: int,
         seed: Sequence[int],
     ) -> None:
         """Describe the batches; none is made yet.
@@ -41,67 +40,78 @@ class TaskBatches:
         Args:
             store: Where the rollouts lie.
             rollouts: Rows of ``store.rollouts`` to use.
+            task: What they are for.
             prompts: Prompt of each rollout, in the order of ``rollouts``.
-            answers: Text to be written for each; empty for tasks without text.
-            num_answer_tokens: About how many tokens each answer has (0 without); decides padding, not content.
-            rollouts_per_batch: Rollouts of a batch, up to a row more or less.
-            tokens_per_row: A row takes another rollout while it has fewer tokens than this.
+            answers: Text to be written behind each; empty but for explanation.
+            num_answer_tokens: About how many tokens each answer has; decides grouping, not content.
+            rollouts_per_batch: Rollouts of a batch, up to a group more or less.
+            tokens_per_prompt: Most tokens of the rollouts that share a prompt; a longer rollout has it alone.
             seed: Numbers that decide the order.
         """
-        self._store = store
+        self._store, self._task = store, task
         self._rollouts = rollouts
         self._answers = list(answers)
         self._prompts = list(dict.fromkeys(prompts))
         index_of = {prompt: index for index, prompt in enumerate(self._prompts)}
         self._prompt_of = np.array([index_of[prompt] for prompt in prompts])
         self._num_tokens = 2 * store.rollouts["length"].numpy()[rollouts] + 1 + np.asarray(num_answer_tokens)
-        self._tokens_per_row = tokens_per_row
+        self._tokens_per_prompt = tokens_per_prompt
         self._seed = tuple(seed)
-        self._num_batches = max(1, round(len(rollouts) / rollouts_per_batch))
+        # Two neighbouring groups of a prompt have more tokens than one may have, whatever the order.
+        totals = np.bincount(self._prompt_of, weights=self._num_tokens)
+        least_groups = int(np.maximum(1, totals // tokens_per_prompt).sum())
+        self._num_batches = max(1, min(round(len(rollouts) / rollouts_per_batch), (least_groups + 1) // 2))
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
-    def __call__(self, index: int) -> TaskBatch:
+    def __call__(self, index: int) -> GroundingBatch:
         """Batch ``index``: place ``index % n`` of epoch ``index // n``, n being the batches of an epoch."""
         epoch, place = divmod(index, self._num_batches)
-        chosen, row = self._epoch(epoch)[place]
-        order = np.argsort(row, kind="stable")
-        chosen, row = chosen[order], row[order]
-        rows, prompt_of_rollout = np.unique(row, return_inverse=True)
-        first = np.searchsorted(row, rows)
-        return self._read(chosen, [self._prompts[self._prompt_of[chosen[place]]] for place in first], prompt_of_rollout)
+        chosen, group = self._epoch(epoch)[place]
+        _, first, prompt_of_rollout = np.unique(group, return_index=True, return_inverse=True)
+        return self._read(
+            chosen, [self._prompts[prompt] for prompt in self._prompt_of[chosen[first]]], prompt_of_rollout
+        )
 
     def _make_epoch(self, epoch: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """For each batch of an epoch, which rollouts it has and which row each is in."""
+        """For each batch of an epoch, which rollouts it has and which group each is in."""
         rng = np.random.default_rng([*self._seed, epoch])
         shuffled = rng.permutation(len(self._rollouts))
         chosen = shuffled[np.argsort(self._prompt_of[shuffled], kind="stable")]
-        tokens, prompt = self._num_tokens[chosen], self._prompt_of[chosen]
-        before = np.cumsum(tokens) - tokens
-        begins = np.r_[True, prompt[1:] != prompt[:-1]]
-        before -= np.maximum.accumulate(np.where(begins, before, 0))  # tokens of the same prompt before each rollout
-        fill = before // self._tokens_per_row
-        row = np.cumsum(begins | np.r_[True, fill[1:] != fill[:-1]]) - 1
-        row_tokens = np.bincount(row, weights=tokens)
-        by_length = np.argsort(row_tokens + rng.uniform(0, _MIXED_TOKENS, len(row_tokens)), kind="stable")
-        counts = np.bincount(row)[by_length]
-        batch_of_row = np.empty(len(by_length), dtype=np.int64)
-        batch_of_row[by_length] = (np.cumsum(counts) - counts) * self._num_batches // len(chosen)
-        batch = rng.permutation(self._num_batches)[batch_of_row][row]
-        return [(chosen[batch == place], row[batch == place]) for place in range(self._num_batches)]
+        group = self._group(chosen)
+        batches = np.array_split(rng.permutation(group[-1] + 1), self._num_batches)
+        batch_of_group = np.empty(group[-1] + 1, dtype=np.int64)
+        for place, groups in enumerate(batches):
+            batch_of_group[groups] = place
+        batch = batch_of_group[group]
+        return [(chosen[batch == place], group[batch == place]) for place in range(self._num_batches)]
 
-    def _read(self, chosen: NDArray[np.int64], prompts: list[str], prompt_of_rollout: NDArray[np.intp]) -> TaskBatch:
+    def _group(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Group of each rollout: those of one prompt in a row, as many as its tokens allow."""
+        group, last_prompt, used = -1, -1, 0
+        groups = []
+        for prompt, tokens in zip(self._prompt_of[chosen].tolist(), self._num_tokens[chosen].tolist(), strict=True):
+            if prompt != last_prompt or used + tokens > self._tokens_per_prompt:
+                group, last_prompt, used = group + 1, prompt, 0
+            used += tokens
+            groups.append(group)
+        return np.array(groups)
+
+    def _read(
+        self, chosen: NDArray[np.int64], prompts: list[str], prompt_of_rollout: NDArray[np.intp]
+    ) -> GroundingBatch:
         rollouts = torch.from_numpy(self._rollouts[chosen])
         starts, lengths = self._store.rollouts["start"][rollouts], self._store.rollouts["length"][rollouts].long()
         ends = lengths.cumsum(0)
         steps = torch.arange(int(ends[-1])) + (starts - (ends - lengths)).repeat_interleave(lengths)
         transitions = self._store.transitions
-        return TaskBatch(
+        return GroundingBatch(
             prompts=prompts,
             prompt_of_rollout=torch.from_numpy(prompt_of_rollout),
+            task=torch.full_like(lengths, int(self._task)),
             lengths=lengths,
             observation=transitions[types.OBSERVATION][steps],
             action=transitions[types.ACTION][steps],
             next_observation=transitions[types.NEXT_OBSERVATION][steps],
             is_terminated=transitions[types.TERMINATED][steps[ends - 1]],
-            answers=[self._answers[index] for index in chosen] if self._answers else [],
+            answers=[self._answers[index] for index in chosen],
         )

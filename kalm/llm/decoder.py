@@ -63,11 +63,13 @@ class Decoder(nn.Module):
         Returns:
             Hidden vectors, shape (B, S, H).
         """
+        # One conversion to what the attention kernel adds to its scores, instead of one a layer.
+        bias = torch.zeros_like(attention_mask, dtype=embeddings.dtype).masked_fill(~attention_mask, -torch.inf)
         angles = positions[..., None] * self.frequency
         rotation = torch.polar(torch.ones_like(angles), angles)[:, :, None]
         hidden = embeddings
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotation, attention_mask, cache, index)
+            hidden = layer(hidden, rotation, bias, cache, index)
         if cache is not None:
             cache.advance(embeddings.shape[1])
         return self.output_norm(hidden)
@@ -85,7 +87,7 @@ class _Layer(nn.Module):
         self.feed_forward_output = nn.Linear(feed_forward_size, hidden_size, bias=False)
 
     def forward(
-        self, hidden: Tensor, rotation: Tensor, attention_mask: Tensor, cache: KeyValueCache | None, index: int
+        self, hidden: Tensor, rotation: Tensor, attention_bias: Tensor, cache: KeyValueCache | None, index: int
     ) -> Tensor:
         heads = self.query_key_value(self.attention_norm(hidden)).unflatten(-1, (3 * self.num_heads, -1))
         query_key = _rotate(heads[:, :, : 2 * self.num_heads], rotation).transpose(1, 2)
@@ -93,7 +95,7 @@ class _Layer(nn.Module):
         value = heads[:, :, 2 * self.num_heads :].transpose(1, 2)
         if cache is not None:
             key, value = cache.extend(index, key, value)
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_bias)
         hidden = hidden + self.attention_output(attended.transpose(1, 2).flatten(-2))
         gate, inner = self.gate_and_inner(self.feed_forward_norm(hidden)).chunk(2, dim=-1)
         return hidden + self.feed_forward_output(functional.silu(gate) * inner)

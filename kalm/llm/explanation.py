@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kalm.data.grounding_batch import TaskBatch
+from kalm.data.grounding_batch import GroundingBatch
 from kalm.llm.backbone import Backbone
 from kalm.llm.rollout_codec import RolloutCodec
 
@@ -16,7 +16,7 @@ MAX_ANSWER_TOKENS = 48
 
 
 @torch.inference_mode()
-def write_answers(backbone: Backbone, codec: RolloutCodec, batch: TaskBatch) -> list[str]:
+def write_answers(backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch) -> list[str]:
     """The likeliest answer behind each rollout, token by token.
 
     Rollouts of equal length are written together, since the cache counts equally many tokens behind every prompt.

@@ -16,7 +16,7 @@ Shape letters: R rollouts, n steps of all rollouts, O numbers in an observation.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from kalm.data.grounding_batch import GroundingTask, TaskBatch, batch_rollouts
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.errors import DataError
@@ -104,36 +104,39 @@ class GroundedLLM(LightningModule):
             self.codec.set_statistics(data.observation_mean, data.observation_std, data.change_std)
             self.backbone.learn_vocabulary(data.answers)
 
-    def losses(self, task: GroundingTask, batch: TaskBatch) -> dict[str, Tensor]:
-        """What one task asks of the model, in the order of the paper's section 3.1.
+    def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
+        """What the tasks ask of the model, in the order of the paper's section 3.1.
 
         Args:
-            task: The task that the batch was made for.
-            batch: Rollouts behind their prompts.
+            batch: Rollouts behind their prompts, of one or more tasks.
 
         Returns:
-            Losses, one number a step, observation or text token; neither reduced nor weighted.
+            Losses, one number a step, observation or text token; neither reduced nor weighted. A task that the batch
+            does not have contributes none.
         """
         hidden = read_rollouts(self.backbone, self.codec, batch)
-        if task is GroundingTask.explanation:
-            return {"text_loss": text_loss(self.backbone.text_logits(hidden.text), hidden.text_target)}
+        task = batch.task.repeat_interleave(batch.lengths)
+        generates, predicts = task == GroundingTask.GENERATION, task == GroundingTask.DYNAMICS
         change = self.codec.change(batch.observation, batch.next_observation)
-        of_change = change_loss(self.codec.predict_change(hidden.action), change)
-        if task is GroundingTask.dynamics:
-            return {"dynamics_loss": of_change}
-        end = self.codec.predict_end(torch.cat([hidden.observation, hidden.final]))
-        is_end = torch.cat([torch.zeros_like(end[: len(batch.action)], dtype=torch.bool), batch.is_terminated])
-        return {
-            "action_loss": action_loss(self.codec.predict_action(hidden.observation), batch.action),
-            "next_observation_loss": of_change,
+        ends = batch.task == GroundingTask.GENERATION
+        end = self.codec.predict_end(torch.cat([hidden.observation[generates], hidden.final[ends]]))
+        is_end = torch.cat([torch.zeros_like(task[generates], dtype=torch.bool), batch.is_terminated[ends]])
+        losses = {
+            "dynamics_loss": change_loss(self.codec.predict_change(hidden.action[predicts]), change[predicts]),
+            "text_loss": text_loss(self.backbone.text_logits(hidden.text), hidden.text_target),
+            "action_loss": action_loss(
+                self.codec.predict_action(hidden.observation[generates]), batch.action[generates]
+            ),
+            "next_observation_loss": change_loss(
+                self.codec.predict_change(hidden.action[generates]), change[generates]
+            ),
             "end_loss": end_loss(end, is_end),
         }
+        return {name: values for name, values in losses.items() if len(values)}
 
-    def training_step(self, batch: Mapping[GroundingTask, TaskBatch], batch_index: int) -> Tensor:
-        """One update over one batch of every task."""
-        means = {
-            name: values.mean() for task, part in batch.items() for name, values in self.losses(task, part).items()
-        }
+    def training_step(self, batch: GroundingBatch, batch_index: int) -> Tensor:
+        """One update over rollouts of every task."""
+        means = {name: values.mean() for name, values in self.losses(batch).items()}
         for name, value in means.items():
             if not torch.isfinite(value):
                 raise DataError(
@@ -182,7 +185,9 @@ class GroundedLLM(LightningModule):
     @torch.inference_mode()
     def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION) -> list[str]:
         """Say in words which instruction each rollout follows."""
-        return write_answers(self.backbone, self.codec, batch_rollouts(rollouts, [prompt] * len(rollouts)))
+        return write_answers(
+            self.backbone, self.codec, batch_rollouts(rollouts, [prompt] * len(rollouts), GroundingTask.EXPLANATION)
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Plain JSON types that say what imagines: hashes of weights and prompts, and how actions are drawn."""
@@ -208,7 +213,8 @@ class GroundedLLM(LightningModule):
 
     def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
         """One-step predictions along real rollouts of training goals: losses, and how often they are right."""
-        batch = batch_rollouts(rollouts, [generation_prompt(rollout.instruction) for rollout in rollouts])
+        prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
+        batch = batch_rollouts(rollouts, prompts, GroundingTask.GENERATION)
         batch = self.transfer_batch_to_device(batch, self.device, 0)
         hidden = read_rollouts(self.backbone, self.codec, batch)
         action, change = self.codec.predict_action(hidden.observation), self.codec.predict_change(hidden.action)

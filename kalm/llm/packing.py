@@ -1,102 +1,120 @@
-"""Where every token of a batch lies: several rollouts behind one prompt, in one row, unseen by each other.
+"""Where every token of a batch lies: rollouts of the same prompt read it together, and rows are filled up.
 
-A prompt costs as many tokens as a whole rollout, so reading it once for all rollouts of the same instruction nearly
-halves the work; and rows filled with several short rollouts hardly need padding. What a rollout's tokens see, and
-their positions, are as if it were alone behind its prompt.
+A prompt costs more tokens than most rollouts, so reading it once for several of them nearly halves the work. A group
+is a prompt with its rollouts; a row holds one group or more. What a token sees, and its position, are as if its
+rollout were alone behind its prompt:
 
-A row is: prompt, padding, then for each rollout  s0 a0 s1 a1 ... sT  and, for explanation, the answer's tokens.
+    row:  prompt | s0 a0 s1 a1 ... sT answer | s0 a0 ... sT answer | prompt | s0 a0 ...
+                 '--- first rollout ---------'--- second -----------'        '--- of another group
 
-Shape letters: B rows, L columns of prompts, S columns behind them, R rollouts, n steps of all rollouts, m text tokens.
+Shape letters: B rows, S columns, P prompts, R rollouts, n steps of all rollouts, m text tokens, p prompt tokens.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_PROMPT = -1  # owner of prompt tokens
+_PADDING = -2
+
 
 class Packing(NamedTuple):
-    """Columns are counted from the end of the prompts' columns; a slot is ``row * num_columns + column``.
+    """Slots count through the rows: ``row * S + column``.
 
     Attributes:
-        num_columns: Columns behind the prompts, S.
+        prompt_slot: Of each token of the prompts, int64 of shape (p,).
         observation_slot: Of the observation before each step, int64 of shape (n,).
         action_slot: Of each action, int64 of shape (n,).
         final_slot: Of the observation after each rollout's last step, int64 of shape (R,).
-        text_slot: Of each answer's tokens, int64 of shape (m,).
-        owner: Which rollout each column belongs to, int64 of shape (B, S); -1 is padding.
-        offset: Tokens of the same rollout before each column, int64 of shape (B, S).
+        text_slot: Of each token of the answers, int64 of shape (m,).
+        positions: Tokens before each token as it sees it, int64 of shape (B, S).
+        attention_mask: What each token may see, bool of shape (B, 1, S, S).
     """
 
-    num_columns: int
+    prompt_slot: Tensor
     observation_slot: Tensor
     action_slot: Tensor
     final_slot: Tensor
     text_slot: Tensor
-    owner: Tensor
-    offset: Tensor
+    positions: Tensor
+    attention_mask: Tensor
 
 
-def pack(num_rows: int, row_of_rollout: Tensor, lengths: Tensor, text_lengths: Tensor) -> Packing:
-    """Lay out rollouts in rows, in order.
+def pack(
+    prompt_lengths: Tensor, prompt_of_rollout: Tensor, lengths: Tensor, text_lengths: Tensor, row_size: int
+) -> Packing:
+    """Lay out prompts and their rollouts.
 
     Args:
-        num_rows: Rows, B.
-        row_of_rollout: Row of each rollout, int64 of shape (R,), never falling.
+        prompt_lengths: Tokens of each prompt, int64 of shape (P,).
+        prompt_of_rollout: Prompt of each rollout, int64 of shape (R,), never falling.
         lengths: Steps of each rollout, int64 of shape (R,).
-        text_lengths: Text tokens behind each rollout, int64 of shape (R,).
+        text_lengths: Tokens of the answer behind each rollout, int64 of shape (R,).
+        row_size: Columns of a row; more if a group needs more.
     """
     num_tokens = 2 * lengths + 1 + text_lengths
-    row_tokens = torch.zeros(num_rows, dtype=torch.int64, device=lengths.device)
-    row_tokens = row_tokens.index_add(0, row_of_rollout, num_tokens)
-    row_starts = row_tokens.cumsum(0) - row_tokens
-    first_column = num_tokens.cumsum(0) - num_tokens - row_starts[row_of_rollout]
-    num_columns = int(row_tokens.max())
-    first_slot = row_of_rollout * num_columns + first_column
-    final_slot = first_slot + 2 * lengths
-    step = first_slot.repeat_interleave(lengths) + 2 * counts(lengths)
+    group_sizes = prompt_lengths.index_add(0, prompt_of_rollout, num_tokens)
+    row_size = max(row_size, int(group_sizes.max()))
+    first_slot, num_rows = _place(group_sizes.cpu().numpy(), row_size)
+    prompt_start = torch.from_numpy(first_slot).to(lengths.device)
+    prompt_slot = prompt_start.repeat_interleave(prompt_lengths) + counts(prompt_lengths)
+
+    # Rollouts lie behind their prompt in order: tokens of all before, less those of earlier groups.
+    before_rollout = num_tokens.cumsum(0) - num_tokens
+    before_group = (group_sizes - prompt_lengths).cumsum(0) - (group_sizes - prompt_lengths)
+    start = (prompt_start + prompt_lengths - before_group)[prompt_of_rollout] + before_rollout
+    final_slot = start + 2 * lengths
+    observation_slot = start.repeat_interleave(lengths) + 2 * counts(lengths)
+
     rollout = torch.arange(len(lengths), device=lengths.device).repeat_interleave(num_tokens)
-    offset = counts(num_tokens)
-    token_slot = first_slot[rollout] + offset
-    empty = torch.full((num_rows * num_columns,), -1, device=lengths.device)
+    token = counts(num_tokens)
+    slots = torch.cat([prompt_slot, start[rollout] + token])
+    prompt = torch.arange(len(prompt_lengths), device=lengths.device).repeat_interleave(prompt_lengths)
+    group = torch.cat([prompt, prompt_of_rollout[rollout]])
+    owner = torch.cat([torch.full_like(prompt, _PROMPT), rollout])
+    position = torch.cat([counts(prompt_lengths), prompt_lengths[prompt_of_rollout][rollout] + token])
+    empty = torch.full((num_rows * row_size,), _PADDING, device=lengths.device)
+    group, owner, position = (
+        background.index_copy(0, slots, values).view(num_rows, row_size)
+        for background, values in ((empty, group), (empty, owner), (torch.zeros_like(empty), position))
+    )
     return Packing(
-        num_columns=num_columns,
-        observation_slot=step,
-        action_slot=step + 1,
+        prompt_slot=prompt_slot,
+        observation_slot=observation_slot,
+        action_slot=observation_slot + 1,
         final_slot=final_slot,
         text_slot=final_slot.repeat_interleave(text_lengths) + 1 + counts(text_lengths),
-        owner=empty.index_copy(0, token_slot, rollout).view(num_rows, num_columns),
-        offset=torch.zeros_like(empty).index_copy(0, token_slot, offset).view(num_rows, num_columns),
+        positions=position,
+        attention_mask=_visible(group, owner),
     )
-
-
-def packed_mask(prompt_mask: Tensor, owner: Tensor) -> Tensor:
-    """What each token may see: the real tokens of the prompt up to itself, and its own rollout up to itself.
-
-    Args:
-        prompt_mask: True at the real tokens of each prompt, shape (B, L).
-        owner: As in ``Packing``, shape (B, S).
-
-    Returns:
-        Bool of shape (B, 1, L + S, L + S).
-    """
-    num_rows, size = len(owner), prompt_mask.shape[1] + owner.shape[1]
-    is_prompt = torch.cat([prompt_mask, torch.zeros_like(owner, dtype=torch.bool)], dim=1)
-    everyone = torch.cat([torch.full_like(prompt_mask, -2, dtype=torch.int64), owner], dim=1)
-    related = is_prompt[:, None] | (everyone[:, :, None] == everyone[:, None])
-    causal = torch.ones(size, size, dtype=torch.bool, device=owner.device).tril()
-    return (related & causal).view(num_rows, 1, size, size)
-
-
-def packed_positions(prompt_mask: Tensor, offset: Tensor) -> Tensor:
-    """Positions as if each rollout were alone behind its prompt, int64 of shape (B, L + S)."""
-    prompt = torch.arange(prompt_mask.shape[1], device=offset.device).expand(prompt_mask.shape)
-    return torch.cat([prompt, prompt_mask.sum(dim=1, keepdim=True) + offset], dim=1)
 
 
 def counts(sizes: Tensor) -> Tensor:
     """0, 1, ... sizes[0] - 1, 0, 1, ... sizes[1] - 1, and so on: int64 of shape (sum of sizes,)."""
     starts = sizes.cumsum(0) - sizes
     return torch.arange(int(sizes.sum()), device=sizes.device) - starts.repeat_interleave(sizes)
+
+
+def _place(sizes: np.ndarray, row_size: int) -> tuple[np.ndarray, int]:
+    """First slot of each group (P,) and the number of rows: largest group first, into the fullest row with room."""
+    first_slot = np.zeros(len(sizes), dtype=np.int64)
+    used = np.zeros(0, dtype=np.int64)
+    for group in np.argsort(-sizes, kind="stable"):
+        fits = np.flatnonzero(used + sizes[group] <= row_size)
+        row = fits[used[fits].argmax()] if len(fits) else len(used)
+        used = used if len(fits) else np.append(used, 0)
+        first_slot[group] = row * row_size + used[row]
+        used[row] += sizes[group]
+    return first_slot, len(used)
+
+
+def _visible(group: Tensor, owner: Tensor) -> Tensor:
+    """A token sees the prompt of its group and its own rollout, both up to itself; padding sees only padding."""
+    same_group = group[:, :, None] == group[:, None]
+    related = (owner[:, None] == _PROMPT) | (owner[:, :, None] == owner[:, None])
+    causal = torch.ones(group.shape[1], group.shape[1], dtype=torch.bool, device=group.device).tril()
+    return (same_group & related & causal)[:, None]

@@ -61,7 +61,7 @@ class RolloutCodec(nn.Module):
         self.register_buffer("change_std", torch.ones(spec.observation_size))
 
     def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
-        """Take the statistics of the training data, each of shape (O,), in the units of observations; stds above zero."""
+        """Take the statistics of the training data, each of shape (O,); no standard deviation may be zero."""
         self.observation_mean.copy_(observation_mean)
         self.observation_std.copy_(observation_std)
         self.change_std.copy_(change_std)

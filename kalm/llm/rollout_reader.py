@@ -1,7 +1,6 @@
 """Runs the language model over a batch of rollouts behind their prompts and picks out what the heads look at.
 
-Shape letters: B prompts, L columns of prompts, S columns behind them, R rollouts, n steps of all rollouts,
-m text tokens, H hidden size.
+Shape letters: R rollouts, n steps of all rollouts, m text tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kalm.data.grounding_batch import TaskBatch
+from kalm.data.grounding_batch import GroundingBatch
 from kalm.llm.backbone import Backbone
-from kalm.llm.packing import Packing, pack, packed_mask, packed_positions
+from kalm.llm.packing import pack
 from kalm.llm.rollout_codec import RolloutCodec
+
+ROW_SIZE = 128  # wide enough for little padding, narrow enough for cheap attention
 
 
 class RolloutHidden(NamedTuple):
@@ -35,52 +36,44 @@ class RolloutHidden(NamedTuple):
     text_target: Tensor
 
 
-def read_rollouts(backbone: Backbone, codec: RolloutCodec, batch: TaskBatch) -> RolloutHidden:
+def read_rollouts(
+    backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch, row_size: int = ROW_SIZE
+) -> RolloutHidden:
     """Run over prompts, rollouts and answers at once.
 
     Args:
         backbone: The language model.
         codec: Its inputs for observations and actions.
         batch: Rollouts behind their prompts.
+        row_size: Columns of a row; changes the work, not the result.
     """
     text, text_lengths = _text(backbone, batch)
     prompts, prompt_mask = backbone.embed_prompts(batch.prompts)
-    packing = pack(len(batch.prompts), batch.prompt_of_rollout, batch.lengths, text_lengths)
-    last = batch.lengths.cumsum(0) - 1
-    columns = _embed(backbone, codec, batch, packing, text, batch.next_observation[last])
-    hidden = backbone(
-        torch.cat([prompts, columns], dim=1),
-        packed_positions(prompt_mask, packing.offset),
-        packed_mask(prompt_mask, packing.owner),
-    )
-    hidden = hidden[:, prompts.shape[1] :].flatten(0, 1)
+    packing = pack(prompt_mask.sum(dim=1), batch.prompt_of_rollout, batch.lengths, text_lengths, row_size)
+    final = batch.next_observation[batch.lengths.cumsum(0) - 1]
+    observations = codec.encode_observation(torch.cat([batch.observation, final]))
+    vectors = [prompts[prompt_mask], observations, codec.encode_action(batch.action), backbone.embed_tokens(text)]
+    slots = [packing.prompt_slot, packing.observation_slot, packing.final_slot, packing.action_slot, packing.text_slot]
+    rows = prompts.new_zeros(packing.positions.numel(), backbone.hidden_size)
+    rows = rows.index_copy(0, torch.cat(slots), torch.cat(vectors)).view(*packing.positions.shape, -1)
+    hidden = backbone(rows, packing.positions, packing.attention_mask).flatten(0, 1)
+    answered = text_lengths > 0
     # A text token is predicted at the token before it, the first one at the rollout's final observation.
-    before_text = torch.cat([packing.text_slot - 1, packing.final_slot + text_lengths]) if batch.answers else text
-    ends = torch.full_like(batch.lengths, backbone.end_of_text)
+    before_text = torch.cat([packing.text_slot - 1, (packing.final_slot + text_lengths)[answered]])
+    ends = torch.full_like(batch.lengths, backbone.end_of_text)[answered]
     return RolloutHidden(
         observation=hidden[packing.observation_slot],
         action=hidden[packing.action_slot],
         final=hidden[packing.final_slot],
         text=hidden[before_text],
-        text_target=torch.cat([text, ends]) if batch.answers else text,
+        text_target=torch.cat([text, ends]),
     )
 
 
-def _text(backbone: Backbone, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+def _text(backbone: Backbone, batch: GroundingBatch) -> tuple[Tensor, Tensor]:
     """Token ids of all answers, shape (m,), and how many each rollout has, shape (R,)."""
     token_ids = [backbone.tokenize(answer) for answer in batch.answers]
-    lengths = [len(ids) for ids in token_ids] or [0] * len(batch.lengths)
     flat = [token_id for ids in token_ids for token_id in ids]
     device = batch.lengths.device
-    return torch.tensor(flat, dtype=torch.int64, device=device), torch.tensor(lengths, device=device)
-
-
-def _embed(
-    backbone: Backbone, codec: RolloutCodec, batch: TaskBatch, packing: Packing, text: Tensor, final: Tensor
-) -> Tensor:
-    """Vectors of everything behind the prompts, zero where there is nothing, shape (B, S, H)."""
-    observations = codec.encode_observation(torch.cat([batch.observation, final]))
-    vectors = torch.cat([observations, codec.encode_action(batch.action), backbone.embed_tokens(text)])
-    slots = torch.cat([packing.observation_slot, packing.final_slot, packing.action_slot, packing.text_slot])
-    columns = vectors.new_zeros(packing.owner.numel(), backbone.hidden_size)
-    return columns.index_copy(0, slots, vectors).view(*packing.owner.shape, -1)
+    lengths = torch.tensor([len(ids) for ids in token_ids], device=device)
+    return torch.tensor(flat, dtype=torch.int64, device=device), lengths
