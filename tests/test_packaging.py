@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,31 @@ def test_every_requirement_is_pinned_within_its_bounds():
         assert requirement.specifier.contains(version), (
             f"{requirement.name}=={version} is outside {requirement.specifier}"
         )
+
+
+def test_every_import_is_a_declared_dependency():
+    """What comes along with something else today may be gone tomorrow."""
+    distributions = packages_distributions()
+    declared = {canonicalize_name(Requirement(line).name) for line in PYPROJECT["project"]["dependencies"]}
+    missing = {
+        f"{module} ({path.relative_to(ROOT)})"
+        for folder in ("kalm", "callbacks")
+        for path in (ROOT / folder).rglob("*.py")
+        for module in _imported_modules(path) - sys.stdlib_module_names - {"kalm", "__future__"}
+        if not {canonicalize_name(name) for name in distributions.get(module, [module])} & declared
+    }
+    assert missing == set()
+
+
+def _imported_modules(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports, at the top or inside a function."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules.add(node.module.partition(".")[0])
+    return modules
 
 
 def test_pins_have_no_local_part():
