@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kalm.data.rollout import Rollout
 from kalm.envs.base import Domain, Goal, InstructedGoal
-from kalm.envs.clevr_robot.expert import place_action
+from kalm.envs.clevr_robot.expert import candidate_pushes, has_failed, look_ahead_action, place_action
 from kalm.envs.clevr_robot.goals import PlaceGoal
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS, NUM_ACTIONS
 from kalm.envs.clevr_robot.vector_env import ClevrRobotVectorEnv
@@ -49,15 +49,24 @@ def _run(
     observations, actions = [observation], []
     num_steps = np.zeros(len(goals), dtype=np.int64)
     running = np.ones(len(goals), dtype=np.bool_)
+    is_stuck = np.zeros(len(goals), dtype=np.bool_)
     while running.any():
         rows = np.flatnonzero(running)
         action = np.zeros(len(goals), dtype=np.int64)
         action[rows] = place_action(observation[rows], source[rows], target[rows], direction[rows])
+        stuck = np.flatnonzero(running & is_stuck)
+        if len(stuck):
+            outcome = env.try_actions(stuck, candidate_pushes(source[stuck], target[stuck]))
+            action[stuck] = look_ahead_action(
+                observation[stuck], outcome, source[stuck], target[stuck], direction[stuck]
+            )
         if action_noise > 0:
             for row in rows:
                 if noise[row].random() < action_noise:
                     action[row] = noise[row].integers(NUM_ACTIONS)
+        before = observation
         observation, _, terminated, truncated, _ = env.step(action)
+        is_stuck = has_failed(before, action, observation)
         observations.append(observation)
         actions.append(action)
         num_steps[rows] += 1

@@ -116,6 +116,20 @@ class ClevrRobotVectorEnv(gym.vector.VectorEnv[NDArray[np.float64], NDArray[np.i
         observation = self._physics.observation(self._state)
         return observation, rewards, self._terminated.copy(), self._truncated.copy(), self._info()
 
+    def try_actions(self, rows: NDArray[np.int64], actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each of C actions would lead to in N of the environments; nothing changes.
+
+        Args:
+            rows: Which environments, shape (N,).
+            actions: Shape (N, C).
+
+        Returns:
+            Observations after each action, shape (N, C, 10).
+        """
+        state = np.repeat(self._state[rows], actions.shape[1], axis=0)
+        after = self._physics.observation(self._physics.step(state, actions.ravel()))
+        return after.reshape(*actions.shape, OBSERVATION_SIZE)
+
     def _running_goals(self, running: NDArray[np.int64]) -> list[Goal]:
         goals = [goal for row in running if (goal := self._goals[row]) is not None]
         if len(goals) < len(running):
