@@ -104,6 +104,7 @@ class KalmCLI(LightningCLI):
             LightningDataModule,
             save_config_callback=NumberedConfig,
             seed_everything_default=0,
+            trainer_defaults={"num_sanity_val_steps": 0},  # a validation here takes a simulator, or imagination
             parser_kwargs={**parser_kwargs, "prog": "python -m kalm", self._verb: parser_kwargs},
             subclass_mode_model=True,
             subclass_mode_data=True,
