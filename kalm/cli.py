@@ -25,6 +25,7 @@ import kalm
 from kalm.callbacks.checkpoint import LAST, UpdateCheckpoint
 from kalm.callbacks.progress_bar import UpdateProgressBar
 from kalm.callbacks.random_state import RandomState
+from kalm.callbacks.update_axis import UpdateAxis
 from kalm.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
 from kalm.errors import CheckpointError, KalmError
 from kalm.loggers import MetricsFileLogger, RunTensorBoardLogger
@@ -208,7 +209,7 @@ class KalmCLI(LightningCLI):
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, UpdateCheckpoint)]
         given = _as_list(config.get("callbacks"))
-        added: list[Callback] = [RandomState(self._get(self.config, "seed_everything"))]
+        added: list[Callback] = [RandomState(self._get(self.config, "seed_everything")), UpdateAxis()]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
             added.append(UpdateProgressBar())
         return super()._instantiate_trainer({**config, "callbacks": [*added, *given]}, callbacks)

@@ -83,7 +83,8 @@ class MetricsFileLogger(Logger):
             metrics: Metric name -> value.
             step: Update counter.
         """
-        self._pending.append({**metrics, "step": "" if step is None else int(step)})
+        if metrics:
+            self._pending.append({**metrics, "step": "" if step is None else int(step)})
 
     @rank_zero_only
     def save(self) -> None:
