@@ -1,7 +1,7 @@
 """Which transitions the real world could not have made: off the table, or farther than any push carries a ball.
 
-The limits are not guessed: ``derive_limits`` computes them from real transitions and ``LIMITS`` keeps what it gave for
-``python -m kalm.envs.clevr_robot.plausibility``, which runs the expert, noise included, and the random policy.
+The limits are not guessed: ``derive_limits`` computes them from real transitions, and ``LIMITS`` keeps what it gave,
+rounded, for those of ``python -m kalm.envs.clevr_robot.plausibility``, which runs the expert and the random policy.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PlausibilityLimits:
     max_others: float
 
 
-LIMITS = PlausibilityLimits(min_x=-0.545, max_x=0.545, min_y=-0.34, max_y=0.615, max_pushed=0.353, max_others=0.3)
+LIMITS = PlausibilityLimits(min_x=-0.518, max_x=0.518, min_y=-0.208, max_y=0.608, max_pushed=0.343, max_others=0.318)
 
 
 def derive_limits(observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> PlausibilityLimits:
@@ -111,7 +111,7 @@ def _range(values: FloatArray) -> tuple[float, float]:
 
 
 def measure_limits(num_rollouts: int, seed: int) -> PlausibilityLimits:
-    """Collect real transitions, half of them under random actions, and derive the limits from them.
+    """Collect real transitions, under the expert and under random actions, and derive the limits from them.
 
     Args:
         num_rollouts: Rollouts of the expert, and as many of the random policy.
@@ -121,7 +121,7 @@ def measure_limits(num_rollouts: int, seed: int) -> PlausibilityLimits:
 
     rollouts = [
         rollout
-        for action_noise in (ClevrRobot().action_noise, 1.0)
+        for action_noise in (0.0, 1.0)
         for rollout in ClevrRobot(action_noise).collect(num_rollouts, seed)
     ]
     return derive_limits(
