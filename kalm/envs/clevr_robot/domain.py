@@ -90,7 +90,7 @@ class ClevrRobot(Domain):
         return {"action_noise": self.action_noise}
 
     def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
-        from kalm.envs.clevr_robot.rendering import draw_observation  # brings pillow
+        from kalm.envs.clevr_robot.drawing import draw_observation  # brings pillow
 
         return draw_observation(observation, instruction, size)
 

@@ -120,9 +120,7 @@ def measure_limits(num_rollouts: int, seed: int) -> PlausibilityLimits:
     from kalm.envs.clevr_robot.domain import ClevrRobot  # the domain itself imports this module
 
     rollouts = [
-        rollout
-        for action_noise in (0.0, 1.0)
-        for rollout in ClevrRobot(action_noise).collect(num_rollouts, seed)
+        rollout for action_noise in (0.0, 1.0) for rollout in ClevrRobot(action_noise).collect(num_rollouts, seed)
     ]
     return derive_limits(
         np.concatenate([rollout.observations[:-1] for rollout in rollouts]),

@@ -1,19 +1,14 @@
-"""Pictures of the table from above: drawn with pillow anywhere, or rendered by MuJoCo where GL exists."""
+"""Pictures of the table from above, drawn with pillow: they need neither GL nor a simulator."""
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from kalm.envs.clevr_robot.layout import BALL_RADIUS, COLORS, RGB, WALL_X, WALL_Y
-from kalm.errors import SimulatorError
-
-if TYPE_CHECKING:
-    import mujoco
 
 Picture = NDArray[np.uint8]
 
@@ -77,42 +72,3 @@ def write_instruction(picture: Picture, instruction: str) -> Picture:
     canvas.rectangle((0, 0, image.width, bottom + margin), fill=_BACKGROUND)
     canvas.multiline_text((margin, margin), text, font=font, fill=_TEXT)
     return np.array(image)
-
-
-class SceneRenderer:
-    """Renders simulator states with MuJoCo's own renderer, from the camera above the table.
-
-    Args:
-        model: The compiled world.
-        size: Pixels along each side of a picture, at most 1024.
-
-    Raises:
-        SimulatorError: If no GL context can be made here.
-    """
-
-    def __init__(self, model: mujoco.MjModel, size: int) -> None:
-        """Make the GL context; ``MUJOCO_GL`` must be set before MuJoCo is first imported."""
-        import mujoco
-
-        self._model = model
-        self._data = mujoco.MjData(model)
-        self._forward = mujoco.mj_forward
-        try:
-            self._renderer = mujoco.Renderer(model, size, size)
-        except Exception as error:  # each GL backend fails with classes of its own
-            raise SimulatorError(
-                f"rendering needs GL, and MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} gave {error!r}; set "
-                "MUJOCO_GL=egl with a GPU or MUJOCO_GL=osmesa with the package libosmesa6, or use "
-                "ClevrRobot.draw, which needs no GL"
-            ) from error
-
-    def render(self, positions: NDArray[np.float64], instruction: str = "") -> Picture:
-        """Picture of the world at ``positions`` (MuJoCo's ``qpos``), with the instruction on top."""
-        self._data.qpos[:] = positions
-        self._forward(self._model, self._data)
-        self._renderer.update_scene(self._data, camera="top")
-        return write_instruction(self._renderer.render(), instruction)
-
-    def close(self) -> None:
-        """Free the GL context."""
-        self._renderer.close()

@@ -1,0 +1,80 @@
+"""Pictures of the simulated scene from above, rendered by MuJoCo where GL exists."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm.envs.clevr_robot.drawing import Picture, write_instruction
+from kalm.errors import SimulatorError
+
+
+class SceneRenderer:
+    """Renders simulator states with MuJoCo, from the camera above the table."""
+
+    def __init__(self, model: mujoco.MjModel, size: int) -> None:
+        """Make a GL context; it belongs to the thread that makes it.
+
+        Args:
+            model: The compiled world.
+            size: Pixels along each side of a picture, at most 1024.
+
+        Raises:
+            SimulatorError: If no GL context can be made here.
+        """
+        self._model = model
+        self._data = mujoco.MjData(model)
+        self._viewport = mujoco.MjrRect(0, 0, size, size)
+        self._scene = mujoco.MjvScene(model, maxgeom=100)
+        self._options = mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = model.camera("top").id
+        try:
+            self._gl_context = _make_gl_context(size)
+            self._gl_context.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as error:  # each GL library fails with classes of its own, some of which cannot be printed
+            raise SimulatorError(
+                f"no GL context could be made ({type(error).__name__}, MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}); "
+                "set MUJOCO_GL=egl with a GPU or Mesa's libegl1, or MUJOCO_GL=osmesa with libosmesa6, before the start; "
+                "ClevrRobot.draw needs no GL"
+            ) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        # At exit GL is gone before objects are, so free the context before.
+        self._free = weakref.finalize(self, _free, self._context, self._gl_context)
+
+    def render(self, positions: NDArray[np.float64], instruction: str = "") -> Picture:
+        """Picture of the world at ``positions`` (MuJoCo's ``qpos``), with the instruction on top."""
+        self._data.qpos[:] = positions
+        mujoco.mj_forward(self._model, self._data)
+        self._gl_context.make_current()
+        every_kind = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, self._data, self._options, None, self._camera, every_kind, self._scene)
+        mujoco.mjr_render(self._viewport, self._scene, self._context)
+        picture = np.empty((self._viewport.height, self._viewport.width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, self._viewport, self._context)
+        return write_instruction(np.flipud(picture), instruction)  # GL counts rows from below
+
+    def close(self) -> None:
+        """Free the GL context."""
+        self._free()
+
+
+def _make_gl_context(size: int) -> Any:
+    """MuJoCo takes the GL library that MUJOCO_GL named at its import; if none, without a display only EGL can work."""
+    if "MUJOCO_GL" in os.environ or "DISPLAY" in os.environ:
+        return mujoco.GLContext(size, size)
+    from mujoco import egl
+
+    return egl.GLContext(size, size)
+
+
+def _free(context: mujoco.MjrContext, gl_context: Any) -> None:
+    context.free()
+    gl_context.free()
