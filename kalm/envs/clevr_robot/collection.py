@@ -73,19 +73,16 @@ def _run(
         running = ~(terminated | truncated)
     env.close()
     all_observations, all_actions = np.stack(observations, axis=1), np.stack(actions, axis=1)
-    for row, entry in enumerate(instructed):
-        length = num_steps[row]
-        yield domain.label_rollout(
-            entry, all_observations[row, : length + 1], all_actions[row, :length], source=Source.REAL
-        )
+    for entry, length, seen, taken in zip(instructed, num_steps, all_observations, all_actions, strict=True):
+        yield domain.label_rollout(entry, seen[: length + 1], taken[:length], source=Source.REAL)
 
 
 def _indices(goals: Sequence[Goal]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Source ball, target ball and direction of each goal as the indices that the expert takes."""
-    others = {goal.task for goal in goals if not isinstance(goal, PlaceGoal)}
-    if others:
-        raise TypeError(f"the expert solves placements only, not {', '.join(sorted(others))}")
+    placements = [goal for goal in goals if isinstance(goal, PlaceGoal)]
+    if len(placements) < len(goals):
+        raise TypeError("the expert solves placements only, and the training goals hold others")
     names = list(DIRECTIONS)
-    source = np.array([COLORS.index(goal.source) for goal in goals])
-    target = np.array([COLORS.index(goal.target) for goal in goals])
-    return source, target, np.array([names.index(goal.direction) for goal in goals])
+    source = np.array([COLORS.index(goal.source) for goal in placements])
+    target = np.array([COLORS.index(goal.target) for goal in placements])
+    return source, target, np.array([names.index(goal.direction) for goal in placements])

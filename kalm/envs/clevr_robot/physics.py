@@ -76,7 +76,7 @@ def world_xml() -> str:
     <geom friction=".8 .1 .1" density="300" margin="0.002" condim="3" contype="0" conaffinity="0"/>
   </default>
   <worldbody>
-    <light pos="0 0.2 3" dir="0 0 -1" diffuse=".7 .7 .7" ambient=".35 .35 .35"/>
+    <light pos="0 0.2 3" dir="0 0 -1" diffuse=".35 .35 .35" ambient=".3 .3 .3"/>
     <camera name="top" pos="0 0.2 1.55" fovy="45"/>
     <geom name="table" type="plane" pos="0 0.5 -0.325" size="1 1 0.1" rgba=".82 .82 .80 1"/>
     {walls}{balls}

@@ -42,7 +42,7 @@ class SceneRenderer:
         except Exception as error:  # each GL library fails with classes of its own, some of which cannot be printed
             raise SimulatorError(
                 f"no GL context could be made ({type(error).__name__}, MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}); "
-                "set MUJOCO_GL=egl with a GPU or Mesa's libegl1, or MUJOCO_GL=osmesa with libosmesa6, before the start; "
+                "set MUJOCO_GL=egl with a GPU or Mesa's libegl1, or MUJOCO_GL=osmesa with libosmesa6, and start again; "
                 "ClevrRobot.draw needs no GL"
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
