@@ -95,6 +95,11 @@ class RolloutWriter(Callback):
         if self._writer is None:
             logger.info("all rollouts had been imagined before")
             return
+        data: GoalData = trainer.datamodule  # type: ignore[attr-defined]
+        num_left = len({shard.name for shard in data.all_shards} - self._writer.finished_shards)
+        if num_left:  # limit_predict_batches: a store that lacks rollouts must not pass for the whole
+            logger.warning("%d shards are left to imagine; the same command goes on with them", num_left)
+            return
         store = self._writer.finish()
         for split, counts in verdict_counts(store).items():
             logger.info("%s: %s", split, ", ".join(f"{count} {name}" for name, count in counts.items()))
@@ -120,7 +125,7 @@ class RolloutWriter(Callback):
         if num_rejected > self.max_rejection_rate * self._num_seen:
             raise DataError(
                 f"{num_rejected} of {self._num_seen} imagined rollouts were rejected ({_reasons(self._rejected)}), "
-                f"more than max_rejection_rate {self.max_rejection_rate} allows; ground the model longer, or raise the rate"
+                f"more than max_rejection_rate {self.max_rejection_rate} allows; ground the model longer or raise it"
             )
 
 

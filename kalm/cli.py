@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -121,6 +123,18 @@ class KalmCLI(LightningCLI):
         """
         return {self._verb: LightningCLI.subcommands()[self._verb] | {"weights_only"}}
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Lightning adds; and let ``limit_val_batches: 1`` mean one batch, whatever was imported before.
+
+        Python caches ``Optional[Union[int, float]]`` together with the same types in another order, and the parser
+        tries types in their order. After a package that writes float first, 1 would be read as 1.0: all batches.
+        """
+        super().add_core_arguments_to_parser(parser)
+        for action in parser._actions:
+            types = get_args(getattr(action, "_typehint", None))
+            if int in types and float in types and types.index(float) < types.index(int):
+                action._typehint = reduce(or_, sorted(types, key=lambda kind: kind is not int))  # type: ignore[attr-defined]
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder, checkpointing and the links between objects that must agree."""
         parser.add_argument("--root", type=str, default="checkpoints", help="Folder below which all runs write.")
@@ -141,10 +155,15 @@ class KalmCLI(LightningCLI):
         parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Evaluate and predict from the last checkpoint unless told otherwise: random weights are never meant."""
+        """Evaluate and predict from the last checkpoint unless told otherwise: random weights are never meant.
+
+        Nor are predictions gathered in memory to be returned to nobody; a callback writes them as they come.
+        """
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             parser.set_defaults(ckpt_path="last")
+        if subcommand == "predict":
+            parser.set_defaults(return_predictions=False)
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
