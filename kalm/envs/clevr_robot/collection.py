@@ -15,6 +15,7 @@ from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS, NUM_ACTIONS
 from kalm.envs.clevr_robot.vector_env import ClevrRobotVectorEnv
 from kalm.types import GoalSplit, Source
 
+NUM_RESET_SEEDS = 1_000_000_000  # resets of a collection stay below; those of evaluation begin here
 NUM_ENVS = 500  # episodes at once; more waste less on waiting for the longest one
 
 
@@ -42,7 +43,7 @@ def _run(
 ) -> Iterator[Rollout]:
     env = ClevrRobotVectorEnv(domain, len(instructed))
     goals = [entry.goal for entry in instructed]
-    seeds = [int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) for number in numbers]
+    seeds = [int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) % NUM_RESET_SEEDS for number in numbers]
     noise = [np.random.default_rng([seed, number, 1]) for number in numbers]
     source, target, direction = _indices(goals)
     observation, _ = env.reset(seed=seeds, options={"goals": goals})

@@ -43,6 +43,10 @@ _PUSHER_VELOCITY = _VELOCITIES + NUM_BALLS * _FREE_JOINT_SPEEDS
 # Columns of a state that hold x and y of the five balls, in the order of an observation.
 _BALL_COLUMNS = (_POSITIONS + _FREE_JOINT_SIZE * np.arange(NUM_BALLS)[:, None] + np.arange(2)).ravel()
 
+# For each action: the columns of the ball that it pushes, and the control signal of every sub-step.
+_PUSHED_COLUMNS = np.repeat(_BALL_COLUMNS.reshape(NUM_BALLS, 2), len(PUSH_DIRECTIONS), axis=0)
+_CONTROL = np.tile(PUSH_DIRECTIONS[:, None], (NUM_BALLS, NUM_SUB_STEPS, 1))
+
 
 def world_xml() -> str:
     """The world as MJCF.
@@ -108,7 +112,7 @@ class ClevrRobotPhysics:
     def __init__(self, num_threads: int | None = None) -> None:
         """Compile the world and start the threads."""
         if num_threads is None:
-            num_threads = len(os.sched_getaffinity(0))
+            num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if num_threads < 1:
             raise ValueError(f"num_threads is {num_threads}; it must be 1 or more, or None for all cores")
         self.model = mujoco.MjModel.from_xml_string(world_xml())
@@ -154,21 +158,18 @@ class ClevrRobotPhysics:
             States after the push, shape (B, S).
         """
         num = len(state)
-        ball, direction = np.divmod(np.asarray(action), len(PUSH_DIRECTIONS))
-        push = PUSH_DIRECTIONS[direction]
         start = state.copy()
-        center = self.observation(state).reshape(num, NUM_BALLS, 2)[np.arange(num), ball]
+        center = state[np.arange(num)[:, None], _PUSHED_COLUMNS[action]]
         start[:, 0] = 0.0
-        start[:, _PUSHER_POSITION : _PUSHER_POSITION + 2] = center - PUSH_OFFSET * push
-        start[:, _PUSHER_VELOCITY : _PUSHER_VELOCITY + 2] = 0.0
-        control = np.repeat(push[:, None], NUM_SUB_STEPS, axis=1)
+        start[:, _PUSHER_POSITION:_VELOCITIES] = center - PUSH_OFFSET * _CONTROL[action, 0]
+        start[:, _PUSHER_VELOCITY:] = 0.0
         passed = np.empty((num, NUM_SUB_STEPS, self.state_size))
         # Checks are skipped because all shapes are ours; they would double the cost of stepping one environment.
         self._pool.rollout(
             [self.model] * num,
             self._data,
             start,
-            control,
+            _CONTROL[action],
             skip_checks=True,
             nstep=NUM_SUB_STEPS,
             control_spec=int(mujoco.mjtState.mjSTATE_CTRL),
