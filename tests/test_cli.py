@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -169,6 +170,37 @@ def test_interpolation_follows_the_command_line(tmp_path: Path, capsys: pytest.C
     """``${root}`` in a file means the root that counts in the end, not the one in that file."""
     arguments = ("--config", write_config(tmp_path), "--root", "elsewhere")
     assert printed_config(capsys, "fit", *arguments)["data"]["init_args"]["real"] == "elsewhere/real"
+
+
+def test_one_means_one_batch_whatever_was_imported_before(tmp_path: Path) -> None:
+    """Python may hand Lightning ``float | int`` where it wrote ``int | float``; 1 must not become 1.0, all batches."""
+    program = (
+        "from typing import Optional, Union; Optional[Union[float, int]]\n"
+        "from kalm.__main__ import main\n"
+        f"main(['fit', '--config', {write_config(tmp_path)!r}, '--trainer.limit_val_batches', '1', '--print_config'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    limit = yaml.safe_load(done.stdout)["trainer"]["limit_val_batches"]
+    assert (limit, type(limit)) == (1, int)
+
+
+def test_progress_bar_counts_updates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five updates a step, resumed at 25: the bar ends at 50 of 50, where batches would have said 5 of 25."""
+    config, show = write_config(tmp_path), ("--trainer.enable_progress_bar", "true")
+    assert kalm("fit", "--config", config, *show, "--trainer.max_steps", "25") == 0
+    assert "25/25" in capsys.readouterr().out
+    assert kalm("fit", "--config", config, *show, "--trainer.max_steps", "50", "--ckpt_path", "last") == 0
+    assert "50/50" in capsys.readouterr().out
+
+
+def test_validate_evaluates_the_last_checkpoint(tmp_path: Path) -> None:
+    """Without being told which one; and without one it is an error, not an evaluation of random weights."""
+    config = write_config(tmp_path)
+    assert kalm("validate", "--config", config) == 4
+    assert kalm("fit", "--config", config, "--trainer.max_steps", "10") == 0
+    assert kalm("validate", "--config", config) == 0
+    lines = (run_folder_of(tmp_path) / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["update"] for line in lines} == {10}
 
 
 def test_seed_reaches_the_data(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Every YAML file under conf/ says what it is, parses, and runs: recursively, and counted."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kalm.data.store import RolloutStore
+from kalm.study import load_study
+from tests.chain_run import kalm
+
+REPOSITORY = Path(__file__).parents[1]
+CONF = REPOSITORY / "conf"
+FILES = sorted(CONF.rglob("*.yaml"))
+STUDIES = [path for path in FILES if path.parent.name == "study"]
+OVERLAYS = [path for path in FILES if path.parent.name == "overlay"]
+STAGES = [path for path in FILES if path not in STUDIES + OVERLAYS]
+SMOKE = CONF / "overlay" / "smoke.yaml"
+LIGHTNING_VERBS = ("fit", "predict")
+COMMAND = re.compile(r"# python -m kalm (\w+) (.*)")
+
+
+def name(path: Path) -> str:
+    """Path as it is typed in the checkout's root."""
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+def announced_command(path: Path) -> list[str]:
+    """The words after ``python -m kalm`` in the first line of a file."""
+    match = COMMAND.fullmatch(path.read_text(encoding="utf-8").splitlines()[0])
+    assert match is not None, "the first line must be the command"
+    return [match[1], *match[2].split()]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+
+
+def test_every_file_is_found() -> None:
+    """The parametrised tests below cannot pass on an empty list."""
+    assert {"collect", "ground", "imagine", "bc", "cql"} <= {path.stem for path in STAGES}
+    assert {"clevr_robot_demo", "clevr_robot_smoke"} <= {path.stem for path in STUDIES}
+    assert SMOKE in OVERLAYS
+    assert len(STAGES) + len(STUDIES) + len(OVERLAYS) == len(FILES) == len(list(CONF.rglob("*.y*ml")))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file_announces_itself(path: Path) -> None:
+    """The first comment: command, purpose, what it is for, hardware, minutes; the command names the file itself."""
+    assert name(path) in announced_command(path)
+    comment = "".join(line for line in path.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+    for word in ("Purpose:", "Hardware:", "Minutes:"):
+        assert word in comment
+
+
+@pytest.mark.parametrize("path", STAGES, ids=name)
+def test_stage_parses_and_keeps_the_order_of_its_keys(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Alone, under the verb that it announces; ``${root}`` follows the command line."""
+    verb, *_ = announced_command(path)
+    assert kalm(verb, "--config", name(path), "--root", "elsewhere", "--print_config") == 0
+    printed = capsys.readouterr().out
+    assert "${" not in printed
+    assert yaml.safe_load(printed)["root"] == "elsewhere"
+    assert "checkpoints/" not in printed.replace("checkpoints/.cache", "")
+    keys = list(yaml.safe_load(path.read_text(encoding="utf-8")))
+    order = ["seed_everything", "experiment", "ckpt_path", "trainer", "checkpoint", "model", "data"]
+    assert [key for key in order if key in keys] == [key for key in keys if key in order]
+
+
+@pytest.mark.parametrize("path", [path for path in STAGES if announced_command(path)[0] in LIGHTNING_VERBS], ids=name)
+def test_smoke_overlay_fits_every_stage(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It parses on top of each of Lightning's stages and shortens it."""
+    verb, *_ = announced_command(path)
+    assert kalm(verb, "--config", name(path), "--config", name(SMOKE), "--print_config") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] <= 40
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name)
+def test_every_command_of_a_study_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each distinct command with its options, and each input is an output of a stage before it."""
+    study = load_study(path)
+    seeds = study.seeds[:1]
+    written: set[str] = set()
+    for stage in study.stages:
+        if stage.seed is None or stage.seed in seeds:
+            assert kalm(*stage.command, "--print_config") == 0, stage.label
+            yaml.safe_load(capsys.readouterr().out)
+        assert set(stage.inputs) <= written, stage.label
+        written |= set(stage.outputs)
+    shown = {row["experiment"] for row in study.definition["report"]["rows"]}
+    assert all(any(f"/{experiment}/" in path for path in written) for experiment in shown)
+
+
+def test_smoke_study_runs_every_stage_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From nothing to a report; started again it has nothing left to do."""
+    study = CONF / "study" / "clevr_robot_smoke.yaml"
+    used = {part for stage in load_study(study).stages for part in stage.command if part.startswith("conf/")}
+    assert used >= {name(path) for path in STAGES}
+    assert kalm("run", name(study), "--root", tmp_path) == 0
+    imagined = RolloutStore(tmp_path / "clevr_robot/imagine/tiny/seed=0/store", verify=True)
+    assert imagined.num_rollouts > 0
+    with (tmp_path / "clevr_robot/bc/kalm/seed=0/metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[-1]["step"] == "40"
+    assert any(row["train/imaginary/imitation_loss"] for row in rows)
+    report = (tmp_path / "study/clevr_robot_smoke/report/report.md").read_text(encoding="utf-8")
+    assert "BC with imagination" in report
+    capsys.readouterr()
+    assert kalm("run", name(study), "--root", tmp_path) == 0
+    assert "study clevr_robot_smoke is finished" in capsys.readouterr().out
