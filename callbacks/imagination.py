@@ -1,0 +1,103 @@
+"""How good imagination is while the language model is grounded: rates a goal split, and a table of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from kalm.data.rollout import Rollout
+from kalm.errors import KalmError
+from kalm.types import GoalSplit
+
+_COLUMNS = ("split", "instruction", "steps", "stopped by", "meets its goal", "plausible", "actions")
+
+
+class Imagination(Callback):
+    """Judges the rollouts that a validation step imagines (``num_imagined`` of ``GroundingData`` says how many).
+
+    Logged: ``imagine/<split>/success_rate``, the share that meet their goal by the domain's own rule (KALM, table 1),
+    and ``imagine/<split>/plausible_rate``, the share without any implausible transition. TensorBoard also gets a table
+    of the first ones of every split.
+    """
+
+    def __init__(self, num_examples: int = 3) -> None:
+        """Choose how much to show.
+
+        Args:
+            num_examples: Rows of the example table a split; 0 writes none.
+        """
+        if num_examples < 0:
+            raise KalmError(f"imagination: num_examples is {num_examples}; it must be 0 or more")
+        self.num_examples = num_examples
+        self._rollouts: list[Rollout] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last validation."""
+        self._rollouts = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect what was imagined."""
+        self._rollouts += outputs.get("imaginary", [])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        if trainer.sanity_checking or not self._rollouts:
+            return
+        pl_module.log_dict(rates(self._rollouts), batch_size=1)
+        table = examples_table(self._rollouts, self.num_examples)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and self.num_examples and trainer.is_global_zero:
+                logger.experiment.add_text("imagine/examples", table, trainer.global_step)
+
+
+def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Share of imagined rollouts of each split that meet their goal, and that are plausible."""
+    metrics = {}
+    for split in GoalSplit:
+        of_split = [rollout for rollout in rollouts if rollout.goal_split is split]
+        if of_split:
+            num_successes = sum(rollout.is_success for rollout in of_split)
+            num_plausible = sum(_is_plausible(rollout) for rollout in of_split)
+            metrics[f"imagine/{split.label}/success_rate"] = num_successes / len(of_split)
+            metrics[f"imagine/{split.label}/plausible_rate"] = num_plausible / len(of_split)
+    return metrics
+
+
+def examples_table(rollouts: Sequence[Rollout], num_examples: int) -> str:
+    """A Markdown table of the first rollouts of each split; sentences are shown as they are, never as markup."""
+    lines = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS)]
+    for split in GoalSplit:
+        for rollout in [rollout for rollout in rollouts if rollout.goal_split is split][:num_examples]:
+            cells = (
+                split.label,
+                rollout.instruction,
+                str(len(rollout)),
+                str(rollout.provenance.get("stopped_by", "")),
+                "yes" if rollout.is_success else "no",
+                "yes" if _is_plausible(rollout) else "no",
+                str(rollout.actions.round(2).tolist()),
+            )
+            lines.append(" | ".join(map(_as_text, cells)))
+    return "\n".join(lines)
+
+
+def _is_plausible(rollout: Rollout) -> bool:
+    return not any(rollout.violations.values())
+
+
+def _as_text(cell: str) -> str:
+    """Keep a cell from being read as Markdown or HTML."""
+    literal = "".join(f"\\{character}" if character in "\\`*_{}[]()#+-.!|~" else character for character in cell)
+    return escape(" ".join(literal.split()))

@@ -1,0 +1,91 @@
+"""Whether imagined first steps are what the simulator would have done (KALM, figure 12)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kalm.data.rollout import Rollout
+from kalm.envs.base import Domain
+from kalm.errors import KalmError
+from kalm.types import GoalSplit
+
+
+class StepMatch(Callback):
+    """Carries out the first action of each rollout that a validation imagined, from the same start, in the simulator.
+
+    Logged: ``imagine/<split>/state_match``, the share whose imagined next observation is close to the simulator's in
+    every number; and, where all goals of a split are one step away, ``imagine/<split>/action_match``, the share whose
+    action meets the goal there. (Actions of longer goals are compared with held-out real rollouts, by the model.)
+    """
+
+    def __init__(self, tolerance: float = 0.2) -> None:
+        """Choose what close means.
+
+        Args:
+            tolerance: Greatest error of a number, in standard deviations of real observations.
+        """
+        if tolerance <= 0:
+            raise KalmError(f"step_match: tolerance is {tolerance}; it must be above 0")
+        self.tolerance = tolerance
+        self._rollouts: dict[GoalSplit, list[Rollout]] = defaultdict(list)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last validation."""
+        self._rollouts.clear()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect what was imagined."""
+        for rollout in outputs.get("imaginary", []):
+            self._rollouts[rollout.goal_split].append(rollout)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        if trainer.sanity_checking:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        allowed = self.tolerance * data.observation_std.numpy()
+        for split, rollouts in self._rollouts.items():
+            metrics = step_match(data.domain, rollouts, allowed)
+            pl_module.log_dict(
+                {f"imagine/{split.label}/{name}": value for name, value in metrics.items()}, batch_size=1
+            )
+
+
+def step_match(domain: Domain, rollouts: Sequence[Rollout], allowed: np.ndarray) -> dict[str, float]:
+    """Compare first steps with the simulator's.
+
+    Args:
+        domain: Whose simulator to ask.
+        rollouts: Imagined rollouts, none of them empty.
+        allowed: Greatest error of each number of an observation, shape (O,).
+    """
+    goals = [domain.goal_from_json(rollout.goal) for rollout in rollouts]
+    envs = domain.make_vector_env(len(rollouts))
+    try:
+        options = {
+            "goals": goals,
+            "instructions": [rollout.instruction for rollout in rollouts],
+            "observations": [rollout.observations[0] for rollout in rollouts],
+        }
+        envs.reset(seed=[0] * len(rollouts), options=options)
+        after, _, _, _, infos = envs.step(np.stack([rollout.actions[0] for rollout in rollouts]))
+    finally:
+        envs.close()
+    error = np.abs(np.stack([rollout.observations[1] for rollout in rollouts]) - after)
+    metrics = {"state_match": float((error <= allowed).all(axis=-1).mean())}
+    if all(domain.max_steps(goal) == 1 for goal in goals):
+        metrics["action_match"] = float(np.mean(infos["is_success"]))
+    return metrics
