@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,11 +105,21 @@ class GoalData(LightningDataModule):
         """What decides the work, as plain JSON types; kept with the store."""
         return {
             "num_rollouts": {split.label: count for split, count in self._num_rollouts.items()},
-            "goals_file": self._goals_file,
+            "goals_sha256": self._goals_sha256,
             "rollouts_per_shard": self._rollouts_per_shard,
             "seed": self._seed,
             "real": open_domain_store(self.domain, self._real).fingerprint,
         }
+
+    @cached_property
+    def _goals_sha256(self) -> str:
+        """Identity of the goals themselves: a file may be edited, and lie elsewhere tomorrow."""
+        lines = (
+            json.dumps(goal.to_json(), sort_keys=True)
+            for split in sorted(self._num_rollouts)
+            for goal in self._goals_of(split)
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @cached_property
     def all_shards(self) -> list[WorkShard]:
@@ -136,7 +148,10 @@ class GoalData(LightningDataModule):
         chosen = [goal for goal in goals if goal.goal_split is split]
         if not chosen:
             found = sorted({goal.goal_split.label for goal in goals})
-            raise DataError(f"{self._goals_file} has no goal of the split {split.label}; it has {', '.join(found)}")
+            raise DataError(
+                f"{self._goals_file} has no goal of the split {split.label}; it has {', '.join(found) or 'no goal'}. "
+                "Add some, or leave the split out of num_rollouts"
+            )
         return chosen
 
     def predict_dataloader(self) -> DataLoader[list[WorkItem]]:
