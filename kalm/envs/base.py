@@ -225,21 +225,22 @@ class Domain(ABC):
             if not line.strip():
                 continue
             try:
-                data = json.loads(line)
-                goals.append(
-                    InstructedGoal(
-                        goal=self.goal_from_json(data["goal"]),
-                        instruction=str(data["instruction"]),
-                        goal_split=GoalSplit.parse(data["goal_split"]),
-                    )
-                )
-            except KeyError as error:
-                problems.append(f"line {number}: missing key {error}; goal, instruction and goal_split are required")
-            except (ValueError, TypeError) as error:
+                goals.append(self._instructed_goal(json.loads(line)))
+            except ValueError as error:
                 problems.append(f"line {number}: {error}")
         if problems:
             raise DataError(f"goals file {path} is malformed:\n  " + "\n  ".join(problems))
+        if not goals:
+            raise DataError(f"goals file {path} holds no goals; write one JSON object a line")
         return goals
+
+    def _instructed_goal(self, data: Any) -> InstructedGoal:
+        if not isinstance(data, dict) or not {"goal", "instruction", "goal_split"} <= set(data):
+            raise DataError(f"{data!r} is not an object with the keys goal, instruction and goal_split")
+        instruction = data["instruction"]
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise DataError(f"instruction is {instruction!r}; it must be a sentence")
+        return InstructedGoal(self.goal_from_json(data["goal"]), instruction, GoalSplit.parse(data["goal_split"]))
 
 
 def success_of_each(
