@@ -1,0 +1,43 @@
+"""Inputs and outputs for states and actions: statistics, changes, discrete and continuous actions."""
+
+from __future__ import annotations
+
+import torch
+
+from kalm.llm.rollout_codec import RolloutCodec
+from tests.llm.models import CONTINUOUS, DISCRETE
+
+
+def test_a_change_is_measured_in_its_spread_and_applied_again() -> None:
+    """From 1 to 3 with a spread of 4 is a change of 0.5; applied to 1 it gives 3."""
+    codec = RolloutCodec(DISCRETE, hidden_size=8, inner_size=8)
+    codec.set_statistics(torch.zeros(5), torch.ones(5), torch.tensor([4.0, 1, 1, 1, 1]))
+    change = codec.change(torch.ones(5), torch.tensor([3.0, 1, 1, 1, 0]))
+    assert change.tolist() == [0.5, 0, 0, 0, -1]
+    assert codec.apply_change(torch.ones(5), change).tolist() == [3, 1, 1, 1, 0]
+
+
+def test_observations_are_normalised_before_they_are_encoded() -> None:
+    """Mean 2, deviation 0.5: 3 is encoded as 2 was without statistics."""
+    codec = RolloutCodec(DISCRETE, hidden_size=8, inner_size=8)
+    plain = codec.encode_observation(torch.full((5,), 2.0))
+    codec.set_statistics(torch.full((5,), 2.0), torch.full((5,), 0.5), torch.ones(5))
+    torch.testing.assert_close(codec.encode_observation(torch.full((5,), 3.0)), plain)
+
+
+def test_statistics_travel_with_the_weights() -> None:
+    """They are in the state dict, and a loaded codec encodes alike."""
+    codec, other = (RolloutCodec(DISCRETE, hidden_size=8, inner_size=8) for _ in range(2))
+    codec.set_statistics(torch.ones(5), torch.full((5,), 3.0), torch.full((5,), 2.0))
+    other.load_state_dict(codec.state_dict())
+    assert other.change_std.tolist() == [2.0] * 5
+    torch.testing.assert_close(other.encode_observation(torch.zeros(5)), codec.encode_observation(torch.zeros(5)))
+
+
+def test_shapes_of_discrete_and_continuous_actions() -> None:
+    """One token an action either way; two numbers come out, as scores or as the action."""
+    for spec, action in ((DISCRETE, torch.tensor([0, 1, 1])), (CONTINUOUS, torch.zeros(3, 2))):
+        codec = RolloutCodec(spec, hidden_size=8, inner_size=8)
+        assert codec.encode_action(action).shape == (3, 8)
+        assert codec.predict_action(torch.zeros(3, 8)).shape == (3, 2)
+        assert codec.predict_end(torch.zeros(3, 8)).shape == (3,)
