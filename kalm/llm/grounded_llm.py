@@ -58,7 +58,7 @@ class GroundedLLM(LightningModule):
         end_weight: float = 0.3,
         text_weight: float = 1.0,
         temperature: float = 0.0,
-        end_threshold: float = 0.5,
+        end_threshold: float = 1.0,
     ) -> None:
         """Build it; data and the weights of a frozen encoder are not touched yet.
 
@@ -76,7 +76,8 @@ class GroundedLLM(LightningModule):
             text_weight: Weight of the loss of explanations.
             temperature: How freely imagined actions are drawn; 0 takes the likeliest, which leaves out the random
                 actions in the data.
-            end_threshold: Probability of the end at which an imagined rollout stops without having met its goal.
+            end_threshold: Probability of the end at which an imagined rollout stops without having met its goal. 1 goes
+                on until the domain's rule or the step limit ends it, which meets more goals.
         """
         super().__init__()
         if not 0 <= warmup_steps < schedule_steps:
