@@ -23,7 +23,6 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/python -m kalm run $(STUDY)
-	@echo "TensorBoard logs and rollout videos: $(BIN)/tensorboard --logdir $(ROOT)"
 
 # One thread a worker: two workers with two threads each would fight over two cores.
 test: $(INSTALLED)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from kalm.envs.base import Domain
 from kalm.errors import KalmError
 from kalm.run_folder import run_folder
+from kalm.study import load_study
 from kalm.usage import usage_error
 
 
@@ -92,26 +89,15 @@ def _report_parser() -> ArgumentParser:
 def _report(config: Namespace) -> int:
     from kalm.report import write_report  # brings matplotlib
 
+    root = config.folders[0] if len(config.folders) == 1 else None
     write_report(
         config.folders,
         config.output,
-        study=None if config.study is None else _read_study(config.study),
+        study=None if config.study is None else load_study(config.study, root).definition,
         num_last_evaluations=config.num_last_evaluations,
         console=Console(),
     )
     return 0
-
-
-def _read_study(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise KalmError(f"study file {path} does not exist; give a YAML file such as those in conf/study")
-    try:
-        study = OmegaConf.to_container(OmegaConf.load(path))
-    except OmegaConfBaseException as error:
-        raise KalmError(f"study file {path} cannot be read: {error}") from error
-    if not isinstance(study, dict):
-        raise KalmError(f"study file {path} holds a {type(study).__name__}; it must hold keys such as name and stages")
-    return {str(key): value for key, value in study.items()}
 
 
 def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kalm.envs.clevr_robot import ClevrRobot, MoveGoal
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -90,6 +92,14 @@ def test_every_stage_file_is_mentioned():
     stages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "conf" / "clevr_robot").glob("*.yaml"))
     assert len(stages) >= 4
     assert [path for path in stages if path not in README] == []
+
+
+def test_the_example_of_own_goals_is_read(tmp_path):
+    """The JSON line in the README is a goal of CLEVR-Robot."""
+    (line,) = re.findall(r"```json\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "goals.jsonl").write_text(line, encoding="utf-8")
+    (goal,) = ClevrRobot().load_instructed_goals(tmp_path / "goals.jsonl")
+    assert goal.goal == MoveGoal("red", "left")
 
 
 def test_citations_name_both_papers():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kalm.data.filters import verdict_counts
@@ -17,6 +19,9 @@ from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
 from kalm.types import SOURCE, GoalSplit, Source
 
+# Named by callbacks/rollout_writer.py, which a report should not have to import: it brings the language model.
+REJECTED_FILE = "rejected.json"
+
 
 @dataclass(frozen=True)
 class StoreVerdicts:
@@ -27,12 +32,14 @@ class StoreVerdicts:
         source: ``real`` or ``imaginary``; a store that mixes them says ``mixed``.
         flags: Names of the domain's plausibility flags.
         counts: Goal split -> what ``kalm.data.filters.verdict_counts`` counts.
+        rejected: Reason -> imagined rollouts that were too broken to store.
     """
 
     name: str
     source: str
     flags: tuple[str, ...]
     counts: dict[str, dict[str, int]]
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 def load_verdicts(
@@ -63,7 +70,8 @@ def load_verdicts(
         sources = {int(source) for source in store.rollouts[SOURCE].unique()}
         source = Source(sources.pop()).label if len(sources) == 1 else "mixed"
         name = folder_name(path, roots or folders)
-        verdicts.append(StoreVerdicts(name, source, tuple(store.plausibility_flags), verdict_counts(store)))
+        flags, rejected = tuple(store.plausibility_flags), _rejected(path.parent / REJECTED_FILE)
+        verdicts.append(StoreVerdicts(name, source, flags, verdict_counts(store), rejected))
     return verdicts, problems
 
 
@@ -90,6 +98,10 @@ def imagination_table(verdicts: Sequence[StoreVerdicts]) -> Table:
         "By the domain's own success rule, before any filter. plausible: no transition has a plausibility flag. "
         "The paper's column is its table 1, full method."
     )
+    for store in verdicts:
+        if store.rejected:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(store.rejected.items()))
+            note += f" Too broken to be stored, and not counted above, in {store.name}: {reasons}."
     return Table("Imagined rollouts", header, tuple(cells), note)
 
 
@@ -118,6 +130,15 @@ def plausibility_table(verdicts: Sequence[StoreVerdicts]) -> Table:
     )
     note = "Percent of transitions, before any filter. The paper's column is its table 4."
     return Table("Plausibility", header, tuple(cells), note)
+
+
+def _rejected(path: Path) -> dict[str, int]:
+    """Sum over shards what the rollout writer counted (shard -> reason -> rollouts)."""
+    total: Counter[str] = Counter()
+    if path.is_file():
+        for reasons in json.loads(path.read_text(encoding="utf-8")).values():
+            total.update(reasons)
+    return dict(total)
 
 
 def _by_split(verdicts: Sequence[StoreVerdicts]) -> list[tuple[StoreVerdicts, str, dict[str, int]]]:

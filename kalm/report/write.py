@@ -84,7 +84,7 @@ def write_report(
     paths.markdown.write_text(_markdown(title, tables, plots, missing, provenance), encoding="utf-8")
     paths.page.write_text(html_page(title, tables, plots, missing, provenance), encoding="utf-8")
     if console is not None:
-        _print(console, tables, paths)
+        _print(console, tables, paths, searched, of_study)
     return paths
 
 
@@ -189,14 +189,22 @@ def _markdown(
     return "\n".join(parts)
 
 
-def _print(console: Console, tables: Sequence[Table], paths: ReportPaths) -> None:
+def _print(
+    console: Console, tables: Sequence[Table], paths: ReportPaths, roots: Sequence[Path], folders: Sequence[Path]
+) -> None:
     """Show the main table, what is missing, and where the rest is."""
     if tables:
         console.print(tables[0].to_rich(), crop=False)
         console.print(tables[0].note, markup=False, highlight=False)
     for sentence in paths.missing:
         console.print(f"missing: {sentence}", style="yellow", markup=False)
-    console.print(f"all tables: {paths.markdown}", markup=False, soft_wrap=True)
-    console.print(f"with plots: {paths.page}", markup=False, soft_wrap=True)
-    for plot in paths.plots:
-        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
+    videos = sorted({video.parent for folder in folders for video in folder.rglob("videos/*.gif")})
+    lines = [
+        f"all tables: {paths.markdown}",
+        f"with plots: {paths.page}",
+        *(f"plot: {plot}" for plot in paths.plots),
+        *([f"videos: {videos[0]} and {len(videos) - 1} more folders like it"] if videos else []),
+        f"curves and videos of every run: tensorboard --logdir {roots[0]}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

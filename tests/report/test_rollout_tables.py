@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from kalm.callbacks import rollout_writer, success_rate
 from kalm.data.rollout import Rollout
 from kalm.data.writer import RolloutStoreWriter
-from kalm.report.rollout_tables import StoreVerdicts, imagination_table, load_verdicts, plausibility_table
+from kalm.report.results import RESULTS_FILE
+from kalm.report.rollout_tables import (
+    REJECTED_FILE,
+    StoreVerdicts,
+    imagination_table,
+    load_verdicts,
+    plausibility_table,
+)
 from kalm.types import GoalSplit, Source
 
 FLAGS = ("out_of_workbench", "beyond_dynamics")
@@ -94,6 +104,20 @@ def test_unfinished_and_damaged_stores_are_reported_not_raised(root):
     assert verdicts == []
     assert any("half is unfinished" in problem for problem in problems)
     assert any("store could not be read" in problem and "instructions.jsonl" in problem for problem in problems)
+
+
+def test_rejected_rollouts_are_admitted(root):
+    """Two shards: 2 empty in one, 1 empty and 3 too long in the other, next to the store."""
+    counted = {"0-easy-0": {"empty": 2}, "0-easy-1": {"empty": 1, "too long": 3}}
+    path = root / "clevr_robot" / "imagine" / REJECTED_FILE
+    path.write_text(json.dumps(counted), encoding="utf-8")
+    verdicts, _ = load_verdicts([root])
+    assert imagination_table(verdicts).note.endswith("in clevr_robot/imagine/store: 3 empty, 3 too long.")
+
+
+def test_files_are_called_what_their_writers_call_them():
+    """The report does not import the callbacks; their names must not drift apart."""
+    assert (REJECTED_FILE, RESULTS_FILE) == (rollout_writer.REJECTED_FILE, success_rate.RESULTS_FILE)
 
 
 def test_real_rollouts_come_first_and_only_in_the_plausibility_table():

@@ -130,9 +130,14 @@ def test_hostile_labels_reach_tables_and_plots_as_text(write_results, result_lin
 
 def test_the_console_shows_the_table_and_where_the_rest_is(complete, tmp_path):
     """What `make demo` ends with."""
+    videos = complete / REAL / "seed=0" / "videos"
+    videos.mkdir()
+    (videos / "easy-0.gif").write_bytes(b"GIF89a")
     console = Console(file=io.StringIO(), width=200)
     write_report([complete], tmp_path / "out", STUDY, console=console)
     shown = console.file.getvalue()
+    assert f"videos: {videos} and 0 more" in shown
+    assert f"tensorboard --logdir {complete}" in shown
     assert "BC + KALM" in shown
     assert "+100.0" in shown
     assert f"with plots: {tmp_path / 'out' / 'report.html'}" in shown
