@@ -73,7 +73,7 @@ def step_match(domain: Domain, rollouts: Sequence[Rollout], allowed: np.ndarray)
         allowed: Greatest error of each number of an observation, shape (O,).
     """
     goals = [domain.goal_from_json(rollout.goal) for rollout in rollouts]
-    envs = domain.make_vector_env(len(rollouts))
+    envs: Any = domain.make_vector_env(len(rollouts))  # Gymnasium's types know no list of seeds
     try:
         options = {
             "goals": goals,

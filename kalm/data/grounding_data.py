@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from kalm.data.goal_starts import make_work_items
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, join_batches
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.moments import Moments
-from kalm.data.store import RolloutStore
+from kalm.data.store import InstructionRow, RolloutStore
 from kalm.data.task_batches import TaskBatches
 from kalm.data.task_spec import task_spec
 from kalm.data.work_item import WorkItem
@@ -28,7 +29,7 @@ from kalm.envs.base import Domain
 from kalm.errors import DataError
 from kalm.language.encoder import SentenceEncoder
 from kalm.language.prompts import DYNAMICS, EXPLANATION, generation_prompt
-from kalm.types import TaskSpec
+from kalm.types import GoalSplit, TaskSpec
 
 # Validation is the same for every run, whatever its seed.
 _VALIDATION_SEED = 0
@@ -135,8 +136,16 @@ class GroundingData(LightningDataModule):
 
     @cached_property
     def answers(self) -> list[str]:
-        """The sentences that explanation learns to write, one for each training rollout."""
-        return self._instructions_of(self._training)
+        """What explanation learns to write of each training rollout: its goal's shortest instruction.
+
+        Which of a goal's wordings somebody had used, no rollout can tell, and learning to guess it would take the
+        better part of the effort. (The paper's answers are the rollouts' own instructions.)
+        """
+        rows = [row for row in self.store.instructions if row.goal_split is GoalSplit.TRAIN]
+        shortest: dict[str, str] = {}
+        for row in sorted(rows, key=lambda row: (len(row.instruction), row.instruction)):
+            shortest.setdefault(_key(row.goal), row.instruction)
+        return [shortest[_key(row.goal)] for row in self._instruction_rows]
 
     @property
     def observation_mean(self) -> Tensor:
@@ -192,17 +201,16 @@ class GroundingData(LightningDataModule):
 
     @cached_property
     def _task_batches(self) -> list[TaskBatches]:
-        instructions = self.answers
-        sizes = {instruction: len(instruction.split()) for instruction in set(instructions)}
-        nothing = [""] * len(instructions), [0] * len(instructions)
+        count = len(self._training)
+        answer_tokens = [len(answer.split()) for answer in self.answers]  # nearly: punctuation is not counted
+        nothing = [""] * count, [0] * count
         texts = {
-            GroundingTask.GENERATION: ([generation_prompt(text) for text in instructions], *nothing),
-            GroundingTask.DYNAMICS: ([DYNAMICS] * len(instructions), *nothing),
-            GroundingTask.EXPLANATION: (
-                [EXPLANATION] * len(instructions),
-                instructions,
-                [sizes[text] for text in instructions],
+            GroundingTask.GENERATION: (
+                [generation_prompt(row.instruction) for row in self._instruction_rows],
+                *nothing,
             ),
+            GroundingTask.DYNAMICS: ([DYNAMICS] * count, *nothing),
+            GroundingTask.EXPLANATION: ([EXPLANATION] * count, self.answers, answer_tokens),
         }
         return [
             TaskBatches(
@@ -234,9 +242,11 @@ class GroundingData(LightningDataModule):
             of_change.add(transitions[types.NEXT_OBSERVATION][piece] - observation)
         return of_observation, of_change
 
-    def _instructions_of(self, rollouts: NDArray[np.int64]) -> list[str]:
+    @cached_property
+    def _instruction_rows(self) -> list[InstructionRow]:
+        """Goal and sentence of each training rollout."""
         table = self.store.instructions
-        return [table[row].instruction for row in self.store.rollouts[types.INSTRUCTION_ID][rollouts].tolist()]
+        return [table[row] for row in self.store.rollouts[types.INSTRUCTION_ID][self._training].tolist()]
 
     def _work_items(self, starts: NDArray[np.float32]) -> list[WorkItem]:
         return [
@@ -250,6 +260,10 @@ class GroundingData(LightningDataModule):
                 (_VALIDATION_SEED, int(split)),
             )
         ]
+
+
+def _key(goal: Mapping[str, Any]) -> str:
+    return json.dumps(goal, sort_keys=True)
 
 
 def _lists_of(entries: Sequence[Any]) -> DataLoader[Any]:

@@ -46,7 +46,7 @@ def trainer(folder: Path, **options: Any) -> lightning.Trainer:
 
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 def test_losses_are_one_number_a_token(spec: Any) -> None:
-    """The hand-made batch: 4 generated steps with 6 observations, 2 dynamics steps, an answer of 5 words and its end."""
+    """The batch has 4 generated steps with 6 observations, 2 dynamics steps, an answer of 5 words and its end."""
     losses = grounded_llm(spec).losses(hand_made_batch(spec.is_discrete))
     assert {name: tuple(values.shape) for name, values in losses.items()} == {
         "dynamics_loss": (2,),
