@@ -25,6 +25,7 @@ from kalm.errors import CheckpointError, DataError, KalmError
 from kalm.evaluation import Episode, EpisodeResult
 from kalm.rl.finite import raise_non_finite
 from kalm.rl.gradient_step import GradientStep
+from kalm.rl.normalizer import Normalizer
 from kalm.rl.policy_evaluation import evaluate_policy
 from kalm.rl.transition_batch import TransitionBatch, unstack
 from kalm.types import SOURCE, Source, TaskSpec
@@ -41,8 +42,6 @@ class OfflineRLModule(LightningModule):
         episode_results: Results of the latest validation or test, for callbacks.
     """
 
-    observation_mean: Tensor
-    observation_std: Tensor
     goal_embeddings: Tensor
 
     def __init__(
@@ -54,6 +53,7 @@ class OfflineRLModule(LightningModule):
         target_update_rate: float = 0.005,
         target_update_interval: int = 1,
         normalize_observation: bool = True,
+        normalize_goal_embedding: bool = True,
         gradient_clip_norm: float | None = None,
         compile: bool = False,
         num_evaluation_envs: int = 64,
@@ -68,6 +68,9 @@ class OfflineRLModule(LightningModule):
             target_update_rate: Part of a target network that is replaced at each of its updates, in (0, 1].
             target_update_interval: Updates between two updates of the target networks.
             normalize_observation: Whether observations are shifted and scaled by the real data's statistics.
+            normalize_goal_embedding: Whether goal embeddings are shifted, and scaled as a whole, by the statistics of
+                the data's instructions. A sentence encoder crowds its vectors into a corner of the sphere, where a
+                small network is slow to tell them apart.
             gradient_clip_norm: Largest norm of the whole gradient; null does not clip.
             compile: Whether the losses run through ``torch.compile``; pays off in long runs only.
             num_evaluation_envs: Episodes that run side by side in evaluation; the results do not depend on it.
@@ -90,6 +93,7 @@ class OfflineRLModule(LightningModule):
         self.target_update_rate = target_update_rate
         self.target_update_interval = target_update_interval
         self.normalize_observation = normalize_observation
+        self.normalize_goal_embedding = normalize_goal_embedding
         self.gradient_clip_norm = gradient_clip_norm
         self.num_evaluation_envs = num_evaluation_envs
         self.episode_results: list[EpisodeResult] = []
@@ -97,9 +101,9 @@ class OfflineRLModule(LightningModule):
         self._targets: list[tuple[nn.Module, nn.Module]] = []
         self._measured: dict[str, Tensor] = {}
         self._loaded_updates = 0
-        # Statistics travel with the checkpoint; the table of goal embeddings belongs to the data and does not.
-        self.register_buffer("observation_mean", torch.zeros(spec.observation_size))
-        self.register_buffer("observation_std", torch.ones(spec.observation_size))
+        self.observation_normalizer = Normalizer(spec.observation_size)
+        self.goal_normalizer = Normalizer(spec.goal_embedding_size)
+        # The table of goal embeddings belongs to the data, not to the checkpoint.
         self.register_buffer("goal_embeddings", torch.zeros(0, spec.goal_embedding_size), persistent=False)
 
     # --- what an algorithm defines ---------------------------------------------------------------------------------
@@ -118,7 +122,7 @@ class OfflineRLModule(LightningModule):
 
         Args:
             observation: Normalised, shape (B, O).
-            goal_embedding: Shape (B, E).
+            goal_embedding: Normalised, shape (B, E).
 
         Returns:
             Shape (B,) int64 if actions are discrete, else (B, A) in [-1, 1].
@@ -147,10 +151,12 @@ class OfflineRLModule(LightningModule):
             raise DataError(
                 f"the policy was built for {self.spec}, but the data have {data.spec}; give both one domain"
             )
-        self.goal_embeddings = data.goal_embeddings.to(self.device)
         if self.normalize_observation:
-            self.observation_mean.copy_(data.observation_mean)
-            self.observation_std.copy_(data.observation_std)
+            self.observation_normalizer.set_statistics(data.observation_mean, data.observation_std)
+        if self.normalize_goal_embedding:
+            mean = data.goal_embeddings.mean(0)
+            self.goal_normalizer.set_statistics(mean, (data.goal_embeddings - mean).square().mean().sqrt())
+        self.goal_embeddings = self.goal_normalizer(data.goal_embeddings.to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with a parameter group for every network that is trained."""
@@ -180,7 +186,7 @@ class OfflineRLModule(LightningModule):
         first_update = self.trainer.global_step
         recorded = [
             self._update(transitions, first_update + index + 1)
-            for index, transitions in enumerate(unstack(batch, self.goal_embeddings, self._normalize))
+            for index, transitions in enumerate(unstack(batch, self.goal_embeddings, self.observation_normalizer))
         ]
         per_transition = {name: torch.stack([row[name] for row in recorded]) for name in recorded[0]}
         if not self._is_finite(per_transition):
@@ -204,9 +210,6 @@ class OfflineRLModule(LightningModule):
         for target, network in self._targets:
             for stale, fresh in zip(target.parameters(), network.parameters(), strict=True):
                 stale.lerp_(fresh, self.target_update_rate)
-
-    def _normalize(self, observation: Tensor) -> Tensor:
-        return (observation - self.observation_mean) / self.observation_std
 
     @torch.no_grad()
     def _is_finite(self, per_transition: dict[str, Tensor]) -> bool:
@@ -254,8 +257,8 @@ class OfflineRLModule(LightningModule):
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def forward(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
-        """The action to take, from observations as the environment gives them; see ``act``."""
-        return self.act(self._normalize(observation), goal_embedding)
+        """The action to take, from what the environment and the sentence encoder give; see ``act``."""
+        return self.act(self.observation_normalizer(observation), self.goal_normalizer(goal_embedding))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous evaluation."""

@@ -26,7 +26,7 @@ class TransitionBatch:
 
     Attributes:
         observation: Normalised, shape (B, O).
-        goal_embedding: Shape (B, E).
+        goal_embedding: Normalised, shape (B, E).
         action: Shape (B,) int64 in [0, A), or (B, A) float32 in [-1, 1].
         reward: Shape (B,).
         next_observation: Normalised, shape (B, O).
@@ -48,7 +48,8 @@ def unstack(
 
     Args:
         stacked: Transitions of batch size (K, B); ``instruction_id`` holds rows of ``goal_embeddings``.
-        goal_embeddings: One row an instruction, shape (I, E); gathered minibatch by minibatch, which stays in cache.
+        goal_embeddings: One normalised row an instruction, shape (I, E). It is gathered minibatch by minibatch, so that
+            the rows stay in the cache.
         normalize: Applied to observations of shape (K, B, O).
     """
     fields = zip(

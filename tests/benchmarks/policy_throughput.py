@@ -144,7 +144,7 @@ def fit(case: Case, store: Path, num_updates: int, clock: Callable[[], float]) -
 def random_batches(data: PolicyData, policy: OfflineRLModule, batch_size: int) -> Iterator[TransitionBatch]:
     """What a plain loop does for data: tensors in memory, rows drawn at random."""
     columns = data.stores[0].transitions
-    normalize = policy._normalize
+    normalize = policy.observation_normalizer
     observation, next_observation = normalize(columns["observation"]), normalize(columns["next", "observation"])
     action, reward = columns["action"].clone(), columns["next", "reward"].clone()
     terminated, instruction_id = columns["next", "terminated"].clone(), columns["instruction_id"].long()

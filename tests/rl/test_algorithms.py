@@ -131,7 +131,7 @@ def test_a_saved_policy_acts_the_same_after_loading(
     loaded.load_state_dict(checkpoint["state_dict"])
     batch = transition_batch(spec, num_rows=50, seed=5)
     assert torch.equal(loaded(batch.observation, batch.goal_embedding), policy(batch.observation, batch.goal_embedding))
-    assert loaded.observation_mean.tolist() == [0.5] * spec.observation_size
+    assert loaded.observation_normalizer.mean.tolist() == [0.5] * spec.observation_size
 
 
 @each_algorithm

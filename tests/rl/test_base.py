@@ -164,18 +164,22 @@ def test_the_gradient_is_clipped_to_its_norm(tmp_path: Path) -> None:
         assert all((norm <= 1e-3 * 1.0001) == is_clipped for norm in count.norms)
 
 
-def test_observations_are_normalised_with_the_datas_statistics(tmp_path: Path) -> None:
-    """A policy that normalises acts on x as one that does not acts on (x - mean) / std."""
+def test_inputs_are_normalised_with_the_datas_statistics(tmp_path: Path) -> None:
+    """A policy that normalises acts on (x, g) as one that does not acts on ((x - mean) / std, (g - mean) / std)."""
     data = chain_data(tmp_path)
-    policy, bare = BC(data.spec), BC(data.spec, normalize_observation=False)
+    policy = BC(data.spec)
+    bare = BC(data.spec, normalize_observation=False, normalize_goal_embedding=False)
     trainer(tmp_path, 5).fit(policy, data)
     trainer(tmp_path, 5).fit(bare, data)
-    assert bare.observation_mean.tolist() == [0.0] * 5
-    assert torch.equal(policy.observation_mean, data.observation_mean)
+    assert bare.observation_normalizer.mean.tolist() == [0.0] * 5
+    assert torch.equal(bare.goal_embeddings, data.goal_embeddings)
+    assert torch.equal(policy.observation_normalizer.mean, data.observation_mean)
+    torch.testing.assert_close(policy.goal_embeddings.mean(0), torch.zeros(16), atol=1e-6, rtol=0)
+    assert policy.goal_embeddings.square().mean().sqrt() == pytest.approx(1.0)
     bare.policy.load_state_dict(policy.policy.state_dict())
-    observation, goal = torch.rand(8, 5), torch.randn(8, data.spec.goal_embedding_size)
+    observation, goal = torch.rand(8, 5), data.goal_embeddings[torch.arange(8) % 6]
     normalised = (observation - data.observation_mean) / data.observation_std
-    assert torch.equal(policy(observation, goal), bare(normalised, goal))
+    assert torch.equal(policy(observation, goal), bare(normalised, policy.goal_embeddings[torch.arange(8) % 6]))
 
 
 def test_a_policy_for_other_sizes_than_the_datas_is_refused(tmp_path: Path) -> None:

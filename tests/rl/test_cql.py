@@ -141,7 +141,7 @@ def test_values_of_a_two_state_world_equal_the_closed_form(tmp_path: Path) -> No
     trainer(tmp_path, max_steps=1000).fit(policy, data)
     policy.learning_rate = 1e-4  # Adam at a constant step size circles the solution
     trainer(tmp_path, max_steps=1000).fit(policy, data)
-    q = policy.critic(torch.eye(2), data.goal_embeddings.expand(2, 1))
+    q = policy.critic(torch.eye(2), policy.goal_embeddings.expand(2, 1))
     torch.testing.assert_close(q, torch.tensor([[1.5, 3.0], [4.0, 1.5]]), atol=1e-4, rtol=0)
 
 
