@@ -1,0 +1,39 @@
+"""Explanation accuracy under the prompt of training and under another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kalm.callbacks.explanation import Explanation
+from kalm.language.prompts import EXPLANATION, UNSEEN_EXPLANATION
+from kalm.types import Source
+from tests.callbacks.judged import Shown, validate, walk
+
+TO_THE_RIGHT = walk([2, 3, 4], [1, 1], goal=4, source=Source.REAL)
+TO_THE_LEFT = walk([1, 0], [0], goal=0, source=Source.REAL)
+IMAGINED = walk([1, 0], [0], goal=0)
+
+
+def test_prompts_are_judged_apart(tmp_path: Path) -> None:
+    """The truth under the seen prompt: 3 of 3. Always the left end under the unseen one: 1 of 3."""
+    module = Shown({UNSEEN_EXPLANATION: "somebody wanted to be at the left end"})
+    batches = {"real": [TO_THE_RIGHT, TO_THE_RIGHT]}, {"imaginary": [IMAGINED]}, {"real": [TO_THE_LEFT]}
+    metrics = validate(tmp_path, Explanation(), *batches, module=module)
+    assert metrics["explain/seen_prompt_accuracy"] == 1.0
+    assert abs(metrics["explain/unseen_prompt_accuracy"] - 1 / 3) < 1e-6
+
+
+def test_every_validation_counts_anew(tmp_path: Path) -> None:
+    """The same callback, first on a model that is always wrong, then on one that is right."""
+    callback, batch = Explanation(), {"real": [TO_THE_LEFT]}
+    wrong = Shown({EXPLANATION: "no idea", UNSEEN_EXPLANATION: "no idea"})
+    first = validate(tmp_path, callback, batch, module=wrong)
+    second = validate(tmp_path, callback, batch)
+    assert set(first.values()) == {0.0}
+    assert set(second.values()) == {1.0}
+    assert first.keys() == {"explain/seen_prompt_accuracy", "explain/unseen_prompt_accuracy"}
+
+
+def test_without_real_rollouts_nothing_is_claimed(tmp_path: Path) -> None:
+    """No accuracy of zero rollouts."""
+    assert validate(tmp_path, Explanation(), {"imaginary": [IMAGINED]}) == {}
