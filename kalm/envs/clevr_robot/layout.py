@@ -53,20 +53,21 @@ def sample_layout(rng: np.random.Generator) -> NDArray[np.float64]:
     Returns:
         An observation, shape (10,).
     """
-    centers: list[NDArray[np.float64]] = []
+    centers: list[tuple[float, float]] = []
     while len(centers) < NUM_BALLS:
         for _ in range(MAX_RESET_TRIES):
-            center = rng.uniform((RESET_X[0], RESET_Y[0]), (RESET_X[1], RESET_Y[1]))
-            if all(_is_apart(center - other) for other in centers):
-                centers.append(center)
+            across, along = rng.random(2).tolist()
+            x = RESET_X[0] + (RESET_X[1] - RESET_X[0]) * across
+            y = RESET_Y[0] + (RESET_Y[1] - RESET_Y[0]) * along
+            if all(_is_apart(abs(x - other_x), abs(y - other_y)) for other_x, other_y in centers):
+                centers.append((x, y))
                 break
         else:
             centers = []
-    return np.concatenate(centers)
+    return np.array(centers).ravel()
 
 
-def _is_apart(offset: NDArray[np.float64]) -> bool:
-    x, y = abs(offset[0]), abs(offset[1])
-    return math.hypot(x, y) >= MIN_RESET_DISTANCE and not (
-        0 < x < MIN_RESET_AXIS_OFFSET or 0 < y < MIN_RESET_AXIS_OFFSET
-    )
+def _is_apart(x: float, y: float) -> bool:
+    """Whether two centres whose offset is so large along each axis may be in one layout."""
+    nearly_aligned = 0 < x < MIN_RESET_AXIS_OFFSET or 0 < y < MIN_RESET_AXIS_OFFSET
+    return math.hypot(x, y) >= MIN_RESET_DISTANCE and not nearly_aligned
