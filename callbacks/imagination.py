@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from kalm.callbacks.markdown_table import markdown_table, show_table
 from kalm.data.rollout import Rollout
 from kalm.errors import KalmError
 from kalm.types import GoalSplit
@@ -20,8 +19,9 @@ class Imagination(Callback):
     """Judges the rollouts that a validation step imagines (``num_imagined`` of ``GroundingData`` says how many).
 
     Logged: ``imagine/<split>/success_rate``, the share that meet their goal by the domain's own rule (KALM, table 1),
-    and ``imagine/<split>/plausible_rate``, the share without any implausible transition. TensorBoard also gets a table
-    of the first ones of every split.
+    ``imagine/<split>/plausible_rate``, the share without any implausible transition, and
+    ``imagine/<split>/mean_length``, their mean number of steps. TensorBoard also gets a table of the first ones of
+    every split.
     """
 
     def __init__(self, num_examples: int = 3) -> None:
@@ -56,14 +56,12 @@ class Imagination(Callback):
         if trainer.sanity_checking or not self._rollouts:
             return
         pl_module.log_dict(rates(self._rollouts), batch_size=1)
-        table = examples_table(self._rollouts, self.num_examples)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and self.num_examples and trainer.is_global_zero:
-                logger.experiment.add_text("imagine/examples", table, trainer.global_step)
+        if self.num_examples:
+            show_table(trainer, "imagine/examples", examples_table(self._rollouts, self.num_examples))
 
 
 def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Share of imagined rollouts of each split that meet their goal, and that are plausible."""
+    """Share of imagined rollouts of each split that meet their goal, and that are plausible; their mean length."""
     metrics = {}
     for split in GoalSplit:
         of_split = [rollout for rollout in rollouts if rollout.goal_split is split]
@@ -72,32 +70,31 @@ def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
             num_plausible = sum(_is_plausible(rollout) for rollout in of_split)
             metrics[f"imagine/{split.label}/success_rate"] = num_successes / len(of_split)
             metrics[f"imagine/{split.label}/plausible_rate"] = num_plausible / len(of_split)
+            metrics[f"imagine/{split.label}/mean_length"] = sum(map(len, of_split)) / len(of_split)
     return metrics
 
 
 def examples_table(rollouts: Sequence[Rollout], num_examples: int) -> str:
-    """A Markdown table of the first rollouts of each split; sentences are shown as they are, never as markup."""
-    lines = [" | ".join(_COLUMNS), " | ".join("---" for _ in _COLUMNS)]
-    for split in GoalSplit:
-        for rollout in [rollout for rollout in rollouts if rollout.goal_split is split][:num_examples]:
-            cells = (
-                split.label,
-                rollout.instruction,
-                str(len(rollout)),
-                str(rollout.provenance.get("stopped_by", "")),
-                "yes" if rollout.is_success else "no",
-                "yes" if _is_plausible(rollout) else "no",
-                str(rollout.actions.round(2).tolist()),
-            )
-            lines.append(" | ".join(map(_as_text, cells)))
-    return "\n".join(lines)
+    """A Markdown table of the first rollouts of each split."""
+    chosen = [
+        rollout
+        for split in GoalSplit
+        for rollout in [rollout for rollout in rollouts if rollout.goal_split is split][:num_examples]
+    ]
+    return markdown_table(_COLUMNS, map(_cells, chosen))
+
+
+def _cells(rollout: Rollout) -> tuple[str, ...]:
+    return (
+        rollout.goal_split.label,
+        rollout.instruction,
+        str(len(rollout)),
+        str(rollout.provenance.get("stopped_by", "")),
+        "yes" if rollout.is_success else "no",
+        "yes" if _is_plausible(rollout) else "no",
+        str(rollout.actions.round(2).tolist()),
+    )
 
 
 def _is_plausible(rollout: Rollout) -> bool:
     return not any(rollout.violations.values())
-
-
-def _as_text(cell: str) -> str:
-    """Keep a cell from being read as Markdown or HTML."""
-    literal = "".join(f"\\{character}" if character in "\\`*_{}[]()#+-.!|~" else character for character in cell)
-    return escape(" ".join(literal.split()))

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Plausibility(Callback):
-    """Logs ``plausibility/<source>/<flag>``: the share of transitions that each of the domain's flags marks.
+    """Logs ``plausibility/<source>/<split>/<flag>``: the share of transitions that each of the domain's flags marks.
 
     Real rollouts are the held-out ones of a validation, imagined ones what the same validation imagined. What the real
     ones show is the rate at which a flag is raised for nothing.
@@ -38,8 +38,9 @@ class Plausibility(Callback):
         for source, rollouts in outputs.items():
             for rollout in rollouts:
                 for flag, num_marked in rollout.violations.items():
-                    self._num_marked[f"{source}/{flag}"] += num_marked
-                    self._num_transitions[f"{source}/{flag}"] += len(rollout)
+                    name = f"{source}/{rollout.goal_split.label}/{flag}"
+                    self._num_marked[name] += num_marked
+                    self._num_transitions[name] += len(rollout)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""

@@ -18,9 +18,10 @@ from kalm.types import GoalSplit
 class StepMatch(Callback):
     """Carries out the first action of each rollout that a validation imagined, from the same start, in the simulator.
 
-    Logged: ``imagine/<split>/state_match``, the share whose imagined next observation is close to the simulator's in
-    every number; and, where all goals of a split are one step away, ``imagine/<split>/action_match``, the share whose
-    action meets the goal there. (Actions of longer goals are compared with held-out real rollouts, by the model.)
+    Logged, but for training goals: ``imagine/<split>/state_match``, the share whose imagined next observation is close
+    to the simulator's in every number; and, where all goals of a split are one step away,
+    ``imagine/<split>/action_match``, the share whose action meets the goal there. Training goals have held-out real
+    rollouts, with which the model compares each step.
     """
 
     def __init__(self, tolerance: float = 0.2) -> None:
@@ -49,7 +50,8 @@ class StepMatch(Callback):
     ) -> None:
         """Collect what was imagined."""
         for rollout in outputs.get("imaginary", []):
-            self._rollouts[rollout.goal_split].append(rollout)
+            if rollout.goal_split is not GoalSplit.TRAIN:
+                self._rollouts[rollout.goal_split].append(rollout)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from kalm.callbacks.explanation import Explanation
+from kalm.errors import KalmError
 from kalm.language.prompts import EXPLANATION, UNSEEN_EXPLANATION
 from kalm.types import Source
-from tests.callbacks.judged import Shown, validate, walk
+from tests.callbacks.judged import Shown, logged_text, validate, walk
 
 TO_THE_RIGHT = walk([2, 3, 4], [1, 1], goal=4, source=Source.REAL)
 TO_THE_LEFT = walk([1, 0], [0], goal=0, source=Source.REAL)
@@ -20,7 +23,7 @@ def test_prompts_are_judged_apart(tmp_path: Path) -> None:
     batches = {"real": [TO_THE_RIGHT, TO_THE_RIGHT]}, {"imaginary": [IMAGINED]}, {"real": [TO_THE_LEFT]}
     metrics = validate(tmp_path, Explanation(), *batches, module=module)
     assert metrics["explain/seen_prompt_accuracy"] == 1.0
-    assert abs(metrics["explain/unseen_prompt_accuracy"] - 1 / 3) < 1e-6
+    assert metrics["explain/unseen_prompt_accuracy"] == pytest.approx(1 / 3)
 
 
 def test_every_validation_counts_anew(tmp_path: Path) -> None:
@@ -37,3 +40,20 @@ def test_every_validation_counts_anew(tmp_path: Path) -> None:
 def test_without_real_rollouts_nothing_is_claimed(tmp_path: Path) -> None:
     """No accuracy of zero rollouts."""
     assert validate(tmp_path, Explanation(), {"imaginary": [IMAGINED]}) == {}
+
+
+def test_table_shows_what_was_told_and_what_was_said(tmp_path: Path) -> None:
+    """The first two of three rollouts over two batches; what a model writes is escaped like any text (X9)."""
+    module = Shown({EXPLANATION: "<b>go</b> | home"})
+    batches = {"real": [TO_THE_RIGHT]}, {"real": [TO_THE_LEFT, TO_THE_RIGHT]}
+    validate(tmp_path, Explanation(num_examples=2), *batches, module=module)
+    header, _, *rows = logged_text(tmp_path, "explain/examples").split("\n")
+    assert header == "told | explained, seen prompt | explained, unseen prompt"
+    said = "&lt;b&gt;go&lt;/b&gt; \\| home"
+    assert rows == [f"{told} | {said} | {told}" for told in ("go to the right end", "go to the left end")]
+
+
+def test_negative_examples_are_refused() -> None:
+    """The message names the option."""
+    with pytest.raises(KalmError, match="num_examples is -1"):
+        Explanation(num_examples=-1)

@@ -19,15 +19,17 @@ EASY = walk([2, 3], [1], goal=3, split=GoalSplit.EASY)
 
 
 def test_rates_count_over_all_batches_of_a_split(tmp_path: Path) -> None:
-    """Train: 2 of 3 meet their goal, 2 of 3 are plausible; easy: 1 of 1. Real rollouts count for nothing."""
+    """Train: 2 of 3 meet their goal, 2 of 3 are plausible, 2 + 2 + 1 steps; easy: 1 of 1. Real ones do not count."""
     real = walk([2, 1], [0], goal=4, source=Source.REAL)
     metrics = validate(tmp_path, Imagination(), {"imaginary": [MEETS, EASY]}, {"real": [real]}, {"imaginary": [MISSES]},
                        {"imaginary": [JUMPS]})  # fmt: skip
     assert metrics == {
         "imagine/train/success_rate": pytest.approx(2 / 3),
         "imagine/train/plausible_rate": pytest.approx(2 / 3),
+        "imagine/train/mean_length": pytest.approx(5 / 3),
         "imagine/easy/success_rate": 1.0,
         "imagine/easy/plausible_rate": 1.0,
+        "imagine/easy/mean_length": 1.0,
     }
 
 

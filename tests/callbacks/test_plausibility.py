@@ -21,10 +21,10 @@ def test_shares_are_of_transitions_and_not_of_rollouts(tmp_path: Path) -> None:
         tmp_path, Plausibility(), {"imaginary": [JUMPS_ONCE]}, {"real": [STAYS_REAL]}, {"imaginary": [JUMPS_TWICE]}
     )
     assert metrics == {
-        "plausibility/imaginary/jumped": pytest.approx(3 / 7),
-        "plausibility/imaginary/nowhere": 0.0,
-        "plausibility/real/jumped": 0.0,
-        "plausibility/real/nowhere": 0.0,
+        "plausibility/imaginary/train/jumped": pytest.approx(3 / 7),
+        "plausibility/imaginary/train/nowhere": 0.0,
+        "plausibility/real/train/jumped": 0.0,
+        "plausibility/real/train/nowhere": 0.0,
     }
 
 
@@ -33,5 +33,5 @@ def test_every_validation_counts_anew(tmp_path: Path) -> None:
     callback = Plausibility()
     first = validate(tmp_path, callback, {"imaginary": [JUMPS_ONCE]})
     second = validate(tmp_path, callback, {"real": [STAYS_REAL]})
-    assert first["plausibility/imaginary/jumped"] == pytest.approx(1 / 3)
-    assert second == {"plausibility/real/jumped": 0.0, "plausibility/real/nowhere": 0.0}
+    assert first["plausibility/imaginary/train/jumped"] == pytest.approx(1 / 3)
+    assert second == {"plausibility/real/train/jumped": 0.0, "plausibility/real/train/nowhere": 0.0}
