@@ -4,9 +4,8 @@
 # make smoke   every stage of the demo in miniature, in about a minute
 # make clean   remove the virtual environment and caches; results under checkpoints/ stay
 #
-# Each target first makes .venv with the versions of constraints.txt. On a Linux machine without a GPU,
-#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
-# takes the CPU build of torch and saves several GB of CUDA packages.
+# Each target first makes .venv with the versions of constraints.txt. On Linux, pip may bring several GB of CUDA packages
+# along with torch; PIP_FLAGS passes options to pip, such as the index of a CPU build.
 
 PYTHON ?= python3
 VENV ?= .venv
