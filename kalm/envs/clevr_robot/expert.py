@@ -26,7 +26,9 @@ CLEARANCE = 2 * BALL_RADIUS + 0.01  # a way that passes a ball nearer than this 
 TARGET_IN_THE_WAY = 2.0
 OTHER_IN_THE_WAY = 0.5
 SPOT_BEHIND_WALL = 0.5
-PUSHING_THE_TARGET = 0.02  # so that the target is moved only where that gains something
+# So that the target is moved only where the source alone cannot do it: whoever reads a rollout takes the ball that is
+# pushed for the one that the instruction is about.
+PUSHING_THE_TARGET = 0.3
 MIN_TRAVEL = 0.03  # a push that moves its ball less has failed
 MIN_CHANGE = 0.1  # a push that moves no ball this far along an axis is not worth trying after a failed one
 _SHOVES = 3  # rounds of shoving overlapping balls apart
