@@ -1,0 +1,211 @@
+"""Grounding batches: each rollout once an epoch, a pure function of the index, tasks as asked, starts that need work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kalm.data.goal_starts import make_work_items
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts, join_batches
+from kalm.data.grounding_data import GroundingData
+from kalm.data.moments import Moments
+from kalm.data.rollout import Rollout
+from kalm.data.task_batches import TaskBatches
+from kalm.errors import DataError
+from kalm.language.prompts import DYNAMICS, EXPLANATION, GENERATION, generation_prompt
+from kalm.types import GoalSplit
+from tests.chain_domain import ChainDomain
+from tests.data.rollouts import real_rollouts, write_store
+from tests.llm.models import chain_grounding_data, one_hot_starts
+
+DOMAIN = ChainDomain()
+
+
+def assert_equal(left: GroundingBatch, right: GroundingBatch) -> None:
+    """All fields."""
+    for one, other in zip(left, right, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def task_batches(folder: Path, **options: Any) -> tuple[TaskBatches, list[Rollout]]:
+    """Batches of 50 chain rollouts as the generation task, and those rollouts."""
+    rollouts = real_rollouts(50)
+    store = write_store(folder / "store", rollouts)
+    defaults: dict[str, Any] = {"rollouts_per_batch": 8, "tokens_per_prompt": 24, "seed": (0, 0)}
+    prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
+    batches = TaskBatches(
+        store,
+        np.arange(50),
+        GroundingTask.GENERATION,
+        prompts,
+        [""] * 50,
+        [0] * 50,
+        **{**defaults, **options},
+    )
+    return batches, rollouts
+
+
+def rollouts_of(batch: GroundingBatch) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Prompt, cells before each step and actions of each rollout."""
+    ends = batch.lengths.cumsum(0).tolist()
+    found = []
+    for end, length, prompt in zip(ends, batch.lengths.tolist(), batch.prompt_of_rollout.tolist(), strict=True):
+        cells, actions = batch.observation[end - length : end].argmax(-1), batch.action[end - length : end]
+        found.append((batch.prompts[prompt], tuple(cells.tolist()), tuple(actions.tolist())))
+    return found
+
+
+def test_an_epoch_has_every_rollout_once(tmp_path: Path) -> None:
+    """Six batches of 50 rollouts, each rollout behind its own prompt, in another order the next epoch."""
+    batches, rollouts = task_batches(tmp_path)
+    expected = Counter(
+        (generation_prompt(r.instruction), tuple(r.observations[:-1].argmax(-1).tolist()), tuple(r.actions.tolist()))
+        for r in rollouts
+    )
+    epochs = [[rollouts_of(batches(epoch * 6 + place)) for place in range(6)] for epoch in range(2)]
+    for epoch in epochs:
+        assert Counter(entry for batch in epoch for entry in batch) == expected
+    assert epochs[0] != epochs[1]
+
+
+def test_a_batch_is_a_pure_function_of_its_index(tmp_path: Path) -> None:
+    """Asked for in any order, by another object too; another seed gives another batch."""
+    one, _ = task_batches(tmp_path / "one")
+    other, _ = task_batches(tmp_path / "other")
+    different, _ = task_batches(tmp_path / "different", seed=(1, 0))
+    late = [one(index) for index in (13, 2, 7)]
+    for batch, index in zip(late, (13, 2, 7), strict=True):
+        assert_equal(batch, other(index))
+    assert rollouts_of(late[0]) != rollouts_of(different(13))
+
+
+def test_rollouts_with_the_same_prompt_share_it_up_to_the_limit(tmp_path: Path) -> None:
+    """No group has more tokens than allowed unless it is one long rollout; prompts repeat no more than needed."""
+    batches, rollouts = task_batches(tmp_path)
+    num_groups = 0
+    for index in range(6):
+        batch = batches(index)
+        tokens = torch.zeros(len(batch.prompts)).index_add(0, batch.prompt_of_rollout, 2.0 * batch.lengths + 1)
+        sizes = torch.bincount(batch.prompt_of_rollout)
+        assert ((tokens <= 24) | (sizes == 1)).all()
+        assert (batch.prompt_of_rollout.diff() >= 0).all()
+        num_groups += len(batch.prompts)
+    total = sum(2 * len(rollout) + 1 for rollout in rollouts)
+    assert total / 24 <= num_groups < 50
+
+
+def test_tasks_come_together_with_their_prompts_and_answers(tmp_path: Path) -> None:
+    """Each task's rollouts follow its prompt; only explanations have answers, one sentence a goal."""
+    batch = chain_grounding_data(tmp_path).batch(3)
+    prompts = [batch.prompts[index] for index in batch.prompt_of_rollout.tolist()]
+    by_task: dict[int, set[str]] = {int(task): set() for task in GroundingTask}
+    for task, prompt, answer in zip(batch.task.tolist(), prompts, batch.answers, strict=True):
+        by_task[task].add(prompt)
+        assert bool(answer) == (task == GroundingTask.EXPLANATION)
+    assert by_task[GroundingTask.DYNAMICS] == {DYNAMICS}
+    assert by_task[GroundingTask.EXPLANATION] == {EXPLANATION}
+    assert all(prompt.startswith(GENERATION.partition("<")[0]) for prompt in by_task[GroundingTask.GENERATION])
+    assert set(batch.answers) <= {
+        "",
+        "go to the left end",
+        "reach the right end",
+        "go to the right end",
+        "reach the left end",
+    }
+    assert len(set(batch.answers) - {""}) == 2
+
+
+def test_joined_batches_keep_every_rollout_behind_its_prompt() -> None:
+    """Prompt numbers are shifted; nothing else changes."""
+    rollouts = real_rollouts(5)
+    parts = [
+        batch_rollouts(rollouts[:2], ["a", "b"], GroundingTask.GENERATION),
+        batch_rollouts(rollouts[2:], ["c", "d", "e"], GroundingTask.DYNAMICS),
+    ]
+    joined = join_batches(parts)
+    assert [entry for part in parts for entry in rollouts_of(part)] == rollouts_of(joined)
+    assert joined.task.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
+    """Statistics and batches come from the others; only rollouts that pass the filter are used."""
+    data = chain_grounding_data(tmp_path, num_rollouts=100, num_held_out=30)
+    store = data.store
+    used = [store.rollout(row) for row in range(100) if store.rollouts["is_success"][row]]
+    held_out = list(data.val_dataloader()[0].dataset)
+    assert [r.actions.tolist() for r in held_out] == [r.actions.tolist() for r in used[-30:]]
+    observations = np.concatenate([r.observations[:-1] for r in used[:-30]])
+    changes = np.concatenate([np.diff(r.observations, axis=0) for r in used[:-30]])
+    np.testing.assert_allclose(data.observation_mean, observations.mean(0), atol=1e-6)
+    np.testing.assert_allclose(data.observation_std, observations.std(0), atol=1e-6)
+    np.testing.assert_allclose(data.change_std, changes.std(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_generation": 0, "num_dynamics": 0, "num_explanation": 0}, "one task must be left"),
+        ({"tokens_per_prompt": 0}, "tokens_per_prompt is 0; it must be 1 or more"),
+        ({"goal_splits": ["esay"]}, "the splits are train, rephrase, easy, hard"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    """Before any data is read."""
+    with pytest.raises(DataError, match=message):
+        chain_grounding_data(tmp_path, **options)
+
+
+def test_too_few_rollouts_are_refused(tmp_path: Path) -> None:
+    """The message has the numbers."""
+    data = chain_grounding_data(tmp_path, num_rollouts=20, num_held_out=40)
+    with pytest.raises(DataError, match=r"rollouts of .* pass filter: success; with num_held_out 40 none is left"):
+        data.setup("fit")
+
+
+def test_work_items_cover_instructions_evenly_from_starts_that_need_work() -> None:
+    """Six instructions: 14 items take each twice and two of them, evenly spaced, once more; goals are not met yet."""
+    goals = DOMAIN.instructed_goals(GoalSplit.TRAIN)
+    items = make_work_items(DOMAIN, goals, 14, one_hot_starts([0, 1, 2, 3, 4]), (0, 1))
+    counts = Counter(item.instructed.instruction for item in items)
+    assert [counts[goal.instruction] for goal in goals] == [3, 2, 2, 3, 2, 2]
+    assert not any(DOMAIN.success(item.instructed.goal, item.start) for item in items)
+    assert {item.max_steps for item in items} == {12}
+    assert len({item.seed for item in items}) == 14
+    again = make_work_items(DOMAIN, goals, 3, one_hot_starts([0, 1, 2, 3, 4]), (0, 1))
+    assert [item.instructed.instruction for item in again] == [goals[place].instruction for place in (0, 2, 4)]
+
+
+def test_a_goal_that_every_start_has_met_is_refused() -> None:
+    """The instruction is named."""
+    goals = DOMAIN.instructed_goals(GoalSplit.HARD)
+    with pytest.raises(DataError, match="'come back to the centre' is already met"):
+        make_work_items(DOMAIN, goals, 1, one_hot_starts([2]), (0,))
+
+
+def test_moments_in_pieces_equal_those_of_the_whole() -> None:
+    """Large offsets lose nothing; a number that never changes has deviation 1."""
+    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([1e4, 0.0, 0.0])
+    values[:, 2] = 5.0
+    moments = Moments()
+    for piece in values.split(7):
+        moments.add(piece)
+    exact = values.double()
+    torch.testing.assert_close(moments.mean, exact.mean(0).float())
+    torch.testing.assert_close(moments.std[:2], exact[:, :2].std(0, correction=0).float(), rtol=1e-5, atol=1e-6)
+    assert moments.std[2] == 1.0
+
+
+def test_data_begin_again_where_the_trainer_stands(tmp_path: Path) -> None:
+    """After 5 updates of two batches each the next batch is number 10."""
+
+    class Trainer:
+        global_step, accumulate_grad_batches = 5, 2
+
+    data: GroundingData = chain_grounding_data(tmp_path)
+    data.trainer = Trainer()  # type: ignore[assignment]
+    assert_equal(next(iter(data.train_dataloader())), data.batch(10))
