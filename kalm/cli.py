@@ -29,13 +29,12 @@ from kalm.callbacks.progress_bar import UpdateProgressBar
 from kalm.callbacks.random_state import RandomState
 from kalm.callbacks.update_axis import UpdateAxis
 from kalm.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
+from kalm.commit import git_commit
 from kalm.errors import CheckpointError, KalmError
 from kalm.loggers import MetricsFileLogger, RunTensorBoardLogger
 from kalm.run_folder import clear_run, find_checkpoint, run_folder
 from kalm.types import TaskSpec
 from kalm.usage import usage_error
-
-VERBS = ("fit", "validate", "test", "predict")
 
 _NOISE = (
     ".*does not have many workers.*",  # batches are gathered from memory maps; a worker process would only copy them
@@ -57,7 +56,7 @@ def run_verb(verb: str, arguments: list[str]) -> None:
     """Run one of Lightning's verbs.
 
     Args:
-        verb: One of ``VERBS``.
+        verb: ``fit``, ``validate``, ``test`` or ``predict``.
         arguments: What follows the verb on the command line.
 
     Raises:
@@ -100,7 +99,10 @@ class KalmCLI(LightningCLI):
             "parser_mode": "omegaconf+",
             "exit_on_error": False,
             "allow_abbrev": False,
-            "dump_header": [f"kalm {kalm.__version__}: python -m kalm {args[0]} --config this_file"],
+            "dump_header": [
+                f"python -m kalm {self._verb} --config this_file",
+                f"kalm {kalm.__version__}, commit {git_commit(Path(kalm.__file__).parent)}",
+            ],
         }
         super().__init__(
             LightningModule,

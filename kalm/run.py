@@ -64,8 +64,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     parser = ArgumentParser(prog=f"python -m kalm {verb}", description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("study", type=str, help="Study file, for example conf/study/clevr_robot_demo.yaml.")
     parser.add_argument("--root", type=str | None, default=None, help="Folder to write below, in place of the file's.")
-    parser.add_argument("--seeds", type=list[int] | None, default=None, help="Seeds, in place of the file's.")
-    parser.add_argument("--redo", type=list[str], default=[], help="Names of stages to run even if they are done.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="Seeds, in place of the file's.")
+    parser.add_argument("--redo", type=str, nargs="+", default=[], help="Names of stages to run even if they are done.")
     try:
         config = parser.parse_args(arguments)
     except ArgumentError as error:

@@ -75,6 +75,7 @@ def test_resumed_run_evaluates_the_same_episodes(two_runs: tuple[Path, Path]) ->
 def test_resume_leaves_the_first_config_and_numbers_its_own(two_runs: tuple[Path, Path]) -> None:
     """K10: config.yaml says 100 updates still; the resumed run's configuration stands beside it."""
     _, stopped = two_runs
+    assert "commit " in (stopped / "config.yaml").read_text(encoding="utf-8")
     assert "max_steps: 100" in (stopped / "config.yaml").read_text(encoding="utf-8")
     assert "max_steps: 200" in (stopped / "config-2.yaml").read_text(encoding="utf-8")
 

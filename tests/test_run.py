@@ -139,6 +139,13 @@ def test_redo_runs_a_finished_stage(commands: Commands) -> None:
     assert commands.asked == [["write", "out/a", "hello"]]
 
 
+def test_options_of_the_command_line(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seeds and stages are given as plain words; an unknown stage is named with those that exist."""
+    assert kalm("run", study_file(), "--seeds", "4", "5", "--redo", "copi") == 2
+    assert "--redo copi: no such stage; the stages are write, copy" in capsys.readouterr().err
+    assert [stage.seed for stage in load_study(study_file(), seeds=[4, 5]).stages] == [None, 4, 5]
+
+
 def test_stage_that_does_not_write_its_outputs_is_an_error(commands: Commands) -> None:
     """A wrong path in the study file must not pass for a finished stage."""
     stage = {**STUDY["stages"][0], "outputs": ["${root}/elsewhere"]}  # type: ignore[dict-item]

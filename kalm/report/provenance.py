@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import kalm
+from kalm.commit import git_commit
 from kalm.report.results import EpisodeRow
 
 
@@ -32,16 +32,6 @@ def provenance_lines(
         *(f"duration: {stage}: {_minutes(seconds)}" for stage, seconds in (durations or {}).items()),
         *([f"duration: all stages: {_minutes(sum(durations.values()))}"] if durations else []),
     ]
-
-
-def git_commit(folder: Path) -> str:
-    """Commit of the checkout that holds ``folder``, marked ``-dirty`` with local changes; ``unknown`` elsewhere."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else "unknown"
 
 
 def machine() -> str:

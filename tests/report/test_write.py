@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kalm.commit import git_commit
 from kalm.errors import DataError
 from kalm.report import write_report
-from kalm.report.provenance import git_commit
 
 REAL, BOTH = "clevr_robot/bc/real", "clevr_robot/bc/both"
 STUDY = {
