@@ -36,6 +36,7 @@ class GroundingBatch(NamedTuple):
         observation: Before each step, float32 of shape (n, O); rollouts one after the other.
         action: Of each step, int64 of shape (n,) or float32 of shape (n, A).
         next_observation: After each step, float32 of shape (n, O).
+        final_observation: After the last step of each rollout, float32 of shape (R, O).
         is_terminated: Whether the last step of each rollout met its goal, bool of shape (R,).
         answers: For each rollout the text to be written behind it; empty but for explanation.
     """
@@ -47,6 +48,7 @@ class GroundingBatch(NamedTuple):
     observation: Tensor
     action: Tensor
     next_observation: Tensor
+    final_observation: Tensor
     is_terminated: Tensor
     answers: list[str]
 
@@ -68,6 +70,7 @@ def batch_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[str], task: Gr
         observation=torch.from_numpy(np.concatenate([r.observations[:-1] for r in rollouts]).astype(np.float32)),
         action=torch.from_numpy(actions.astype(np.int64 if actions.dtype.kind in "iu" else np.float32)),
         next_observation=torch.from_numpy(np.concatenate([r.observations[1:] for r in rollouts]).astype(np.float32)),
+        final_observation=torch.from_numpy(np.stack([r.observations[-1] for r in rollouts]).astype(np.float32)),
         is_terminated=torch.tensor([bool(rollout.terminated[-1]) for rollout in rollouts]),
         answers=[""] * len(rollouts),
     )
@@ -85,6 +88,7 @@ def join_batches(batches: Sequence[GroundingBatch]) -> GroundingBatch:
         observation=torch.cat([batch.observation for batch in batches]),
         action=torch.cat([batch.action for batch in batches]),
         next_observation=torch.cat([batch.next_observation for batch in batches]),
+        final_observation=torch.cat([batch.final_observation for batch in batches]),
         is_terminated=torch.cat([batch.is_terminated for batch in batches]),
         answers=[answer for batch in batches for answer in batch.answers],
     )

@@ -59,6 +59,7 @@ class GroundingData(LightningDataModule):
         num_dynamics: int = 16,
         num_explanation: int = 16,
         tokens_per_prompt: int = 96,
+        crop_probability: float = 0.0,
         num_held_out: int = 200,
         num_imagined: int = 100,
         goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
@@ -79,6 +80,8 @@ class GroundingData(LightningDataModule):
             num_dynamics: Rollouts a batch for the task state and action to next state; 0 leaves it out.
             num_explanation: Rollouts a batch for the task rollout to goal; 0 leaves it out.
             tokens_per_prompt: Rollouts with the same prompt read it together, up to this many tokens.
+            crop_probability: How often a rollout is shown from a random later step on, in [0, 1]; what is left is a
+                rollout for the same goal, from a start that no other has.
             num_held_out: Rollouts that are validated on and never trained on.
             num_imagined: Rollouts a split to imagine in every validation.
             goal_splits: Splits to imagine for.
@@ -97,7 +100,7 @@ class GroundingData(LightningDataModule):
             GroundingTask.DYNAMICS: num_dynamics,
             GroundingTask.EXPLANATION: num_explanation,
         }
-        self._tokens_per_prompt, self._seed = tokens_per_prompt, seed
+        self._tokens_per_prompt, self._crop_probability, self._seed = tokens_per_prompt, crop_probability, seed
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
         self._goal_splits = parse_goal_splits(goal_splits)
         for name, value, least in (
@@ -109,6 +112,8 @@ class GroundingData(LightningDataModule):
         ):
             if value < least:
                 raise DataError(f"{name} is {value}; it must be {least} or more")
+        if not 0 <= crop_probability <= 1:
+            raise DataError(f"crop_probability is {crop_probability}; it is a share, in [0, 1]")
         if not any(self._task_sizes.values()):
             raise DataError("num_generation, num_dynamics and num_explanation are all 0; one task must be left")
 
@@ -220,6 +225,7 @@ class GroundingData(LightningDataModule):
                 *texts[task],
                 rollouts_per_batch=size,
                 tokens_per_prompt=self._tokens_per_prompt,
+                crop_probability=self._crop_probability,
                 seed=(self._seed, int(task)),
             )
             for task, size in self._task_sizes.items()

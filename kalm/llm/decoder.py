@@ -22,7 +22,9 @@ _INITIAL_STD = 0.02
 class Decoder(nn.Module):
     """A stack of decoder layers over vectors; embeddings and heads live elsewhere."""
 
-    def __init__(self, hidden_size: int, num_layers: int, num_heads: int, feed_forward_size: int) -> None:
+    def __init__(
+        self, hidden_size: int, num_layers: int, num_heads: int, feed_forward_size: int, dropout: float = 0.0
+    ) -> None:
         """Build it with small random weights.
 
         Args:
@@ -30,6 +32,7 @@ class Decoder(nn.Module):
             num_layers: Layers.
             num_heads: Attention heads, N; must divide H into heads of an even size.
             feed_forward_size: Inner size of the gated feed-forward.
+            dropout: Part of what each layer adds that is left out in training.
         """
         super().__init__()
         self.num_heads = num_heads
@@ -38,7 +41,9 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"num_heads is {num_heads}; it must divide hidden_size {hidden_size} into heads of an even size"
             )
-        self.layers = nn.ModuleList(_Layer(hidden_size, num_heads, feed_forward_size) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            _Layer(hidden_size, num_heads, feed_forward_size, dropout) for _ in range(num_layers)
+        )
         self.output_norm = nn.LayerNorm(hidden_size, bias=False)
         self.frequency: Tensor
         frequency = _ROTARY_BASE ** (-torch.arange(0, self.head_size, 2) / self.head_size)
@@ -76,9 +81,10 @@ class Decoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, hidden_size: int, num_heads: int, feed_forward_size: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, feed_forward_size: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.dropout = nn.Dropout(dropout)
         self.attention_norm = nn.LayerNorm(hidden_size, bias=False)
         self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.attention_output = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -96,9 +102,9 @@ class _Layer(nn.Module):
         if cache is not None:
             key, value = cache.extend(index, key, value)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_bias)
-        hidden = hidden + self.attention_output(attended.transpose(1, 2).flatten(-2))
+        hidden = hidden + self.dropout(self.attention_output(attended.transpose(1, 2).flatten(-2)))
         gate, inner = self.gate_and_inner(self.feed_forward_norm(hidden)).chunk(2, dim=-1)
-        return hidden + self.feed_forward_output(functional.silu(gate) * inner)
+        return hidden + self.dropout(self.feed_forward_output(functional.silu(gate) * inner))
 
 
 def _rotate(vectors: Tensor, rotation: Tensor) -> Tensor:

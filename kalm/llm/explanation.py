@@ -34,7 +34,7 @@ def write_answers(backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch
     for length in batch.lengths.unique().tolist():
         rows = (batch.lengths == length).nonzero().squeeze(-1)
         steps = starts[rows, None] + torch.arange(length, device=rows.device)
-        observations = torch.cat([batch.observation[steps], batch.next_observation[steps[:, -1:]]], dim=1)
+        observations = torch.cat([batch.observation[steps], batch.final_observation[rows, None]], dim=1)
         prompts = [batch.prompts[int(batch.prompt_of_rollout[row])] for row in rows]
         tokens = _interleave(codec.encode_observation(observations), codec.encode_action(batch.action[steps]))
         for row, token_ids in zip(rows.tolist(), _write(backbone, prompts, tokens).tolist(), strict=True):

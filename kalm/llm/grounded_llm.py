@@ -57,6 +57,7 @@ class GroundedLLM(LightningModule):
         next_observation_weight: float = 1.0,
         end_weight: float = 0.3,
         text_weight: float = 1.0,
+        observation_noise: float = 0.0,
         temperature: float = 0.0,
         end_threshold: float = 1.0,
     ) -> None:
@@ -74,6 +75,9 @@ class GroundedLLM(LightningModule):
             next_observation_weight: Weight of the next-observation losses; that of actions is 1.
             end_weight: Weight of the end loss.
             text_weight: Weight of the loss of explanations.
+            observation_noise: Standard deviation of the noise on the observations that training reads, in units of the
+                data's. It keeps the model from knowing rollouts by their digits, and next states are learned as
+                changes that lead back to the real ones, so that imagination does not drift.
             temperature: How freely imagined actions are drawn; 0 takes the likeliest, which leaves out the random
                 actions in the data.
             end_threshold: Probability of the end at which an imagined rollout stops without having met its goal. 1 goes
@@ -87,6 +91,7 @@ class GroundedLLM(LightningModule):
         self.spec = spec
         self.backbone = backbone
         self.codec = RolloutCodec(spec, backbone.hidden_size, inner_size)
+        self._observation_noise = observation_noise
         self.sampling = Sampling(temperature, end_threshold)
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
         self._warmup_steps, self._schedule_steps = warmup_steps, schedule_steps
@@ -137,7 +142,7 @@ class GroundedLLM(LightningModule):
 
     def training_step(self, batch: GroundingBatch, batch_index: int) -> Tensor:
         """One update over rollouts of every task."""
-        means = {name: values.mean() for name, values in self.losses(batch).items()}
+        means = {name: values.mean() for name, values in self.losses(self._with_noise(batch)).items()}
         for name, value in means.items():
             if not torch.isfinite(value):
                 raise DataError(
@@ -205,6 +210,15 @@ class GroundedLLM(LightningModule):
     @property
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _with_noise(self, batch: GroundingBatch) -> GroundingBatch:
+        if not self._observation_noise:
+            return batch
+        size = self._observation_noise * self.codec.observation_std
+        return batch._replace(
+            observation=batch.observation + size * torch.randn_like(batch.observation),
+            final_observation=batch.final_observation + size * torch.randn_like(batch.final_observation),
+        )
 
     def _rate(self, step: int) -> float:
         """Learning rate of update ``step`` as a fraction of its peak."""

@@ -50,8 +50,7 @@ def read_rollouts(
     text, text_lengths = _text(backbone, batch)
     prompts, prompt_mask = backbone.embed_prompts(batch.prompts)
     packing = pack(prompt_mask.sum(dim=1), batch.prompt_of_rollout, batch.lengths, text_lengths, row_size)
-    final = batch.next_observation[batch.lengths.cumsum(0) - 1]
-    observations = codec.encode_observation(torch.cat([batch.observation, final]))
+    observations = codec.encode_observation(torch.cat([batch.observation, batch.final_observation]))
     vectors = [prompts[prompt_mask], observations, codec.encode_action(batch.action), backbone.embed_tokens(text)]
     slots = [packing.prompt_slot, packing.observation_slot, packing.final_slot, packing.action_slot, packing.text_slot]
     rows = prompts.new_zeros(packing.positions.numel(), backbone.hidden_size)

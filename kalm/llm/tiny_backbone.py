@@ -36,6 +36,7 @@ class TinyBackbone(Backbone):
         num_layers: int = 4,
         num_heads: int = 4,
         feed_forward_size: int = 384,
+        dropout: float = 0.0,
     ) -> None:
         """Build it with random weights.
 
@@ -45,6 +46,7 @@ class TinyBackbone(Backbone):
             num_layers: Decoder layers.
             num_heads: Attention heads; must divide ``hidden_size`` into heads of an even size.
             feed_forward_size: Inner size of the gated feed-forward.
+            dropout: Part of what each layer adds that is left out in training, in [0, 1).
         """
         super().__init__()
         self.hidden_size = hidden_size
@@ -52,7 +54,7 @@ class TinyBackbone(Backbone):
         self._vectors: dict[str, Tensor] = {}
         self._token_ids: dict[str, list[int]] = {}
         self.prompt_projection = nn.Linear(encoder.embedding_size, hidden_size)
-        self.decoder = Decoder(hidden_size, num_layers, num_heads, feed_forward_size)
+        self.decoder = Decoder(hidden_size, num_layers, num_heads, feed_forward_size, dropout)
         self.vocabulary: Tensor
         self.register_buffer("vocabulary", torch.zeros(0, dtype=torch.int64))
         self._resize_vocabulary([])

@@ -1,4 +1,4 @@
-"""Grounding batches: each rollout once an epoch, a pure function of the index, tasks as asked, starts that need work."""
+"""Grounding batches: every rollout once an epoch, a pure function of the index, tasks as asked, sound starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def task_batches(folder: Path, **options: Any) -> tuple[TaskBatches, list[Rollou
     """Batches of 50 chain rollouts as the generation task, and those rollouts."""
     rollouts = real_rollouts(50)
     store = write_store(folder / "store", rollouts)
-    defaults: dict[str, Any] = {"rollouts_per_batch": 8, "tokens_per_prompt": 24, "seed": (0, 0)}
+    defaults: dict[str, Any] = {
+        "rollouts_per_batch": 8,
+        "tokens_per_prompt": 24,
+        "crop_probability": 0.0,
+        "seed": (0, 0),
+    }
     prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
     batches = TaskBatches(
         store,
@@ -82,6 +87,25 @@ def test_a_batch_is_a_pure_function_of_its_index(tmp_path: Path) -> None:
     for batch, index in zip(late, (13, 2, 7), strict=True):
         assert_equal(batch, other(index))
     assert rollouts_of(late[0]) != rollouts_of(different(13))
+
+
+def test_a_cropped_rollout_is_the_end_of_a_rollout(tmp_path: Path) -> None:
+    """Always cropped: each is a suffix of its rollout with at least one step, many are shorter, most epochs differ."""
+    batches, rollouts = task_batches(tmp_path, crop_probability=1.0)
+    suffixes = {
+        (generation_prompt(r.instruction), tuple(r.observations[:-1].argmax(-1)[t:]), tuple(r.actions[t:]))
+        for r in rollouts
+        for t in range(len(r))
+    }
+    epochs = [[entry for place in range(6) for entry in rollouts_of(batches(6 * epoch + place))] for epoch in range(2)]
+    for epoch in epochs:
+        assert len(epoch) == 50
+        assert set(epoch) <= suffixes
+    assert sum(len(actions) for _, _, actions in epochs[0]) < sum(len(rollout) for rollout in rollouts)
+    assert Counter(epochs[0]) != Counter(epochs[1])
+    batch = batches(0)
+    last = batch.lengths.cumsum(0) - 1
+    assert torch.equal(batch.final_observation, batch.next_observation[last])
 
 
 def test_rollouts_with_the_same_prompt_share_it_up_to_the_limit(tmp_path: Path) -> None:
@@ -151,6 +175,7 @@ def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
     [
         ({"num_generation": 0, "num_dynamics": 0, "num_explanation": 0}, "one task must be left"),
         ({"tokens_per_prompt": 0}, "tokens_per_prompt is 0; it must be 1 or more"),
+        ({"crop_probability": 1.5}, "crop_probability is 1.5; it is a share"),
         ({"goal_splits": ["esay"]}, "the splits are train, rephrase, easy, hard"),
     ],
 )

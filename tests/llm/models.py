@@ -48,6 +48,7 @@ def hand_made_batch(is_discrete: bool = True) -> GroundingBatch:
     lengths = torch.tensor([3, 1, 2, 2])
     num_steps = int(lengths.sum())
     continuous = torch.rand(num_steps, 2, generator=generator) * 2 - 1
+    next_observation = torch.randn(num_steps, 5, generator=generator)
     return GroundingBatch(
         prompts=["imagine : go to the left end", "predict", "explain this"],
         prompt_of_rollout=torch.tensor([0, 0, 1, 2]),
@@ -57,7 +58,8 @@ def hand_made_batch(is_discrete: bool = True) -> GroundingBatch:
         lengths=lengths,
         observation=torch.randn(num_steps, 5, generator=generator),
         action=torch.randint(2, (num_steps,), generator=generator) if is_discrete else continuous,
-        next_observation=torch.randn(num_steps, 5, generator=generator),
+        next_observation=next_observation,
+        final_observation=next_observation[lengths.cumsum(0) - 1],
         is_terminated=torch.tensor([True, False, True, True]),
         answers=["", "", "", ANSWERS[0]],
     )
@@ -83,6 +85,7 @@ def one_rollout_alone(batch: GroundingBatch, index: int) -> GroundingBatch:
         observation=batch.observation[steps],
         action=batch.action[steps],
         next_observation=batch.next_observation[steps],
+        final_observation=batch.final_observation[index : index + 1],
         is_terminated=batch.is_terminated[index : index + 1],
         answers=[batch.answers[index]],
     )
