@@ -60,6 +60,7 @@ class GroundingData(LightningDataModule):
         num_explanation: int = 16,
         tokens_per_prompt: int = 96,
         crop_probability: float = 0.0,
+        relabel: bool = False,
         num_held_out: int = 200,
         num_imagined: int = 100,
         goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
@@ -82,6 +83,8 @@ class GroundingData(LightningDataModule):
             tokens_per_prompt: Rollouts with the same prompt read it together, up to this many tokens.
             crop_probability: How often a rollout is shown from a random later step on, in [0, 1]; what is left is a
                 rollout for the same goal, from a start that no other has.
+            relabel: Whether every rollout is shown under a random one of the domain's relabellings each time, such as
+                the colours of equal balls exchanged: far more different true rollouts than were collected.
             num_held_out: Rollouts that are validated on and never trained on.
             num_imagined: Rollouts a split to imagine in every validation.
             goal_splits: Splits to imagine for.
@@ -101,6 +104,7 @@ class GroundingData(LightningDataModule):
             GroundingTask.EXPLANATION: num_explanation,
         }
         self._tokens_per_prompt, self._crop_probability, self._seed = tokens_per_prompt, crop_probability, seed
+        self._relabellings = domain.relabellings if relabel else ()
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
         self._goal_splits = parse_goal_splits(goal_splits)
         for name, value, least in (
@@ -114,6 +118,8 @@ class GroundingData(LightningDataModule):
                 raise DataError(f"{name} is {value}; it must be {least} or more")
         if not 0 <= crop_probability <= 1:
             raise DataError(f"crop_probability is {crop_probability}; it is a share, in [0, 1]")
+        if relabel and not self._relabellings:
+            raise DataError(f"relabel is true, but the domain {domain.name} has no relabellings; set it to false")
         if not any(self._task_sizes.values()):
             raise DataError("num_generation, num_dynamics and num_explanation are all 0; one task must be left")
 
@@ -226,6 +232,7 @@ class GroundingData(LightningDataModule):
                 rollouts_per_batch=size,
                 tokens_per_prompt=self._tokens_per_prompt,
                 crop_probability=self._crop_probability,
+                relabellings=self._relabellings,
                 seed=(self._seed, int(task)),
             )
             for task, size in self._task_sizes.items()

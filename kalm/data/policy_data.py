@@ -46,6 +46,7 @@ class PolicyData(LightningDataModule):
         spec: Sizes for the policy; known before any data is read.
         domain: The world.
         encoder: The frozen sentence encoder.
+        seed: Decides which transitions each update gets.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class PolicyData(LightningDataModule):
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
         self._num_validation_episodes, self._num_test_episodes = num_validation_episodes, num_test_episodes
-        self._goal_splits, self._goals_file, self._seed = parse_goal_splits(goal_splits), goals_file, seed
+        self._goal_splits, self._goals_file, self.seed = parse_goal_splits(goal_splits), goals_file, seed
         for name, value in (("batch_size", batch_size), ("updates_per_step", updates_per_step)):
             if value < 1:
                 raise DataError(f"{name} is {value}; it must be 1 or more")
@@ -152,7 +153,7 @@ class PolicyData(LightningDataModule):
                 )
             parts.append(MixturePart(imagined, kept, self._num_imagined_rows))
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        return mixture_buffer(parts, self._seed, rank)
+        return mixture_buffer(parts, self.seed, rank)
 
     @cached_property
     def instructions(self) -> list[str]:

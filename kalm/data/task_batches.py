@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,25 @@ from numpy.typing import NDArray
 from kalm import types
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.store import RolloutStore
+from kalm.envs.relabelling import Relabelling
+
+
+class _Place(NamedTuple):
+    """The rollouts of one batch; every array of shape (R,).
+
+    Attributes:
+        rollout: Which of the rollouts in use.
+        group: The group it shares a prompt with.
+        prompt: What it is behind, a number of ``TaskBatches.prompts``.
+        relabelling: Which relabelling it is shown under.
+        skipped: Steps of its beginning that are left out.
+    """
+
+    rollout: NDArray[np.int64]
+    group: NDArray[np.int64]
+    prompt: NDArray[np.int64]
+    relabelling: NDArray[np.int64]
+    skipped: NDArray[np.int64]
 
 
 class TaskBatches:
@@ -34,6 +54,7 @@ class TaskBatches:
         rollouts_per_batch: int,
         tokens_per_prompt: int,
         crop_probability: float,
+        relabellings: Sequence[Relabelling],
         seed: Sequence[int],
     ) -> None:
         """Describe the batches; none is made yet.
@@ -48,38 +69,40 @@ class TaskBatches:
             rollouts_per_batch: Rollouts of a batch, up to a group more or less.
             tokens_per_prompt: Most tokens of the rollouts that share a prompt; a longer rollout has it alone.
             crop_probability: How often a rollout is shown from a random later step on.
+            relabellings: Each time a rollout is shown, it is shown under one of these, drawn at random; empty shows
+                it as it was recorded.
             seed: Numbers that decide the order.
         """
         self._store, self._task = store, task
         self._rollouts = rollouts
         self._answers = list(answers)
-        self._prompts = list(dict.fromkeys(prompts))
-        index_of = {prompt: index for index, prompt in enumerate(self._prompts)}
-        self._prompt_of = np.array([index_of[prompt] for prompt in prompts])
+        self._texts = _RelabelledTexts(prompts, relabellings)
         self._lengths = store.rollouts["length"].numpy()[rollouts].astype(np.int64)
         self._num_tokens = 2 * self._lengths + 1 + np.asarray(num_answer_tokens)
         self._tokens_per_prompt, self._crop_probability = tokens_per_prompt, crop_probability
+        self._relabellings = list(relabellings)
+        self._observation_order = torch.from_numpy(np.array([r.observation_order for r in relabellings]))
+        self._action_of = torch.from_numpy(np.array([r.action_of for r in relabellings]))
         self._seed = tuple(seed)
-        # Two neighbouring groups of a prompt have more tokens than one may have, whatever the order.
-        totals = np.bincount(self._prompt_of, weights=self._num_tokens)
-        least_groups = int(np.maximum(1, totals // tokens_per_prompt).sum())
-        self._num_batches = max(1, min(round(len(rollouts) / rollouts_per_batch), (least_groups + 1) // 2))
+        # However prompts fall, a group holds no more than its share of tokens, or one rollout that is longer.
+        least_groups = int(np.minimum(self._num_tokens, tokens_per_prompt).sum()) // tokens_per_prompt
+        self._num_batches = max(1, min(round(len(rollouts) / rollouts_per_batch), least_groups))
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def __call__(self, index: int) -> GroundingBatch:
         """Batch ``index``: place ``index % n`` of epoch ``index // n``, n being the batches of an epoch."""
         epoch, place = divmod(index, self._num_batches)
-        chosen, group, skipped = self._epoch(epoch)[place]
-        _, first, prompt_of_rollout = np.unique(group, return_index=True, return_inverse=True)
-        prompts = [self._prompts[prompt] for prompt in self._prompt_of[chosen[first]]]
-        return self._read(chosen, skipped, prompts, prompt_of_rollout)
+        return self._read(self._epoch(epoch)[place])
 
-    def _make_epoch(self, epoch: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-        """For each batch of an epoch: its rollouts, the group of each, and how many steps of each are left out."""
+    def _make_epoch(self, epoch: int) -> list[_Place]:
+        """What each batch of an epoch shows."""
         rng = np.random.default_rng([*self._seed, epoch])
         shuffled = rng.permutation(len(self._rollouts))
-        chosen = shuffled[np.argsort(self._prompt_of[shuffled], kind="stable")]
-        group = self._group(chosen)
+        relabelling = rng.integers(len(self._relabellings), size=len(shuffled)) if self._relabellings else 0 * shuffled
+        prompt = self._texts.prompts_of(shuffled, relabelling)
+        order = np.argsort(prompt, kind="stable")
+        chosen, relabelling, prompt = shuffled[order], relabelling[order], prompt[order]
+        group = self._group(chosen, prompt)
         batches = np.array_split(rng.permutation(group[-1] + 1), self._num_batches)
         batch_of_group = np.empty(group[-1] + 1, dtype=np.int64)
         for place, groups in enumerate(batches):
@@ -87,41 +110,72 @@ class TaskBatches:
         is_cropped = rng.random(len(chosen)) < self._crop_probability
         skipped = np.where(is_cropped, rng.integers(self._lengths[chosen]), 0)
         by_batch = [np.flatnonzero(batch_of_group[group] == place) for place in range(self._num_batches)]
-        return [(chosen[rows], group[rows], skipped[rows]) for rows in by_batch]
+        return [_Place(chosen[r], group[r], prompt[r], relabelling[r], skipped[r]) for r in by_batch]
 
-    def _group(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _group(self, chosen: NDArray[np.int64], prompts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Group of each rollout: those of one prompt in a row, as many as its tokens allow."""
         group, last_prompt, used = -1, -1, 0
         groups = []
-        for prompt, tokens in zip(self._prompt_of[chosen].tolist(), self._num_tokens[chosen].tolist(), strict=True):
+        for prompt, tokens in zip(prompts.tolist(), self._num_tokens[chosen].tolist(), strict=True):
             if prompt != last_prompt or used + tokens > self._tokens_per_prompt:
                 group, last_prompt, used = group + 1, prompt, 0
             used += tokens
             groups.append(group)
         return np.array(groups)
 
-    def _read(
-        self,
-        chosen: NDArray[np.int64],
-        skipped: NDArray[np.int64],
-        prompts: list[str],
-        prompt_of_rollout: NDArray[np.intp],
-    ) -> GroundingBatch:
-        starts = self._store.rollouts["start"][self._rollouts[chosen]] + torch.from_numpy(skipped)
-        lengths = torch.from_numpy(self._lengths[chosen] - skipped)
+    def _read(self, place: _Place) -> GroundingBatch:
+        _, first, prompt_of_rollout = np.unique(place.group, return_index=True, return_inverse=True)
+        starts = self._store.rollouts["start"][self._rollouts[place.rollout]] + torch.from_numpy(place.skipped)
+        lengths = torch.from_numpy(self._lengths[place.rollout] - place.skipped)
         ends = lengths.cumsum(0)
         steps = torch.arange(int(ends[-1])) + (starts - (ends - lengths)).repeat_interleave(lengths)
         transitions = self._store.transitions
-        next_observation = transitions[types.NEXT_OBSERVATION][steps]
+        observation, action, next_observation = (
+            transitions[key][steps] for key in (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION)
+        )
+        if self._relabellings:
+            relabelling = torch.from_numpy(place.relabelling).repeat_interleave(lengths)
+            order = self._observation_order[relabelling]
+            observation, next_observation = observation.gather(1, order), next_observation.gather(1, order)
+            action = self._action_of[relabelling, action.long()]
         return GroundingBatch(
-            prompts=prompts,
+            prompts=[self._texts.prompts[prompt] for prompt in place.prompt[first]],
             prompt_of_rollout=torch.from_numpy(prompt_of_rollout),
             task=torch.full_like(lengths, int(self._task)),
             lengths=lengths,
-            observation=transitions[types.OBSERVATION][steps],
-            action=transitions[types.ACTION][steps],
+            observation=observation,
+            action=action,
             next_observation=next_observation,
             final_observation=next_observation[ends - 1],
             is_terminated=transitions[types.TERMINATED][steps[ends - 1]],
-            answers=[self._answers[index] for index in chosen],
+            answers=self._answers_of(place),
         )
+
+    def _answers_of(self, place: _Place) -> list[str]:
+        answers = [self._answers[index] for index in place.rollout]
+        if not self._relabellings:
+            return answers
+        return [self._relabellings[k].text(answer) for k, answer in zip(place.relabelling, answers, strict=True)]
+
+
+class _RelabelledTexts:
+    """Numbers the prompts of rollouts, under every relabelling, so that equal prompts have equal numbers."""
+
+    def __init__(self, texts: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
+        """Relabel every distinct text in every way.
+
+        Args:
+            texts: Text of each rollout.
+            relabellings: May be empty.
+        """
+        distinct = list(dict.fromkeys(texts))
+        rows = [[relabelling.text(text) for text in distinct] for relabelling in relabellings] or [distinct]
+        self.prompts = list(dict.fromkeys(text for row in rows for text in row))
+        number_of = {text: number for number, text in enumerate(self.prompts)}
+        self._number = np.array([[number_of[text] for text in row] for row in rows])
+        column_of = {text: column for column, text in enumerate(distinct)}
+        self._column = np.array([column_of[text] for text in texts])
+
+    def prompts_of(self, rollouts: NDArray[np.int64], relabelling: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of each rollout's prompt under a relabelling; both of shape (R,)."""
+        return self._number[relabelling, self._column[rollouts]]

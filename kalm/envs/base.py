@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.data.rollout import Rollout
+from kalm.envs.relabelling import Relabelling
 from kalm.errors import DataError
 from kalm.types import GoalSplit, Source
 
@@ -152,6 +153,11 @@ class Domain(ABC):
     def collection_settings(self) -> dict[str, Any]:
         """What else decides how ``collect`` collects, as plain JSON types; kept with the store."""
         return {}
+
+    @property
+    def relabellings(self) -> Sequence[Relabelling]:
+        """Exchanges of names under which rollouts stay true; none unless a domain of discrete actions has some."""
+        return ()
 
     @abstractmethod
     def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:

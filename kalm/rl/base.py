@@ -39,10 +39,12 @@ class OfflineRLModule(LightningModule):
 
     Attributes:
         spec: Sizes of observation, action and goal embedding.
+        noise_size: Random numbers that ``losses`` asks for a transition.
         episode_results: Results of the latest validation or test, for callbacks.
     """
 
     goal_embeddings: Tensor
+    noise_size: int = 0
 
     def __init__(
         self,
@@ -184,9 +186,10 @@ class OfflineRLModule(LightningModule):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """Perform K updates, one on each of the K minibatches of ``batch`` (batch size (K, B))."""
         first_update = self.trainer.global_step
+        noise = self._noise(first_update, batch.shape)
+        minibatches = unstack(batch, self.goal_embeddings, self.observation_normalizer, noise)
         recorded = [
-            self._update(transitions, first_update + index + 1)
-            for index, transitions in enumerate(unstack(batch, self.goal_embeddings, self.observation_normalizer))
+            self._update(transitions, first_update + index + 1) for index, transitions in enumerate(minibatches)
         ]
         per_transition = {name: torch.stack([row[name] for row in recorded]) for name in recorded[0]}
         if not self._is_finite(per_transition):
@@ -194,6 +197,16 @@ class OfflineRLModule(LightningModule):
         num_steps = self.trainer.global_step // len(recorded)
         if num_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_means(per_transition, batch.get(SOURCE))
+
+    def _noise(self, first_update: int, size: Sequence[int]) -> Tensor:
+        """Random numbers of updates ``first_update`` and on, each update's a function of its number and the seed."""
+        per_update = [
+            torch.randn(
+                *size[1:], self.noise_size, generator=torch.Generator().manual_seed((self._data.seed << 32) + update)
+            )
+            for update in range(first_update, first_update + size[0])
+        ]
+        return torch.stack(per_update).to(self.device)
 
     def _update(self, batch: TransitionBatch, update: int) -> dict[str, Tensor]:
         """One update of all networks; returns every loss and measurement per transition, detached."""

@@ -3,7 +3,7 @@
 Tensors are taken out of the TensorDict once for K updates, because taking them out K times costs as much as a small
 forward pass.
 
-Shape letters: K updates a training step, B batch, O observation, E goal embedding, A action.
+Shape letters: K updates a training step, B batch, O observation, E goal embedding, A action, Z numbers of noise.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class TransitionBatch:
         reward: Shape (B,).
         next_observation: Normalised, shape (B, O).
         terminated: True where the task ended, so that nothing follows; shape (B,).
+        noise: Standard normal numbers for losses that draw at random, shape (B, Z), Z being the algorithm's
+            ``noise_size``. They are a function of seed and update alone; no loss draws numbers of its own.
     """
 
     observation: Tensor
@@ -39,10 +41,11 @@ class TransitionBatch:
     reward: Tensor
     next_observation: Tensor
     terminated: Tensor
+    noise: Tensor
 
 
 def unstack(
-    stacked: TensorDictBase, goal_embeddings: Tensor, normalize: Callable[[Tensor], Tensor]
+    stacked: TensorDictBase, goal_embeddings: Tensor, normalize: Callable[[Tensor], Tensor], noise: Tensor
 ) -> Iterator[TransitionBatch]:
     """Split K stacked minibatches into K batches, without changing ``stacked``.
 
@@ -51,6 +54,7 @@ def unstack(
         goal_embeddings: One normalised row an instruction, shape (I, E). It is gathered minibatch by minibatch, so that
             the rows stay in the cache.
         normalize: Applied to observations of shape (K, B, O).
+        noise: Standard normal numbers, shape (K, B, Z).
     """
     fields = zip(
         normalize(stacked.get(OBSERVATION)).unbind(0),
@@ -59,9 +63,10 @@ def unstack(
         stacked.get(REWARD).unbind(0),
         normalize(stacked.get(NEXT_OBSERVATION)).unbind(0),
         stacked.get(TERMINATED).unbind(0),
+        noise.unbind(0),
         strict=True,
     )
-    for observation, instruction_id, action, reward, next_observation, terminated in fields:
+    for observation, instruction_id, action, reward, next_observation, terminated, random in fields:
         yield TransitionBatch(
             observation=observation,
             goal_embedding=goal_embeddings.index_select(0, instruction_id),
@@ -69,4 +74,5 @@ def unstack(
             reward=reward,
             next_observation=next_observation,
             terminated=terminated,
+            noise=random,
         )

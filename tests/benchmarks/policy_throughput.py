@@ -158,6 +158,7 @@ def random_batches(data: PolicyData, policy: OfflineRLModule, batch_size: int) -
             reward=reward[rows],
             next_observation=next_observation[rows],
             terminated=terminated[rows],
+            noise=torch.randn(batch_size, policy.noise_size),
         )
 
 

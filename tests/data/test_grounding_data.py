@@ -40,6 +40,7 @@ def task_batches(folder: Path, **options: Any) -> tuple[TaskBatches, list[Rollou
         "rollouts_per_batch": 8,
         "tokens_per_prompt": 24,
         "crop_probability": 0.0,
+        "relabellings": (),
         "seed": (0, 0),
     }
     prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]

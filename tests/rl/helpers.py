@@ -26,6 +26,7 @@ from tests.word_encoder import WordEncoder
 
 DISCRETE = TaskSpec(observation_size=5, action_size=3, is_discrete=True, goal_embedding_size=4)
 CONTINUOUS = TaskSpec(observation_size=5, action_size=3, is_discrete=False, goal_embedding_size=4)
+MAX_NOISE_SIZE = 256  # more than any algorithm asks for
 
 
 def algorithms() -> list[type[OfflineRLModule]]:
@@ -48,6 +49,7 @@ def transition_batch(spec: TaskSpec, num_rows: int = 6, seed: int = 0) -> Transi
         reward=torch.randn(num_rows, generator=generator),
         next_observation=torch.randn(num_rows, spec.observation_size, generator=generator),
         terminated=torch.arange(num_rows) % 2 == 1,
+        noise=torch.randn(num_rows, MAX_NOISE_SIZE, generator=generator),
     )
 
 
@@ -108,6 +110,7 @@ class FixedData(lightning.LightningDataModule):
         super().__init__()
         self.spec = spec
         self.updates_per_step = batch.shape[0]
+        self.seed = 0
         self.goal_embeddings = torch.randn(1, spec.goal_embedding_size, generator=torch.Generator().manual_seed(9))
         self.observation_mean = torch.zeros(spec.observation_size)
         self.observation_std = torch.ones(spec.observation_size)

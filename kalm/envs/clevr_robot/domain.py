@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -15,6 +15,8 @@ from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.instructions import explains, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, OBSERVATION_SIZE
 from kalm.envs.clevr_robot.plausibility import violations
+from kalm.envs.clevr_robot.relabellings import ball_permutations
+from kalm.envs.relabelling import Relabelling
 from kalm.types import GoalSplit
 
 
@@ -88,6 +90,10 @@ class ClevrRobot(Domain):
     @property
     def collection_settings(self) -> dict[str, Any]:  # noqa: D102
         return {"action_noise": self.action_noise}
+
+    @property
+    def relabellings(self) -> Sequence[Relabelling]:  # noqa: D102
+        return ball_permutations()
 
     def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
         from kalm.envs.clevr_robot.drawing import draw_observation  # brings pillow
