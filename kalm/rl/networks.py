@@ -103,7 +103,8 @@ class EnsembleMLP(nn.Module):
         return hidden.reshape(self.num_members, *leading, hidden.shape[-1])
 
 
-def _parameters(layer: nn.Linear, frozen: bool) -> tuple[Tensor, Tensor]:
+def _parameters(layer: nn.Module, frozen: bool) -> tuple[Tensor, Tensor]:
+    assert isinstance(layer, nn.Linear)
     return (layer.weight.detach(), layer.bias.detach()) if frozen else (layer.weight, layer.bias)
 
 

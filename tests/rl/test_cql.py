@@ -70,7 +70,7 @@ def test_truncated_step_still_bootstraps() -> None:
     stacked["next", "terminated"].fill_(False)
 
     def td_loss(batch: TensorDict) -> list[float]:
-        (transitions,) = unstack(batch, torch.zeros(1, 4), lambda observation: observation)
+        (transitions,) = unstack(batch, torch.zeros(1, 4), lambda observation: observation, torch.zeros(1, 6, 0))
         return policy.losses(transitions)["td_loss"].tolist()
 
     expected = td_loss(stacked)
