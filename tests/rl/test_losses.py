@@ -7,7 +7,10 @@ from math import log
 import pytest
 import torch
 
+from kalm.rl.losses.advantage_weighting import advantage_weight
 from kalm.rl.losses.conservative import cql_penalty
+from kalm.rl.losses.expectile import expectile_loss
+from kalm.rl.losses.gaussian import gaussian_log_probability, standard_normal_divergence
 from kalm.rl.losses.imitation import imitation_loss, log_probability_penalty, squared_action_error
 from kalm.rl.losses.temporal_difference import huber_td_loss, td_target
 
@@ -66,3 +69,37 @@ def test_cql_penalty_refuses_shapes_that_would_broadcast(q_shape: tuple[int, ...
     """A wrong shape would otherwise give a wrong number rather than an error."""
     with pytest.raises(ValueError, match="needs q of shape"):
         cql_penalty(torch.zeros(q_shape), torch.zeros(action_shape, dtype=torch.int64))
+
+
+def test_expectile_loss_charges_being_too_low_more() -> None:
+    """Expectile 0.9: an error of 2 (too low) costs 0.9 x 4 = 3.6; of -2 (too high) 0.1 x 4 = 0.4."""
+    assert expectile_loss(torch.tensor([2.0, -2.0, 0.0]), 0.9).tolist() == pytest.approx([3.6, 0.4, 0.0])
+
+
+def test_the_advantage_weight_is_exponential_and_bounded() -> None:
+    """Inverse temperature 2: e^0 = 1, e^-2 = 0.135335, e^(2 ln 3) = 9; e^20 is cut to 50."""
+    weight = advantage_weight(torch.tensor([0.0, -1.0, log(3), 10.0]), 2.0, 50.0)
+    assert weight.tolist() == pytest.approx([1.0, 0.135335, 9.0, 50.0], abs=1e-5)
+
+
+def test_the_advantage_weight_passes_no_gradient_on() -> None:
+    """Else the policy's loss would pull the value towards making bad actions look good."""
+    assert not advantage_weight(torch.ones(1, requires_grad=True), 1.0, 10.0).requires_grad
+
+
+def test_gaussian_log_probability_is_the_logarithm_of_the_density() -> None:
+    """Mean 0, deviation 1 at 0 and 1: -0.918939 each, the second 0.5 less; deviation 2 at 2 away: ln 2 + 0.5 less.
+
+    0.5 ln(2 pi) = 0.918939. First row: -0.918939 - 1.418939 = -2.337877; second: -0.918939 - 2.112086 = -3.031024.
+    """
+    log_deviation = torch.tensor([[0.0, 0.0], [0.0, log(2)]])
+    values = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    probability = gaussian_log_probability(values, torch.zeros(2, 2), log_deviation)
+    assert probability.tolist() == pytest.approx([-2.337877, -3.031024], abs=1e-5)
+
+
+def test_divergence_from_the_standard_normal() -> None:
+    """Itself: 0. Mean 1, deviation 1: 0.5 x 1. Mean 0, deviation 2: 0.5 x (4 - 1 - 2 ln 2) = 0.806853."""
+    mean, log_deviation = torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, log(2)]])
+    divergence = standard_normal_divergence(mean, log_deviation)
+    assert divergence.tolist() == pytest.approx([0.0, (0.5 + 0.806853) / 2], abs=1e-5)
