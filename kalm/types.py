@@ -20,6 +20,7 @@ STEP = "step"
 INSTRUCTION_ID = "instruction_id"
 SOURCE = "source"
 GOAL_SPLIT = "goal_split"
+WEIGHT = "weight"  # how much it counts in the loss; in a batch only, and there only if weights were asked for
 
 
 class Source(IntEnum):

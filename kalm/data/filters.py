@@ -54,7 +54,7 @@ def select_rollouts(
     if max_rollouts is not None and max_rollouts < 1:
         raise DataError(f"max_rollouts is {max_rollouts}; give 1 or more, or null for all rollouts of {store.path}")
     split = store.rollouts[types.GOAL_SPLIT]
-    keep = _verdicts(store)[rollout_filter]
+    keep = rollout_verdicts(store)[rollout_filter]
     if goal_splits is not None:
         present = {GoalSplit(value) for value in split.unique().tolist()}
         missing = [wanted.label for wanted in goal_splits if wanted not in present]
@@ -75,7 +75,7 @@ def verdict_counts(store: RolloutStore) -> dict[str, dict[str, int]]:
         ``num_transitions``; and under each plausibility flag's name the transitions it marks.
     """
     split = store.rollouts[types.GOAL_SPLIT]
-    verdicts = _verdicts(store)
+    verdicts = rollout_verdicts(store)
     counts = {}
     for value in sorted(split.unique().tolist()):
         chosen = split == value
@@ -88,7 +88,7 @@ def verdict_counts(store: RolloutStore) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _verdicts(store: RolloutStore) -> dict[RolloutFilter, Tensor]:
+def rollout_verdicts(store: RolloutStore) -> dict[RolloutFilter, Tensor]:
     """For each filter, which rollouts pass, bool of shape (R,)."""
     success = store.rollouts["is_success"]
     plausible = torch.ones_like(success)

@@ -27,6 +27,8 @@ from kalm.data.moments import Moments
 from kalm.data.store import RolloutStore
 from kalm.data.store_layout import Key, transition_columns
 from kalm.data.task_spec import task_spec
+from kalm.data.top_returns import top_return_rollouts
+from kalm.data.verdict_weights import check_verdict_weights, rollout_weights
 from kalm.envs.base import Domain
 from kalm.errors import CheckpointError, DataError
 from kalm.evaluation import Episode, evaluation_episodes
@@ -57,6 +59,9 @@ class PolicyData(LightningDataModule):
         imagined: Sequence[str] = (),
         filter: RolloutFilter = RolloutFilter.both,
         imagined_fraction: float = 0.5,
+        verdict_weights: dict[str, float] | None = None,
+        top_return_fraction: float = 1.0,
+        return_discount: float = 1.0,
         max_real_rollouts: int | None = 6400,
         num_collected_rollouts: int = 10000,
         collect_seed: int = 0,
@@ -77,6 +82,12 @@ class PolicyData(LightningDataModule):
             imagined: Folders of stores of imagined rollouts; none trains on real rollouts only (the baseline).
             filter: What an imagined rollout must be to be used: none (paper), plausible, success or both.
             imagined_fraction: Part of every minibatch that is imagined, in (0, 1], to the nearest row (paper: 0.5).
+            verdict_weights: How much imagined rollouts count that are ``implausible`` (a flag marks one of their
+                transitions) or ``missed`` (their goal was not met), where others count 1; one that is both counts the
+                product. Instead of a filter, so use ``filter: none``; null weighs all alike.
+            top_return_fraction: Share of the rollouts of each source to use, those of the highest return, in (0, 1];
+                it is taken of what the filter and ``max_real_rollouts`` leave. With BC it makes filtered BC.
+            return_discount: Worth of a reward one step later in that return, in [0, 1]; 1 adds all rewards up.
             max_real_rollouts: Use the first so many real rollouts; null uses all (paper: 6400 on CLEVR-Robot).
             num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
             collect_seed: Seed of that collection.
@@ -96,6 +107,8 @@ class PolicyData(LightningDataModule):
         self.domain, self.encoder = domain, encoder
         self.spec: TaskSpec = task_spec(domain, encoder)
         self._real, self._imagined, self._filter = real, list(imagined), filter
+        self._verdict_weights = dict(verdict_weights or {})
+        self._top_return_fraction, self._return_discount = top_return_fraction, return_discount
         self._max_real_rollouts = max_real_rollouts
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
@@ -104,6 +117,12 @@ class PolicyData(LightningDataModule):
         for name, value in (("batch_size", batch_size), ("updates_per_step", updates_per_step)):
             if value < 1:
                 raise DataError(f"{name} is {value}; it must be 1 or more")
+        check_verdict_weights(self._verdict_weights, filter)
+        if not (0 < top_return_fraction <= 1 and 0 <= return_discount <= 1):
+            raise DataError(
+                f"top_return_fraction is {top_return_fraction} and return_discount is {return_discount}; the first "
+                "must be in (0, 1], the second in [0, 1]"
+            )
         if seed < 0:
             raise DataError(f"seed is {seed}; it must be 0 or more")
         self._num_imagined_rows = round(batch_size * imagined_fraction) if self._imagined else 0
@@ -151,7 +170,7 @@ class PolicyData(LightningDataModule):
                     f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, "
                     "imagine more, or leave imagined empty to train on real rollouts only"
                 )
-            parts.append(MixturePart(imagined, kept, self._num_imagined_rows))
+            parts.append(MixturePart(imagined, self._top_returns(imagined, kept), self._num_imagined_rows))
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return mixture_buffer(parts, self.seed, rank)
 
@@ -183,7 +202,8 @@ class PolicyData(LightningDataModule):
 
         Returns:
             Transitions with the keys of ``kalm.types``, shape (K, B); the real ones come first in each row.
-            ``instruction_id`` is a row of ``goal_embeddings``; ``rollout_id`` is unique over all stores.
+            ``instruction_id`` is a row of ``goal_embeddings``; ``rollout_id`` is unique over all stores. There is a
+            ``weight`` if ``verdict_weights`` were given.
         """
         size = (self.updates_per_step, self.batch_size)
         self.buffer.sampler.next_update = index * self.updates_per_step
@@ -194,6 +214,8 @@ class PolicyData(LightningDataModule):
         local = first_instruction[member] + columns[types.INSTRUCTION_ID]
         columns[types.INSTRUCTION_ID] = instruction_id[local]
         columns[types.ROLLOUT_ID] = first_rollout[member] + columns[types.ROLLOUT_ID]
+        if self._verdict_weights:
+            columns[types.WEIGHT] = self._rollout_weights[columns[types.ROLLOUT_ID]]
         return TensorDict({key: column.unflatten(0, size) for key, column in columns.items()}, batch_size=size)
 
     def train_dataloader(self) -> DataLoader[TensorDict]:
@@ -234,7 +256,15 @@ class PolicyData(LightningDataModule):
 
     @cached_property
     def _real_rollouts(self) -> Tensor:
-        return select_rollouts(self.stores[0], RolloutFilter.none, self._max_real_rollouts)
+        real = self.stores[:1]
+        return self._top_returns(real, [select_rollouts(real[0], RolloutFilter.none, self._max_real_rollouts)])[0]
+
+    def _top_returns(self, stores: Sequence[RolloutStore], rollouts: Sequence[Tensor]) -> list[Tensor]:
+        return top_return_rollouts(stores, rollouts, self._top_return_fraction, self._return_discount)
+
+    @cached_property
+    def _rollout_weights(self) -> Tensor:
+        return rollout_weights(self.stores[0], self.stores[1:], self._verdict_weights)
 
     @cached_property
     def _numbering(self) -> tuple[Tensor, Tensor, Tensor]:

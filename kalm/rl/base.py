@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,13 +25,20 @@ from kalm.errors import CheckpointError, DataError, KalmError
 from kalm.evaluation import Episode, EpisodeResult
 from kalm.rl.finite import raise_non_finite
 from kalm.rl.gradient_step import GradientStep
+from kalm.rl.learning_rate import LearningRate, LearningRateSchedule, ScheduleKind
+from kalm.rl.method_call import MethodCall
 from kalm.rl.normalizer import Normalizer
 from kalm.rl.policy_evaluation import evaluate_policy
+from kalm.rl.require import require
+from kalm.rl.source_means import source_means
 from kalm.rl.transition_batch import TransitionBatch, unstack
-from kalm.types import SOURCE, Source, TaskSpec
+from kalm.rl.weight_average import WeightAverage
+from kalm.types import SOURCE, WEIGHT, Source, TaskSpec
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData
+
+_Recorded = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses, and measurements
 
 
 class OfflineRLModule(LightningModule):
@@ -44,6 +51,7 @@ class OfflineRLModule(LightningModule):
     """
 
     goal_embeddings: Tensor
+    _source_weights: Tensor | None
     noise_size: int = 0
 
     def __init__(
@@ -57,6 +65,11 @@ class OfflineRLModule(LightningModule):
         normalize_observation: bool = True,
         normalize_goal_embedding: bool = True,
         gradient_clip_norm: float | None = None,
+        learning_rate_schedule: ScheduleKind = "constant",
+        warmup_updates: int = 0,
+        schedule_updates: int | None = None,
+        ema_rate: float | None = None,
+        source_weights: dict[str, float] | None = None,
         compile: bool = False,
         num_evaluation_envs: int = 64,
     ) -> None:
@@ -74,6 +87,14 @@ class OfflineRLModule(LightningModule):
                 the data's instructions. A sentence encoder crowds its vectors into a corner of the sphere, where a
                 small network is slow to tell them apart.
             gradient_clip_norm: Largest norm of the whole gradient; null does not clip.
+            learning_rate_schedule: What becomes of the learning rate after the warm-up: it stays (constant), or falls
+                to 0 (linear, cosine).
+            warmup_updates: Updates over which the learning rate rises from 0.
+            schedule_updates: Updates after which it has fallen to 0, the warm-up included; null if it is constant.
+            ema_rate: Part of the averaged weights that each update replaces, in (0, 1]; evaluation then acts with the
+                average. Null keeps no average.
+            source_weights: How much the losses of ``real`` and of ``imaginary`` transitions count; 1 where not given.
+                What is logged stays unweighted.
             compile: Whether the losses run through ``torch.compile``; pays off in long runs only.
             num_evaluation_envs: Episodes that run side by side in evaluation; the results do not depend on it.
         """
@@ -86,6 +107,7 @@ class OfflineRLModule(LightningModule):
         require(
             gradient_clip_norm is None or gradient_clip_norm > 0, "gradient_clip_norm", gradient_clip_norm, "above 0"
         )
+        require(ema_rate is None or 0 < ema_rate <= 1, "ema_rate", ema_rate, "in (0, 1], or null")
         require(num_evaluation_envs >= 1, "num_evaluation_envs", num_evaluation_envs, "1 or more")
         self.automatic_optimization = False
         self.spec = spec
@@ -99,7 +121,9 @@ class OfflineRLModule(LightningModule):
         self.gradient_clip_norm = gradient_clip_norm
         self.num_evaluation_envs = num_evaluation_envs
         self.episode_results: list[EpisodeResult] = []
-        self._loss_function = torch.compile(self.losses) if compile else self.losses
+        self.compile_losses = compile
+        self._schedule = LearningRateSchedule(learning_rate_schedule, warmup_updates, schedule_updates)
+        self._average = WeightAverage(ema_rate) if ema_rate is not None else None
         self._targets: list[tuple[nn.Module, nn.Module]] = []
         self._measured: dict[str, Tensor] = {}
         self._loaded_updates = 0
@@ -107,6 +131,7 @@ class OfflineRLModule(LightningModule):
         self.goal_normalizer = Normalizer(spec.goal_embedding_size)
         # The table of goal embeddings belongs to the data, not to the checkpoint.
         self.register_buffer("goal_embeddings", torch.zeros(0, spec.goal_embedding_size), persistent=False)
+        self.register_buffer("_source_weights", _source_weights(source_weights), persistent=False)
 
     # --- what an algorithm defines ---------------------------------------------------------------------------------
 
@@ -182,24 +207,33 @@ class OfflineRLModule(LightningModule):
         """Look once at how updates are to be made."""
         optimizer = cast(LightningOptimizer, self.optimizers())
         self._gradient_step = GradientStep(self, optimizer, self.gradient_clip_norm)
+        rates = [group["lr"] for group in self.configure_optimizers().param_groups]
+        self._learning_rate = LearningRate(self._schedule, optimizer.optimizer, rates, self.trainer.global_step)
+        self._recorded_losses: Callable[[TransitionBatch], _Recorded] = self._losses_and_measurements
+        if self.compile_losses:
+            self._recorded_losses = torch.compile(self._losses_and_measurements)
+        if self._average is not None:
+            self._average.start(dict(self._trained_parameters()))
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """Perform K updates, one on each of the K minibatches of ``batch`` (batch size (K, B))."""
         first_update = self.trainer.global_step
         noise = self._noise(first_update, batch.shape)
-        minibatches = unstack(batch, self.goal_embeddings, self.observation_normalizer, noise)
-        recorded = [
-            self._update(transitions, first_update + index + 1) for index, transitions in enumerate(minibatches)
-        ]
+        minibatches = unstack(batch, self.goal_embeddings, self.observation_normalizer, noise, self._weights(batch))
+        recorded = [self._update(transitions, first_update + index) for index, transitions in enumerate(minibatches)]
         per_transition = {name: torch.stack([row[name] for row in recorded]) for name in recorded[0]}
         if not self._is_finite(per_transition):
             raise_non_finite(per_transition, dict(self.named_parameters()), batch, first_update)
         num_steps = self.trainer.global_step // len(recorded)
         if num_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log_means(per_transition, batch.get(SOURCE))
+            means = source_means(per_transition, batch.get(SOURCE))
+            rate = {f"train/{name}": value for name, value in self._learning_rate.metrics().items()}
+            self.log_dict(means | rate | {"step": float(self.trainer.global_step)})
 
     def _noise(self, first_update: int, size: Sequence[int]) -> Tensor:
         """Random numbers of updates ``first_update`` and on, each update's a function of its number and the seed."""
+        if not self.noise_size:
+            return torch.zeros(*size, 0, device=self.device)
         per_update = [
             torch.randn(
                 *size[1:], self.noise_size, generator=torch.Generator().manual_seed((self._data.seed << 32) + update)
@@ -208,39 +242,44 @@ class OfflineRLModule(LightningModule):
         ]
         return torch.stack(per_update).to(self.device)
 
+    def _weights(self, batch: TensorDictBase) -> Tensor | None:
+        """How much each transition's losses count, shape (K, B); None if all count alike."""
+        weight = batch.get(WEIGHT, None)
+        if self._source_weights is None:
+            return weight
+        of_source = self._source_weights[batch.get(SOURCE).long()]
+        return of_source if weight is None else of_source * weight
+
     def _update(self, batch: TransitionBatch, update: int) -> dict[str, Tensor]:
-        """One update of all networks; returns every loss and measurement per transition, detached."""
-        losses = self._loss_function(batch)
-        self._gradient_step(torch.stack(list(losses.values())).sum(0).mean())
-        if update % self.target_update_interval == 0:
+        """Update number ``update``, from 0, of all networks; every loss and measurement a transition, detached."""
+        losses, measured = self._recorded_losses(batch)
+        total = torch.stack(list(losses.values())).sum(0, dtype=torch.float32)
+        self._learning_rate.set(update)
+        self._gradient_step((total if batch.weight is None else total * batch.weight).mean())
+        if (update + 1) % self.target_update_interval == 0:
             self._update_targets()
-        recorded = {name: loss.detach() for name, loss in losses.items()} | self._measured
-        self._measured.clear()
-        return recorded
+        if self._average is not None:
+            self._average.update(update + 1)
+        return {name: loss.detach() for name, loss in losses.items()} | measured
+
+    def _losses_and_measurements(self, batch: TransitionBatch) -> _Recorded:
+        losses = self.losses(batch)
+        measured, self._measured = self._measured, {}
+        return losses, measured
+
+    def _trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     @torch.no_grad()
     def _update_targets(self) -> None:
         for target, network in self._targets:
-            for stale, fresh in zip(target.parameters(), network.parameters(), strict=True):
-                stale.lerp_(fresh, self.target_update_rate)
+            torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), self.target_update_rate)
 
     @torch.no_grad()
     def _is_finite(self, per_transition: dict[str, Tensor]) -> bool:
         """Whether all losses are finite, and all parameters, which a gradient that is not would have spoilt."""
         norm = nn.utils.get_total_norm(self.parameters())
         return bool(torch.stack([norm, *(values.sum() for values in per_transition.values())]).isfinite().all())
-
-    @torch.no_grad()
-    def _log_means(self, per_transition: dict[str, Tensor], source: Tensor) -> None:
-        """Log each loss over all K * B transitions, and over those of each source."""
-        means = {f"train/{name}": values.mean() for name, values in per_transition.items()}
-        for member in Source:
-            chosen = (source == int(member)).float()
-            count = chosen.sum()
-            if count > 0:
-                for name, values in per_transition.items():
-                    means[f"train/{member.label}/{name}"] = (values * chosen).sum() / count
-        self.log_dict(means | {"step": float(self.trainer.global_step)})
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -250,8 +289,10 @@ class OfflineRLModule(LightningModule):
         return max(self.trainer.global_step, self._loaded_updates)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which policy the weights belong to."""
+        """Say which policy the weights belong to; add the averaged ones."""
         checkpoint["kalm_policy"] = self._identity
+        if self._average is not None:
+            checkpoint["kalm_average"] = dict(self._average.tensors)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another algorithm or for other sizes, before torch lists every mismatched tensor."""
@@ -261,6 +302,13 @@ class OfflineRLModule(LightningModule):
                 f"the checkpoint holds {found or 'no policy of kalm'}, but the configuration asks for "
                 f"{self._identity}; name the checkpoint of that policy, or the configuration it was made with"
             )
+        if self._average is not None:
+            if "kalm_average" not in checkpoint:
+                raise CheckpointError(
+                    f"ema_rate is {self._average.rate}, but the checkpoint holds no averaged weights: it was trained "
+                    "with ema_rate null; set that"
+                )
+            self._average.tensors = dict(checkpoint["kalm_average"])
         self._loaded_updates = int(checkpoint["global_step"])
 
     @property
@@ -270,8 +318,14 @@ class OfflineRLModule(LightningModule):
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def forward(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
-        """The action to take, from what the environment and the sentence encoder give; see ``act``."""
-        return self.act(self.observation_normalizer(observation), self.goal_normalizer(goal_embedding))
+        """The action to take, from what the environment and the sentence encoder give; see ``act``.
+
+        It is that of the averaged weights if there are any.
+        """
+        inputs = self.observation_normalizer(observation), self.goal_normalizer(goal_embedding)
+        if self._average is None or not self._average.tensors:
+            return self.act(*inputs)
+        return MethodCall(self, self.act).using(self._average.tensors, *inputs)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the previous evaluation."""
@@ -304,7 +358,9 @@ class OfflineRLModule(LightningModule):
         return cast("PolicyData", data)
 
 
-def require(is_met: bool, name: str, value: object, allowed: str) -> None:
-    """Stop at construction on a value out of range."""
-    if not is_met:
-        raise KalmError(f"{name} is {value}; it must be {allowed}. Change it in the model section of the YAML")
+def _source_weights(weights: Mapping[str, float] | None) -> Tensor | None:
+    """Weight of each source, in the order of ``Source``; None if all are 1."""
+    given, labels = dict(weights or {}), [source.label for source in Source]
+    allowed = f"numbers of 0 or more for {' and '.join(labels)}"
+    require(set(given) <= set(labels) and all(w >= 0 for w in given.values()), "source_weights", weights, allowed)
+    return torch.tensor([given.get(label, 1.0) for label in labels]) if set(given.values()) - {1.0} else None

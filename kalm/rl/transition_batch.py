@@ -33,6 +33,8 @@ class TransitionBatch:
         terminated: True where the task ended, so that nothing follows; shape (B,).
         noise: Standard normal numbers for losses that draw at random, shape (B, Z), Z being the algorithm's
             ``noise_size``. They are a function of seed and update alone; no loss draws numbers of its own.
+        weight: How much each transition's losses count, shape (B,); None if all count 1. No loss reads it: the base
+            applies it to their sum.
     """
 
     observation: Tensor
@@ -42,10 +44,15 @@ class TransitionBatch:
     next_observation: Tensor
     terminated: Tensor
     noise: Tensor
+    weight: Tensor | None = None
 
 
 def unstack(
-    stacked: TensorDictBase, goal_embeddings: Tensor, normalize: Callable[[Tensor], Tensor], noise: Tensor
+    stacked: TensorDictBase,
+    goal_embeddings: Tensor,
+    normalize: Callable[[Tensor], Tensor],
+    noise: Tensor,
+    weight: Tensor | None = None,
 ) -> Iterator[TransitionBatch]:
     """Split K stacked minibatches into K batches, without changing ``stacked``.
 
@@ -55,6 +62,7 @@ def unstack(
             the rows stay in the cache.
         normalize: Applied to observations of shape (K, B, O).
         noise: Standard normal numbers, shape (K, B, Z).
+        weight: How much each transition counts, shape (K, B); None if all count 1.
     """
     fields = zip(
         normalize(stacked.get(OBSERVATION)).unbind(0),
@@ -64,9 +72,10 @@ def unstack(
         normalize(stacked.get(NEXT_OBSERVATION)).unbind(0),
         stacked.get(TERMINATED).unbind(0),
         noise.unbind(0),
+        [None] * len(noise) if weight is None else weight.unbind(0),
         strict=True,
     )
-    for observation, instruction_id, action, reward, next_observation, terminated, random in fields:
+    for observation, instruction_id, action, reward, next_observation, terminated, random, counts in fields:
         yield TransitionBatch(
             observation=observation,
             goal_embedding=goal_embeddings.index_select(0, instruction_id),
@@ -75,4 +84,5 @@ def unstack(
             next_observation=next_observation,
             terminated=terminated,
             noise=random,
+            weight=counts,
         )

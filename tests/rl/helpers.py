@@ -50,6 +50,7 @@ def transition_batch(spec: TaskSpec, num_rows: int = 6, seed: int = 0) -> Transi
         next_observation=torch.randn(num_rows, spec.observation_size, generator=generator),
         terminated=torch.arange(num_rows) % 2 == 1,
         noise=torch.randn(num_rows, MAX_NOISE_SIZE, generator=generator),
+        weight=torch.rand(num_rows, generator=generator),
     )
 
 

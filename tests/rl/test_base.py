@@ -204,6 +204,7 @@ def test_bare_data_loaders_are_refused(tmp_path: Path) -> None:
         {"target_update_rate": 0.0},
         {"target_update_interval": 0},
         {"gradient_clip_norm": 0.0},
+        {"ema_rate": 0.0},
         {"num_evaluation_envs": 0},
     ],
     ids=lambda options: next(iter(options)),
@@ -240,3 +241,66 @@ def test_validation_leaves_training_as_it_is(tmp_path: Path) -> None:
         outcomes.append(copies(policy))
     assert policy.episode_results
     assert all(torch.equal(*pair) for pair in zip(*outcomes, strict=True))
+
+
+def gradient_of(folder: Path, batch: Any, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The first update's gradient of BC's output bias, and what was logged."""
+    seen: list[Tensor] = []
+
+    class Gradient(Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            seen.append(pl_module.policy.output.bias.grad.clone())
+
+    lightning.seed_everything(0)
+    fitted = fit_fixed(BC(DISCRETE, **options), folder, batch, callbacks=[Gradient()])
+    return seen[0], fitted.callback_metrics
+
+
+def test_losses_are_weighed_by_source_and_by_transition(tmp_path: Path) -> None:
+    """Rows alternate between real and imagined. Weights w make the gradient the mean of w times each row's own.
+
+    Counting real rows 1/2 and imagined rows 0, and row 2, which is real, 4 times as much, is the same as weights
+    1/2, 0, 2, 0, 1/2, 0. The gradient is linear in the weights, so it is a sum of gradients with one weight each.
+    What is logged does not change.
+    """
+    batch = stacked_batch(DISCRETE, num_updates=1)
+    plain, metrics = gradient_of(tmp_path, batch)
+    rows = []
+    for row in range(6):
+        batch["weight"] = torch.zeros(1, 6)
+        batch["weight"][0, row] = 1.0
+        rows.append(gradient_of(tmp_path, batch)[0])
+    torch.testing.assert_close(torch.stack(rows).sum(0), plain)
+    batch["weight"] = torch.tensor([[1.0, 1.0, 4.0, 1.0, 1.0, 1.0]])
+    weighed, weighed_metrics = gradient_of(tmp_path, batch, source_weights={"real": 0.5, "imaginary": 0.0})
+    torch.testing.assert_close(weighed, 0.5 * rows[0] + 2.0 * rows[2] + 0.5 * rows[4])
+    losses = [name for name in metrics if name.endswith("loss")]
+    assert len(losses) == 6
+    assert all(metrics[name] == weighed_metrics[name] for name in losses)
+
+
+@pytest.mark.parametrize("weights", [{"dreamt": 1.0}, {"real": -1.0}], ids=str)
+def test_source_weights_out_of_range_are_refused(weights: dict[str, float]) -> None:
+    """Unknown sources and negative weights."""
+    with pytest.raises(KalmError, match="source_weights is .*; it must be numbers of 0 or more for real and imaginary"):
+        BC(DISCRETE, source_weights=weights)
+
+
+def test_mixed_precision_updates_the_weights_it_computes_with(tmp_path: Path) -> None:
+    """Two updates in one training step equal two in two steps, so no copy in half precision outlives its update.
+
+    The direct way is taken; weights stay in full precision; the result is near that of full precision, not equal.
+    """
+    outcomes, last_loss = {}, {}
+    for name, updates_per_step, precision in (("one", 2, "bf16-mixed"), ("two", 1, "bf16-mixed"), ("full", 2, 32)):
+        lightning.seed_everything(0)
+        policy = BC(DISCRETE, learning_rate=0.05)
+        batch = torch.cat([stacked_batch(DISCRETE, num_updates=1)] * updates_per_step)
+        fitted = fit_fixed(policy, tmp_path, batch, num_steps=4 // updates_per_step, precision=precision)
+        last_loss[name] = fitted.callback_metrics["train/imitation_loss"].item()
+        assert policy._gradient_step.is_direct
+        outcomes[name] = copies(policy)
+    assert {weight.dtype for weight in outcomes["one"]} == {torch.float32}
+    assert all(torch.equal(*pair) for pair in zip(outcomes["one"], outcomes["two"], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(outcomes["one"], outcomes["full"], strict=True))
+    assert last_loss["one"] == pytest.approx(last_loss["full"], rel=0.05)

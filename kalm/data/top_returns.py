@@ -1,0 +1,46 @@
+"""Keeps the rollouts that earned most: what a learner that only imitates needs of data of mixed quality.
+
+With behaviour cloning this is "filtered BC", the %BC of Decision Transformer (Chen et al. 2021, arXiv:2106.01345,
+section 5.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kalm import types
+from kalm.data.store import RolloutStore
+
+
+def top_return_rollouts(
+    stores: Sequence[RolloutStore], rollouts: Sequence[Tensor], fraction: float, discount: float
+) -> list[Tensor]:
+    """Of some rollouts of some stores taken together, those of the highest return.
+
+    Args:
+        stores: The stores of one source; their rollouts compete with each other.
+        rollouts: For each store, rows of the rollouts to choose from, int64, ascending.
+        fraction: Share to keep, in (0, 1], to the nearest rollout but at least one; of equal returns the first.
+        discount: Worth of a reward one step later; 1 counts all alike.
+
+    Returns:
+        For each store, rows of the rollouts to keep, ascending.
+    """
+    num_candidates = sum(len(rows) for rows in rollouts)
+    if fraction == 1 or not num_candidates:
+        return list(rollouts)
+    returns = torch.cat([_returns(store, discount)[rows] for store, rows in zip(stores, rollouts, strict=True)])
+    num_kept = max(1, round(fraction * num_candidates))
+    is_kept = torch.zeros(num_candidates, dtype=torch.bool)
+    is_kept[returns.argsort(descending=True, stable=True)[:num_kept]] = True
+    return [rows[kept] for rows, kept in zip(rollouts, is_kept.split([len(rows) for rows in rollouts]), strict=True)]
+
+
+def _returns(store: RolloutStore, discount: float) -> Tensor:
+    """Return of every rollout of a store, in double precision so that equal rollouts have equal returns."""
+    step, reward = store.transitions[types.STEP], store.transitions[types.REWARD].double()
+    returns = torch.zeros(store.num_rollouts, dtype=torch.float64)
+    return returns.index_add_(0, store.transitions[types.ROLLOUT_ID].long(), reward * discount ** step.double())

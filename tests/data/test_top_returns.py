@@ -1,0 +1,87 @@
+"""Filtered data: which rollouts earned most."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kalm.data.filters import RolloutFilter
+from kalm.data.policy_data import PolicyData
+from kalm.data.store import RolloutStore
+from kalm.data.top_returns import top_return_rollouts
+from kalm.types import SOURCE, GoalSplit, Source
+from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
+from tests.word_encoder import WordEncoder
+
+REWARDS = ([1.0], [0.0, 0.0, 2.0], [1.5, 0.0], [1.0], [0.0, 0.0, 4.0])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RolloutStore:
+    """Five rollouts with ``REWARDS``: returns 1, 2, 1.5, 1, 4; at discount 1/2 they are 1, 0.5, 1.5, 1, 1."""
+    pattern = imagined_rollouts(1, GoalSplit.EASY)[0]
+    rollouts = [
+        replace(
+            pattern,
+            observations=pattern.observations[: len(rewards) + 1],
+            actions=pattern.actions[: len(rewards)],
+            rewards=np.array(rewards, dtype=np.float32),
+            terminated=np.zeros(len(rewards), dtype=np.bool_),
+            truncated=np.arange(len(rewards)) == len(rewards) - 1,
+        )
+        for rewards in REWARDS
+    ]
+    return write_store(tmp_path / "store", rollouts)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "discount", "kept"),
+    [
+        (1.0, 1.0, [0, 1, 2, 3, 4]),
+        (0.4, 1.0, [1, 4]),
+        (0.6, 1.0, [1, 2, 4]),
+        (0.2, 0.5, [2]),
+        (0.4, 0.5, [0, 2]),  # rollouts 0, 3 and 4 are equal: the first one
+        (0.01, 1.0, [4]),  # at least one
+    ],
+)
+def test_the_rollouts_of_the_highest_return_are_kept(
+    store: RolloutStore, fraction: float, discount: float, kept: list[int]
+) -> None:
+    """Discounted or not, ties by order."""
+    rows = top_return_rollouts([store], [torch.arange(5)], fraction, discount)
+    assert [chosen.tolist() for chosen in rows] == [kept]
+
+
+def test_stores_of_one_source_compete(store: RolloutStore, tmp_path: Path) -> None:
+    """Of rollouts 1, 2 of one store and 0, 3, 4 of another, two fifths are rollout 1 there and rollout 4 here."""
+    rows = top_return_rollouts([store, store], [torch.tensor([1, 2]), torch.tensor([0, 3, 4])], 0.4, 1.0)
+    assert [chosen.tolist() for chosen in rows] == [[1], [4]]
+    assert top_return_rollouts([store], [torch.tensor([], dtype=torch.int64)], 0.5, 1.0)[0].tolist() == []
+
+
+def test_each_source_keeps_its_own_share(tmp_path: Path) -> None:
+    """Through the data module: a tenth of 60 real rollouts is six, of the imagined ones that pass the filter, too."""
+    real = write_store(tmp_path / "real", real_rollouts(60))
+    imagined = write_store(tmp_path / "imagined", imagined_rollouts(60, GoalSplit.EASY))
+    data = PolicyData(
+        DOMAIN,
+        WordEncoder(),
+        str(tmp_path / "real"),
+        [str(tmp_path / "imagined")],
+        filter=RolloutFilter.success,
+        top_return_fraction=0.1,
+        return_discount=0.9,
+        updates_per_step=50,
+    )
+    batch = data.batch(0).view(-1)
+    is_real = batch[SOURCE] == Source.REAL
+    num_passing = int(imagined.rollouts["is_success"].sum())
+    assert len(batch["rollout_id"][is_real].unique()) == 6
+    assert len(batch["rollout_id"][~is_real].unique()) == round(0.1 * num_passing)
+    expected = top_return_rollouts([real], [torch.arange(60)], 0.1, 0.9)[0]
+    assert batch["rollout_id"][is_real].unique().tolist() == expected.tolist()

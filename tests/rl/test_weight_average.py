@@ -1,0 +1,86 @@
+"""Averaged weights: what they are, that evaluation acts with them, and that they survive a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+
+from kalm.errors import CheckpointError
+from kalm.rl.bc import BC
+from kalm.rl.weight_average import WeightAverage
+from tests.rl.helpers import DISCRETE, FixedData, chain_data, stacked_batch, trainer, transition_batch
+
+
+def test_averages_by_hand() -> None:
+    """Rate 1/4 over weights 8, 4, 0, 8, 0, 16: plain means 8, 6, 4, 5 while 1/u >= 1/4, then a quarter of the way.
+
+    5 + (0 - 5) / 4 = 3.75; 3.75 + (16 - 3.75) / 4 = 6.8125. The 100 at the start counts for nothing.
+    """
+    weight, average, seen = torch.tensor([100.0]), WeightAverage(0.25), []
+    average.start({"weight": weight})
+    for number, value in enumerate([8.0, 4.0, 0.0, 8.0, 0.0, 16.0], start=1):
+        weight.fill_(value)
+        average.update(number)
+        seen.append(average.tensors["weight"].item())
+    assert seen == pytest.approx([8.0, 6.0, 4.0, 5.0, 3.75, 6.8125])
+
+
+def fit(folder: Path, num_updates: int, ckpt_path: Path | None = None, **options: Any) -> BC:
+    """A policy on fixed minibatches; its checkpoint is left in ``folder``."""
+    lightning.seed_everything(0)
+    policy = BC(DISCRETE, hidden_sizes=[8], learning_rate=0.05, **options)
+    fitted = trainer(folder, num_updates)
+    fitted.fit(policy, FixedData(DISCRETE, stacked_batch(DISCRETE)), ckpt_path=ckpt_path)
+    fitted.save_checkpoint(folder / f"{num_updates}.ckpt")
+    return policy
+
+
+def test_the_policy_acts_with_the_average_and_trains_without(tmp_path: Path) -> None:
+    """The weights are those of a run that keeps no average; the actions are those of the averaged weights."""
+    averaging, plain = fit(tmp_path, 10, ema_rate=0.2), fit(tmp_path, 10)
+    averages = torch.load(tmp_path / "10.ckpt", weights_only=True).get("kalm_average")
+    assert averages is None, "the plain run came last"
+    assert all(torch.equal(a, b) for a, b in zip(averaging.parameters(), plain.parameters(), strict=True))
+    averaging_again = fit(tmp_path, 10, ema_rate=0.2)
+    averages = torch.load(tmp_path / "10.ckpt", weights_only=True)["kalm_average"]
+    assert averages.keys() == dict(averaging_again.named_parameters()).keys()
+    batch = transition_batch(DISCRETE, num_rows=500, seed=7)
+    raw = averaging.act(batch.observation, averaging.goal_normalizer(batch.goal_embedding))
+    acted = averaging(batch.observation, batch.goal_embedding)
+    assert not torch.equal(acted, raw)
+    plain.load_state_dict({**plain.state_dict(), **averages})
+    assert torch.equal(acted, plain(batch.observation, batch.goal_embedding))
+
+
+def test_a_resumed_run_goes_on_with_its_average(tmp_path: Path) -> None:
+    """K1 for the averages: 6 + 4 updates equal 10."""
+    fit(tmp_path, 10, ema_rate=0.2)
+    whole = torch.load(tmp_path / "10.ckpt", weights_only=True)["kalm_average"]
+    fit(tmp_path, 6, ema_rate=0.2)
+    fit(tmp_path, 10, ckpt_path=tmp_path / "6.ckpt", ema_rate=0.2)
+    parts = torch.load(tmp_path / "10.ckpt", weights_only=True)["kalm_average"]
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+
+
+def test_evaluation_of_a_loaded_checkpoint_acts_with_the_average(tmp_path: Path) -> None:
+    """Through the trainer's ``test``, in a policy that was never trained here."""
+    data = chain_data(tmp_path)
+    policy = BC(data.spec, hidden_sizes=[8], learning_rate=0.05, ema_rate=0.001)
+    fitted = trainer(tmp_path, 30)
+    fitted.fit(policy, data)
+    fitted.save_checkpoint(tmp_path / "policy.ckpt")
+    loaded = BC(data.spec, hidden_sizes=[8], ema_rate=0.001)
+    trainer(tmp_path, -1).test(loaded, data, ckpt_path=tmp_path / "policy.ckpt", verbose=False, weights_only=True)
+    observation, goal = torch.rand(200, 5), data.goal_embeddings[torch.arange(200) % 6]
+    assert torch.equal(loaded(observation, goal), policy(observation, goal))
+
+
+def test_a_checkpoint_without_averages_is_refused(tmp_path: Path) -> None:
+    """The error says what it was trained with."""
+    fit(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"ema_rate is 0.1, but .* trained with ema_rate null"):
+        fit(tmp_path, 4, ckpt_path=tmp_path / "2.ckpt", ema_rate=0.1)
