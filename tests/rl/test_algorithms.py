@@ -148,10 +148,14 @@ def test_weights_of_another_policy_are_refused(algorithm: type[OfflineRLModule],
 
 @each_case
 def test_it_trains_in_mixed_precision(algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path) -> None:
-    """bf16-mixed on the CPU: weights move, stay in full precision and finite."""
-    policy, data = algorithm(spec, hidden_sizes=[16], target_update_interval=1), FixedData(spec, stacked_batch(spec))
-    policy.learning_rate = 1e-2
-    trainer(tmp_path, max_steps=4, precision="bf16-mixed").fit(policy, data)
+    """bf16-mixed on the CPU: every network moves, stays in full precision and finite."""
+    outcomes = []
+    for num_updates in (2, 4):
+        policy, data = algorithm(spec, hidden_sizes=[16], learning_rate=1e-2), FixedData(spec, stacked_batch(spec))
+        trainer(tmp_path, max_steps=num_updates, precision="bf16-mixed").fit(policy, data)
+        outcomes.append({name: value.clone() for name, value in policy.named_parameters() if value.requires_grad})
+    before, after = outcomes
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     assert all(parameter.isfinite().all() for parameter in policy.parameters())
     batch = transition_batch(spec, num_rows=50)
@@ -159,7 +163,7 @@ def test_it_trains_in_mixed_precision(algorithm: type[OfflineRLModule], spec: Ta
 
 
 def fit_chain(algorithm: type[OfflineRLModule], folder: Path, max_steps: int, **options: Any) -> OfflineRLModule:
-    """Train on the chain's rollouts, at a pace that suits so few of them; a step in vain costs a fifth of the reward."""
+    """Train on the chain's rollouts, at a pace that suits so few of them; a wasted step costs a fifth."""
     lightning.seed_everything(0)
     data = chain_data(folder)
     policy = algorithm(
@@ -183,6 +187,19 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     """All tensors agree to the last bit."""
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@each_case
+def test_the_first_weights_depend_on_the_seed_alone(
+    algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path
+) -> None:
+    """Two policies that were built with other random numbers are equal after training: nothing keeps what it drew."""
+    policies = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        policies.append(algorithm(spec, hidden_sizes=[16]))
+        trainer(tmp_path, max_steps=2).fit(policies[-1], FixedData(spec, stacked_batch(spec)))
+    assert_equal(*map(state, policies))
 
 
 @each_algorithm
