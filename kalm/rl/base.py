@@ -25,6 +25,7 @@ from kalm.errors import CheckpointError, DataError, KalmError
 from kalm.evaluation import Episode, EpisodeResult
 from kalm.rl.finite import raise_non_finite
 from kalm.rl.gradient_step import GradientStep
+from kalm.rl.initialization import initialize
 from kalm.rl.learning_rate import LearningRate, LearningRateSchedule, ScheduleKind
 from kalm.rl.method_call import MethodCall
 from kalm.rl.normalizer import Normalizer
@@ -127,6 +128,7 @@ class OfflineRLModule(LightningModule):
         self._targets: list[tuple[nn.Module, nn.Module]] = []
         self._measured: dict[str, Tensor] = {}
         self._loaded_updates = 0
+        self._has_weights = False  # of its own choice: drawn by the data's seed, or loaded
         self.observation_normalizer = Normalizer(spec.observation_size)
         self.goal_normalizer = Normalizer(spec.goal_embedding_size)
         # The table of goal embeddings belongs to the data, not to the checkpoint.
@@ -170,7 +172,7 @@ class OfflineRLModule(LightningModule):
     # --- training ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take the goal embeddings and the observation statistics from the data."""
+        """Take the goal embeddings and the observation statistics from the data, and the first weights by its seed."""
         if stage != "fit":
             return
         data = self._data
@@ -184,6 +186,9 @@ class OfflineRLModule(LightningModule):
             mean = data.goal_embeddings.mean(0)
             self.goal_normalizer.set_statistics(mean, (data.goal_embeddings - mean).square().mean().sqrt())
         self.goal_embeddings = self.goal_normalizer(data.goal_embeddings.to(self.device))
+        if not self._has_weights:
+            initialize(self, data.seed, self._targets)
+            self._has_weights = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with a parameter group for every network that is trained."""
@@ -282,6 +287,11 @@ class OfflineRLModule(LightningModule):
         return bool(torch.stack([norm, *(values.sum() for values in per_transition.values())]).isfinite().all())
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights as every module does; training then goes on from them."""
+        self._has_weights = True
+        return super().load_state_dict(*args, **kwargs)
 
     @property
     def num_updates(self) -> int:

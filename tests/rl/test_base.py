@@ -28,6 +28,14 @@ def fit_fixed(policy: Any, folder: Path, batch: Any = None, num_steps: int = 1, 
     return fitted
 
 
+class Start(Callback):
+    """Remembers the parameters with which training begins."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Copy them."""
+        self.parameters = {name: value.detach().clone() for name, value in pl_module.named_parameters()}
+
+
 def copies(module: torch.nn.Module) -> list[Tensor]:
     """All parameters as they are now."""
     return [parameter.detach().clone() for parameter in module.parameters()]
@@ -49,9 +57,10 @@ def test_updates_that_training_steps_cannot_hit_are_refused_at_the_start(tmp_pat
 def test_targets_follow_at_their_rate_and_interval(tmp_path: Path) -> None:
     """Rate 1/2, every second update: after two updates half of the way from the start to the critic of update two."""
     policy = CQL(DISCRETE, target_update_rate=0.5, target_update_interval=2, learning_rate=1e-2)
-    start = copies(policy.target_critic)
-    fit_fixed(policy, tmp_path)
-    for before, target, critic in zip(start, copies(policy.target_critic), copies(policy.critic), strict=True):
+    start = Start()
+    fit_fixed(policy, tmp_path, callbacks=[start])
+    before_all = [value for name, value in start.parameters.items() if name.startswith("target_critic.")]
+    for before, target, critic in zip(before_all, copies(policy.target_critic), copies(policy.critic), strict=True):
         assert not torch.equal(before, critic)
         torch.testing.assert_close(target, 0.5 * before + 0.5 * critic)
 
@@ -59,9 +68,40 @@ def test_targets_follow_at_their_rate_and_interval(tmp_path: Path) -> None:
 def test_targets_stand_still_between_their_updates(tmp_path: Path) -> None:
     """Every third update, and two are made."""
     policy = CQL(DISCRETE, target_update_interval=3, learning_rate=1e-2)
-    start = copies(policy.target_critic)
-    fit_fixed(policy, tmp_path)
-    assert all(torch.equal(*pair) for pair in zip(start, copies(policy.target_critic), strict=True))
+    start = Start()
+    fit_fixed(policy, tmp_path, callbacks=[start])
+    assert all(torch.equal(start.parameters[f"critic.{n}"], p) for n, p in policy.target_critic.named_parameters())
+
+
+def starts(folder: Path, data_seed: int, global_seed: int) -> dict[str, Tensor]:
+    """The parameters with which a run begins, whatever random numbers were drawn before."""
+    torch.manual_seed(global_seed)
+    start, data = Start(), FixedData(DISCRETE, stacked_batch(DISCRETE))
+    data.seed = data_seed
+    trainer(folder, 2, [start]).fit(CQL(DISCRETE), data)
+    return start.parameters
+
+
+def test_the_first_weights_are_a_function_of_the_datas_seed(tmp_path: Path) -> None:
+    """Not of what else drew random numbers; another seed gives others; targets begin as copies of their networks."""
+    one, same, other = starts(tmp_path, 5, 0), starts(tmp_path, 5, 1), starts(tmp_path, 6, 0)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+    critic = [name for name in one if name.startswith("critic.")]
+    assert len(critic) == 6
+    assert all(torch.equal(one[name], one[f"target_{name}"]) for name in critic)
+
+
+def test_weights_that_were_loaded_are_kept(tmp_path: Path) -> None:
+    """Training begins with them, and a second fit with those of the first."""
+    policy, start = BC(DISCRETE), Start()
+    chosen = {name: torch.full_like(value, 0.01) for name, value in policy.policy.state_dict().items()}
+    policy.load_state_dict({**policy.state_dict(), **{f"policy.{name}": value for name, value in chosen.items()}})
+    fit_fixed(policy, tmp_path, callbacks=[start])
+    assert all((value == 0.01).all() for value in start.parameters.values())
+    before = copies(policy)
+    fit_fixed(policy, tmp_path, callbacks=[start])
+    assert all(torch.equal(*pair) for pair in zip(start.parameters.values(), before, strict=True))
 
 
 def test_a_value_that_is_no_number_is_named_with_its_rollout(tmp_path: Path) -> None:
@@ -145,11 +185,7 @@ class CountSteps(Callback):
 
 def test_hooks_around_an_update_are_called_and_change_nothing(tmp_path: Path) -> None:
     """The direct way and Lightning's own way make the same updates; only the latter calls hooks, and is taken then."""
-    torch.manual_seed(0)
-    direct = BC(DISCRETE)
-    hooked = BC(DISCRETE)
-    hooked.load_state_dict(direct.state_dict())
-    count = CountSteps()
+    direct, hooked, count = BC(DISCRETE), BC(DISCRETE), CountSteps()
     fit_fixed(direct, tmp_path, num_steps=3)
     fitted = fit_fixed(hooked, tmp_path, num_steps=3, callbacks=[count])
     assert len(count.norms) == fitted.global_step == 6
