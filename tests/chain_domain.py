@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kalm.data.rollout import Rollout
 from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
+from kalm.envs.relabelling import Relabelling
 from kalm.errors import DataError
 from kalm.types import GoalSplit, Source
 
@@ -113,6 +114,13 @@ class ChainDomain(Domain):
             "jumped": np.asarray(next_cell != step(cell, action)),
             "nowhere": np.asarray(np.abs(next_observation - one_hot(next_cell)).max(-1) > 1e-3),
         }
+
+    @property
+    def relabellings(self) -> list[Relabelling]:
+        """As it is, and seen in a mirror."""
+        cells, actions = np.arange(NUM_CELLS), np.arange(2)
+        mirrored = Relabelling(cells[::-1].copy(), actions[::-1].copy(), {"left": "right", "right": "left"})
+        return [Relabelling(cells, actions, {}), mirrored]
 
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> gym.vector.VectorEnv:
         """All environments in one array."""

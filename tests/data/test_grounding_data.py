@@ -109,6 +109,33 @@ def test_a_cropped_rollout_is_the_end_of_a_rollout(tmp_path: Path) -> None:
     assert torch.equal(batch.final_observation, batch.next_observation[last])
 
 
+def test_relabelled_rollouts_stay_true(tmp_path: Path) -> None:
+    """Mirrored or not, by chance: each rollout still walks as the chain does, to the end that its prompt names."""
+    batches, rollouts = task_batches(tmp_path, relabellings=DOMAIN.relabellings)
+    shown = [entry for index in range(6) for entry in rollouts_of(batches(index))]
+    mirror = DOMAIN.relabellings[1]
+    as_recorded = {
+        (generation_prompt(r.instruction), tuple(r.observations[:-1].argmax(-1)), tuple(r.actions)) for r in rollouts
+    }
+    mirrored = {
+        (mirror.text(prompt), tuple(4 - cell for cell in cells), tuple(1 - action for action in actions))
+        for prompt, cells, actions in as_recorded
+    }
+    assert len(shown) == len(rollouts)
+    assert set(shown) <= as_recorded | mirrored
+    assert set(shown) & (mirrored - as_recorded)
+    assert set(shown) & (as_recorded - mirrored)
+    assert Counter(shown) != Counter(entry for index in range(6, 12) for entry in rollouts_of(batches(index)))
+
+
+def test_relabelled_explanations_have_relabelled_answers(tmp_path: Path) -> None:
+    """The end that an answer names is where its rollout ends."""
+    batch = chain_grounding_data(tmp_path, relabel=True, num_generation=0, num_dynamics=0).batch(0)
+    for answer, final, terminated in zip(batch.answers, batch.final_observation, batch.is_terminated, strict=True):
+        assert terminated
+        assert ("left" in answer) == (int(final.argmax()) == 0)
+
+
 def test_rollouts_with_the_same_prompt_share_it_up_to_the_limit(tmp_path: Path) -> None:
     """No group has more tokens than allowed unless it is one long rollout; prompts repeat no more than needed."""
     batches, rollouts = task_batches(tmp_path)

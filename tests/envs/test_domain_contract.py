@@ -239,3 +239,34 @@ def test_names_every_bad_line_of_a_users_goals(domain: Domain, tmp_path: Path) -
     assert "line 1:" not in message
     assert all(f"line {number}:" in message for number in (2, 3, 4, 5))
     assert "rephrase" in message, "an unknown split is answered with the known ones"
+
+
+def test_a_relabelled_rollout_is_what_the_simulator_does(domain: Domain) -> None:
+    """Replayed from its relabelled start, a rollout passes through its relabelled observations and meets its goal."""
+    relabellings = domain.relabellings
+    goal_of = {row.instruction: row.goal for row in domain.instructed_goals(GoalSplit.TRAIN)}
+    env = gym.make(domain.env_id)
+    for index, rollout in enumerate(rollout for rollout in domain.collect(10, seed=5) if rollout.is_success):
+        if not relabellings:
+            break
+        relabelling = relabellings[(index * 37 + 1) % len(relabellings)]
+        instruction = relabelling.text(rollout.instruction)
+        expected = rollout.observations[:, relabelling.observation_order]
+        start = {"observation": expected[0], "goal": goal_of[instruction], "instruction": instruction}
+        seen, info = [env.reset(seed=0, options=start)[0]], {}
+        for action in relabelling.action_of[rollout.actions]:
+            observation, _, _, _, info = env.step(action)
+            seen.append(observation)
+        np.testing.assert_allclose(np.stack(seen), expected, atol=1e-3)
+        assert info["is_success"]
+    env.close()
+
+
+def test_relabellings_are_permutations_of_instructions_too(domain: Domain) -> None:
+    """No entry and no action gets lost, and every training instruction becomes a training instruction."""
+    instructions = {row.instruction for row in domain.instructed_goals(GoalSplit.TRAIN)}
+    for relabelling in domain.relabellings:
+        assert sorted(relabelling.observation_order) == list(range(domain.observation_space.shape[0]))
+        assert sorted(relabelling.action_of) == list(range(domain.action_space.n))
+    for relabelling in list(domain.relabellings)[::17]:
+        assert {relabelling.text(instruction) for instruction in instructions} == instructions

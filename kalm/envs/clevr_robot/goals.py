@@ -122,14 +122,7 @@ class PlaceGoal(ClevrRobotGoal):
     ) -> BoolArray:
         """Whether the source lies within reach of the target, in the half-open quarter around the side."""
         offset = ball(observation, self.source) - ball(observation, self.target)
-        near = np.hypot(offset[..., 0], offset[..., 1]) < PLACE_DISTANCE
-        offset = np.where(np.abs(offset) < ZERO_OFFSET, 0.0, offset)
-        # How far towards the side, and how far to the left of one who looks that way.
-        along_x, along_y = DIRECTIONS[self.direction]
-        ahead = offset[..., 0] * along_x + offset[..., 1] * along_y
-        aside = offset[..., 1] * along_x - offset[..., 0] * along_y
-        # [-45, 45) degrees: the clockwise border belongs to the quarter, the other to the next one.
-        return near & (aside >= -ahead) & (aside < ahead)
+        return is_placed(offset, np.array(DIRECTIONS[self.direction]))
 
     def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
         """Distance gained towards the target, whatever the side, shape (...), times ``PLACE_REWARD``."""
@@ -286,6 +279,25 @@ class AllOf(ClevrRobotGoal):
         action: NDArray[Any] | None = None,
     ) -> BoolArray:
         return self.sub_goals_met(observation) == len(self.goals)
+
+
+def is_placed(offset: FloatArray, side: FloatArray) -> BoolArray:
+    """Whether a ball lies within reach of another, in the half-open quarter around a side.
+
+    Args:
+        offset: From the other ball's centre to the ball's, shape (..., 2).
+        side: Unit vector of the side, shape (..., 2); both broadcast.
+
+    Returns:
+        Verdicts, shape (...).
+    """
+    near = np.hypot(offset[..., 0], offset[..., 1]) < PLACE_DISTANCE
+    offset = np.where(np.abs(offset) < ZERO_OFFSET, 0.0, offset)
+    # How far towards the side, and how far to the left of one who looks that way.
+    ahead = offset[..., 0] * side[..., 0] + offset[..., 1] * side[..., 1]
+    aside = offset[..., 1] * side[..., 0] - offset[..., 0] * side[..., 1]
+    # [-45, 45) degrees: the clockwise border belongs to the quarter, the other to the next one.
+    return near & (aside >= -ahead) & (aside < ahead)
 
 
 def ball(observation: FloatArray, color: str) -> FloatArray:
