@@ -49,7 +49,7 @@ def mixture_buffer(parts: Sequence[MixturePart], seed: int, rank: int = 0) -> Re
     """Join stores, without copying them, into one buffer; member i is the i-th store in the order of the parts.
 
     Set ``buffer.sampler.next_update`` and call ``buffer.sample(K * B)``: the rows of minibatches ``next_update`` to
-    ``next_update + K - 1`` come out one minibatch after the other.
+    ``next_update + K - 1`` come out one minibatch after the other. ``buffer.sampler.seed`` may be set as well.
 
     Args:
         parts: The mixture.
@@ -115,7 +115,7 @@ class RolloutSampler(_StatelessSampler):
 
 
 class MixtureSampler(SamplerEnsemble):
-    """Chooses the rows of minibatches ``next_update``, ``next_update + 1``, ... by (seed, index) alone."""
+    """Chooses the rows of minibatches ``next_update``, ``next_update + 1``, ... by (``seed``, index) alone."""
 
     def __init__(self, parts: Sequence[MixturePart], seed: int, rank: int) -> None:
         """Describe the mixture.
@@ -128,7 +128,7 @@ class MixtureSampler(SamplerEnsemble):
         members = [rollout_sampler(*pair) for part in parts for pair in zip(part.stores, part.rollouts, strict=True)]
         super().__init__(*members)
         self.next_update = 0
-        self._key = (seed, rank)
+        self.seed, self._rank = seed, rank
         self._num_rows = [part.num_rows for part in parts]
         self._parts: list[tuple[RolloutSampler, Tensor]] = []
         first = 0
@@ -162,8 +162,8 @@ class MixtureSampler(SamplerEnsemble):
     def _random_words(self, stream: int, num_updates: int, num_words: int) -> NDArray[np.uint64]:
         """Random 64-bit words, shape (num_updates, num_words); row k depends on (seed, rank, stream, update) only."""
         blocks = -(-num_words // _WORDS_A_BLOCK)
-        seed, rank = self._key
-        generator = np.random.Philox(key=[seed, (rank << 8) + stream], counter=self.next_update * blocks)
+        key = [self.seed, (self._rank << 8) + stream]
+        generator = np.random.Philox(key=key, counter=self.next_update * blocks)
         words: NDArray[np.uint64] = generator.random_raw(num_updates * blocks * _WORDS_A_BLOCK)
         return words.reshape(num_updates, -1)[:, :num_words]
 

@@ -1,7 +1,7 @@
 """The data module of every policy algorithm: minibatches of real and imagined transitions, and evaluation episodes.
 
-Shape letters: K updates of one training step, B transitions of an update, I distinct instructions, E numbers in an
-embedding, O numbers in an observation.
+Shape letters: K updates of one training step, S policies side by side, B transitions of an update, I distinct
+instructions, E numbers in an embedding, O numbers in an observation.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class PolicyData(LightningDataModule):
         domain: The world.
         encoder: The frozen sentence encoder.
         seed: Decides which transitions each update gets.
+        num_seeds: Policies that are trained side by side, S; set by the policy. Each gets the minibatches of its own
+            seed, ``seed``, ``seed + 1`` and so on.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class PolicyData(LightningDataModule):
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
         self._num_validation_episodes, self._num_test_episodes = num_validation_episodes, num_test_episodes
         self._goal_splits, self._goals_file, self.seed = parse_goal_splits(goal_splits), goals_file, seed
+        self.num_seeds = 1
         for name, value in (("batch_size", batch_size), ("updates_per_step", updates_per_step)):
             if value < 1:
                 raise DataError(f"{name} is {value}; it must be 1 or more")
@@ -201,11 +204,18 @@ class PolicyData(LightningDataModule):
             index: Training step, counted from 0.
 
         Returns:
-            Transitions with the keys of ``kalm.types``, shape (K, B); the real ones come first in each row.
+            Transitions with the keys of ``kalm.types``, shape (K, B), or (K, S, B) for several seeds; the real ones
+            come first in each row.
             ``instruction_id`` is a row of ``goal_embeddings``; ``rollout_id`` is unique over all stores. There is a
             ``weight`` if ``verdict_weights`` were given.
         """
+        if self.num_seeds == 1:
+            return self._batch_of_seed(index, self.seed)
+        return torch.stack([self._batch_of_seed(index, self.seed + number) for number in range(self.num_seeds)], dim=1)
+
+    def _batch_of_seed(self, index: int, seed: int) -> TensorDict:
         size = (self.updates_per_step, self.batch_size)
+        self.buffer.sampler.seed = seed
         self.buffer.sampler.next_update = index * self.updates_per_step
         sample = self.buffer.sample(self.updates_per_step * self.batch_size)
         member = sample["index", "buffer_ids"]

@@ -290,3 +290,15 @@ def test_evaluation_episodes_are_fixed_and_never_shared(folder: Path) -> None:
     assert not {episode.seed for episode in validation} & {episode.seed for episode in test}
     assert len(data.val_dataloader()) == 1
     assert [episode for batch in other.val_dataloader() for episode in batch] == validation
+
+
+def test_policies_side_by_side_get_the_minibatches_of_their_own_seeds(folder: Path) -> None:
+    """Three of them: (K, 3, B), each what its seed alone would get; and one of them again afterwards."""
+    data = make_data(folder, seed=5)
+    data.num_seeds = 3
+    together = data.batch(2)
+    assert together.batch_size == (4, 3, 10)
+    for number in range(3):
+        assert (together[:, number] == make_data(folder, seed=5 + number).batch(2)).all()
+    data.num_seeds = 1
+    assert (data.batch(2) == together[:, 0]).all()
