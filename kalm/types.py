@@ -20,6 +20,9 @@ STEP = "step"
 INSTRUCTION_ID = "instruction_id"
 SOURCE = "source"
 GOAL_SPLIT = "goal_split"
+# In a batch of windows of rollouts only.
+PADDING_MASK = "padding_mask"  # True = real step
+RETURN_TO_GO = "return_to_go"  # sum of this step's and all later rewards of the rollout, undiscounted
 WEIGHT = "weight"  # how much it counts in the loss; in a batch only, and there only if weights were asked for
 
 

@@ -29,15 +29,16 @@ from kalm.rl.initialization import initialize
 from kalm.rl.learning_rate import LearningRate, LearningRateSchedule, ScheduleKind
 from kalm.rl.method_call import MethodCall
 from kalm.rl.normalizer import Normalizer
-from kalm.rl.policy_evaluation import evaluate_policy
+from kalm.rl.policy_evaluation import EpisodePolicy, evaluate_policy
 from kalm.rl.require import require
 from kalm.rl.source_means import source_means
 from kalm.rl.transition_batch import TransitionBatch, unstack
 from kalm.rl.weight_average import WeightAverage
-from kalm.types import SOURCE, WEIGHT, Source, TaskSpec
+from kalm.types import PADDING_MASK, SOURCE, WEIGHT, Source, TaskSpec
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData
+    from kalm.envs.base import Domain
 
 _Recorded = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses, and measurements
 
@@ -47,13 +48,15 @@ class OfflineRLModule(LightningModule):
 
     Attributes:
         spec: Sizes of observation, action and goal embedding.
-        noise_size: Random numbers that ``losses`` asks for a transition.
+        noise_size: Random numbers that ``losses`` asks for a transition, or for a window.
+        sequence_length: Transitions that ``losses`` reads as one row: 1, or the steps of a window of a rollout, T.
         episode_results: Results of the latest validation or test, for callbacks.
     """
 
     goal_embeddings: Tensor
     _source_weights: Tensor | None
     noise_size: int = 0
+    sequence_length: int = 1
 
     def __init__(
         self,
@@ -223,17 +226,26 @@ class OfflineRLModule(LightningModule):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """Perform K updates, one on each of the K minibatches of ``batch`` (batch size (K, B))."""
         first_update = self.trainer.global_step
-        noise = self._noise(first_update, batch.shape)
-        minibatches = unstack(batch, self.goal_embeddings, self.observation_normalizer, noise, self._weights(batch))
+        minibatches = self.minibatches(batch, self._noise(first_update, batch.shape[:2]), self._weights(batch))
         recorded = [self._update(transitions, first_update + index) for index, transitions in enumerate(minibatches)]
         per_transition = {name: torch.stack([row[name] for row in recorded]) for name in recorded[0]}
         if not self._is_finite(per_transition):
             raise_non_finite(per_transition, dict(self.named_parameters()), batch, first_update)
         num_steps = self.trainer.global_step // len(recorded)
         if num_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            means = source_means(per_transition, batch.get(SOURCE))
+            means = source_means(per_transition, batch.get(SOURCE), batch.get(PADDING_MASK, None))
             rate = {f"train/{name}": value for name, value in self._learning_rate.metrics().items()}
             self.log_dict(means | rate | {"step": float(self.trainer.global_step)})
+
+    def minibatches(self, stacked: TensorDictBase, noise: Tensor, weight: Tensor | None) -> Iterator[Any]:
+        """What ``losses`` reads of each of K stacked minibatches; a policy of windows overrides it.
+
+        Args:
+            stacked: Batch size (K, B), or (K, B, T) for windows of T steps.
+            noise: Standard normal numbers, shape (K, B, Z).
+            weight: How much each transition counts, of the batch's shape; None if all count 1.
+        """
+        return unstack(stacked, self.goal_embeddings, self.observation_normalizer, noise, weight)
 
     def _noise(self, first_update: int, size: Sequence[int]) -> Tensor:
         """Random numbers of updates ``first_update`` and on, each update's a function of its number and the seed."""
@@ -354,8 +366,12 @@ class OfflineRLModule(LightningModule):
         self.episode_results += self._evaluate(batch)
 
     def _evaluate(self, episodes: list[Episode]) -> list[EpisodeResult]:
-        data = self._data
-        return evaluate_policy(self, self.device, data.encoder, data.domain, episodes, self.num_evaluation_envs)
+        data, policy = self._data, self.start_episodes(self._data.domain, episodes)
+        return evaluate_policy(policy, self.device, data.encoder, data.domain, episodes, self.num_evaluation_envs)
+
+    def start_episodes(self, domain: Domain, episodes: Sequence[Episode]) -> EpisodePolicy:
+        """The policy as ``episodes`` will ask it; one that remembers overrides it and keeps a history for each."""
+        return lambda observation, goal_embedding, episode: self(observation, goal_embedding)
 
     @property
     def _data(self) -> PolicyData:

@@ -2,7 +2,7 @@
 
 Looking costs nothing until then: the training step checks sums, and only calls this when they are not finite.
 
-Shape letters: K updates a training step, B batch.
+Shape letters: K updates a training step, B batch, T steps of a window where a batch has windows.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def raise_non_finite(
     """Name what is not finite: a field of the data, else a loss, else the parameters that a gradient spoilt.
 
     Args:
-        per_transition: Losses and measurements by name, each of shape (K, B).
+        per_transition: Losses and measurements by name, each of shape (K, B) or (K, B, T).
         parameters: All parameters by name.
-        batch: The minibatches, batch size (K, B).
+        batch: The minibatches, of the same batch size.
         first_update: Updates made before this training step.
 
     Raises:
@@ -57,7 +57,7 @@ def _bad_field(batch: TensorDictBase) -> str | None:
 def _bad_loss(per_transition: Mapping[str, Tensor], batch: TensorDictBase, first_update: int) -> str | None:
     # Later updates inherit what an earlier one spoilt, so the first bad update is the one to name.
     bad_of = {name: ~torch.isfinite(values) for name, values in per_transition.items()}
-    firsts = {name: int(bad.any(-1).float().argmax()) for name, bad in bad_of.items() if bad.any()}
+    firsts = {name: int(bad.nonzero()[0, 0]) for name, bad in bad_of.items() if bad.any()}
     if not firsts:
         return None
     name = min(firsts, key=lambda key: firsts[key])
@@ -73,6 +73,6 @@ def _bad_parameter(parameters: Mapping[str, Tensor]) -> str:
 
 def _first(bad: Tensor, batch: TensorDictBase) -> str:
     """Name the first marked transition."""
-    update, row = bad.nonzero()[0].tolist()
-    source = Source(int(batch.get(SOURCE)[update, row])).label
-    return f"rollout {int(batch.get(ROLLOUT_ID)[update, row])}, step {int(batch.get(STEP)[update, row])} ({source})"
+    place = tuple(bad.nonzero()[0].tolist())
+    source = Source(int(batch.get(SOURCE)[place])).label
+    return f"rollout {int(batch.get(ROLLOUT_ID)[place])}, step {int(batch.get(STEP)[place])} ({source})"

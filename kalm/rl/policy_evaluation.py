@@ -19,13 +19,17 @@ from kalm.evaluation import Act, Episode, EpisodeResult, evaluate
 if TYPE_CHECKING:
     from kalm.language.encoder import SentenceEncoder
 
+# Observations (B, O) as the environment gives them, goal embeddings (B, E) and the number of each row's episode (B,),
+# -1 for a row that nobody asked for, to actions.
+EpisodePolicy = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 # Rows of every forward pass. Matrix products of another shape may round differently, and a policy near a tie would
 # then act differently; with one shape a row's action cannot depend on how many rows came with it.
 _ROWS = 64
 
 
 def evaluate_policy(
-    policy: Callable[[Tensor, Tensor], Tensor],
+    policy: EpisodePolicy,
     device: torch.device,
     encoder: SentenceEncoder,
     domain: Domain,
@@ -35,7 +39,7 @@ def evaluate_policy(
     """Run every episode with a policy that reads instructions.
 
     Args:
-        policy: Observations (B, O) as the environment gives them and goal embeddings (B, E), to actions.
+        policy: The policy; it is asked once a step of each episode, in order.
         device: Where the policy is.
         encoder: The sentence encoder that the policy was trained with.
         domain: World to run in.
@@ -52,7 +56,7 @@ def evaluate_policy(
     return evaluate(_act_on(policy, device, embeddings), domain, episodes, num_envs)
 
 
-def _act_on(policy: Callable[[Tensor, Tensor], Tensor], device: torch.device, embeddings: Tensor) -> Act:
+def _act_on(policy: EpisodePolicy, device: torch.device, embeddings: Tensor) -> Act:
     """The policy as ``evaluate`` calls it; ``embeddings`` has a row an episode, shape (episodes, E)."""
 
     @torch.no_grad()
@@ -60,8 +64,9 @@ def _act_on(policy: Callable[[Tensor, Tensor], Tensor], device: torch.device, em
         num_padding = -len(rows) % _ROWS
         observation = torch.from_numpy(np.pad(observations, ((0, num_padding), (0, 0))))
         goal_embedding = embeddings[rows + [0] * num_padding]
-        chunks = zip(observation.split(_ROWS), goal_embedding.split(_ROWS), strict=True)
-        actions = [policy(part.to(device), goals.to(device)) for part, goals in chunks]
+        episode = torch.tensor(rows + [-1] * num_padding)
+        chunks = zip(observation.split(_ROWS), goal_embedding.split(_ROWS), episode.split(_ROWS), strict=True)
+        actions = [policy(part.to(device), goals.to(device), numbers) for part, goals, numbers in chunks]
         return torch.cat(actions)[: len(rows)].cpu().numpy()
 
     return act

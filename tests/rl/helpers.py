@@ -111,6 +111,7 @@ class FixedData(lightning.LightningDataModule):
         super().__init__()
         self.spec = spec
         self.updates_per_step = batch.shape[0]
+        self.sequence_length = 1 if batch.ndim == 2 else batch.shape[2]
         self.seed = 0
         self.goal_embeddings = torch.randn(1, spec.goal_embedding_size, generator=torch.Generator().manual_seed(9))
         self.observation_mean = torch.zeros(spec.observation_size)
