@@ -6,7 +6,9 @@ of its draws depends on the draws before. Here every minibatch has exactly the c
 than run up to it. So K minibatches drawn at once are the K that would have been drawn one by one, and a resumed run
 needs no saved state. Rows are drawn with replacement, each transition of a part with equal probability.
 
-Shape letters: K minibatches drawn at once, B rows of a minibatch.
+With a ``sequence_length`` T above 1 a row is a window of T steps of one rollout, see ``windows.py``.
+
+Shape letters: K minibatches drawn at once, B rows of a minibatch, T steps of a row.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torchrl.data.replay_buffers.storages import Storage, StorageEnsemble
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, WriterEnsemble
 
 from kalm.data.store import RolloutStore
+from kalm.data.windows import RolloutWindows
 
 _WORDS_A_BLOCK = 4  # Philox makes four 64-bit words a counter value
 
@@ -45,20 +48,23 @@ class MixturePart:
     num_rows: int
 
 
-def mixture_buffer(parts: Sequence[MixturePart], seed: int, rank: int = 0) -> ReplayBufferEnsemble:
+def mixture_buffer(
+    parts: Sequence[MixturePart], seed: int, rank: int = 0, sequence_length: int = 1
+) -> ReplayBufferEnsemble:
     """Join stores, without copying them, into one buffer; member i is the i-th store in the order of the parts.
 
-    Set ``buffer.sampler.next_update`` and call ``buffer.sample(K * B)``: the rows of minibatches ``next_update`` to
+    Set ``buffer.sampler.next_update`` and call ``buffer.sample(K * B * T)``: the rows of minibatches ``next_update`` to
     ``next_update + K - 1`` come out one minibatch after the other. ``buffer.sampler.seed`` may be set as well.
 
     Args:
         parts: The mixture.
         seed: Decides, with the index of a minibatch, which rows it holds.
         rank: Process of a distributed run; each draws rows of its own.
+        sequence_length: Steps of a row, T. Above 1, ``padding_mask`` stands beside ``index`` in what is drawn.
     """
     return ReplayBufferEnsemble(
-        storages=_MixtureStorage(parts),
-        samplers=MixtureSampler(parts, seed, rank),
+        storages=_MixtureStorage(parts, sequence_length),
+        samplers=MixtureSampler(parts, seed, rank, sequence_length),
         writers=WriterEnsemble(*(ImmutableDatasetWriter() for part in parts for _ in part.stores)),
         collate_fn=_only_sample,
     )
@@ -117,13 +123,14 @@ class RolloutSampler(_StatelessSampler):
 class MixtureSampler(SamplerEnsemble):
     """Chooses the rows of minibatches ``next_update``, ``next_update + 1``, ... by (``seed``, index) alone."""
 
-    def __init__(self, parts: Sequence[MixturePart], seed: int, rank: int) -> None:
+    def __init__(self, parts: Sequence[MixturePart], seed: int, rank: int, sequence_length: int) -> None:
         """Describe the mixture.
 
         Args:
             parts: The mixture.
             seed: Seed of the run.
             rank: Process of a distributed run.
+            sequence_length: Steps of a row.
         """
         members = [rollout_sampler(*pair) for part in parts for pair in zip(part.stores, part.rollouts, strict=True)]
         super().__init__(*members)
@@ -138,26 +145,49 @@ class MixtureSampler(SamplerEnsemble):
             sizes = torch.tensor([len(s.start) for s in samplers])
             self._parts.append((joined, torch.arange(first, first + len(samplers)).repeat_interleave(sizes)))
             first += len(samplers)
+        self._sequence_length = sequence_length
+        self._windows = [
+            RolloutWindows(_lengths(part.stores, part.rollouts), sequence_length) if sequence_length > 1 else None
+            for part in parts
+        ]
 
     def sample(self, storage: StorageEnsemble, batch_size: int) -> tuple[TensorDictBase, TensorDictBase]:
-        """Choose ``batch_size`` rows, a whole number K of minibatches, and move on by K.
+        """Choose ``batch_size`` steps, a whole number K of minibatches, and move on by K.
 
         Returns:
-            ``index`` and ``buffer_ids`` (the member), each of shape (batch_size,); and a place for TorchRL's notes.
+            ``index``, ``buffer_ids`` (the member) and, of windows, ``padding_mask`` (True = real step), each of shape
+            (batch_size,); and a place for TorchRL's notes.
         """
-        num_updates, rest = divmod(batch_size, sum(self._num_rows))
+        num_updates, rest = divmod(batch_size, sum(self._num_rows) * self._sequence_length)
         if rest:
-            raise ValueError(f"{batch_size} rows are no whole number of minibatches of {sum(self._num_rows)}")
-        index, member = [], []
+            raise ValueError(
+                f"{batch_size} steps are no whole number of minibatches of {sum(self._num_rows)} rows "
+                f"of {self._sequence_length} steps"
+            )
+        index, member, padding_mask = [], [], []
         for stream, ((sampler, member_of), num_rows) in enumerate(zip(self._parts, self._num_rows, strict=True)):
             if num_rows:
-                words = self._random_words(stream, num_updates, num_rows) % np.uint64(sampler.num_transitions)
-                rows, run = sampler.locate(torch.from_numpy(words.astype(np.int64)))
+                position, is_step = self._draw(stream, num_updates, num_rows)
+                rows, run = sampler.locate(position)
                 index.append(rows)
                 member.append(member_of[run])
+                padding_mask.append(is_step)
         self.next_update += num_updates
         chosen = {"index": torch.cat(index, dim=1).view(-1), "buffer_ids": torch.cat(member, dim=1).view(-1)}
+        if self._sequence_length > 1:
+            chosen["padding_mask"] = torch.cat(padding_mask, dim=1).view(-1)
         return TensorDict(chosen, batch_size=[batch_size]), TensorDict(batch_size=[batch_size])
+
+    def _draw(self, stream: int, num_updates: int, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Positions in a part of the steps of rows, and whether each is real; both (num_updates, num_rows * T)."""
+        windows, (sampler, _) = self._windows[stream], self._parts[stream]
+        if windows is None:
+            words = self._random_words(stream, num_updates, num_rows) % np.uint64(sampler.num_transitions)
+            position = torch.from_numpy(words.astype(np.int64))
+            return position, torch.ones((), dtype=torch.bool).expand_as(position)
+        seeds = self._random_words(stream, num_updates, 1)[:, 0] >> np.uint64(1)  # torch's generators take 63 bits
+        drawn = [windows.draw(num_rows, int(seed)) for seed in seeds]
+        return torch.stack([position for position, _ in drawn]), torch.stack([is_step for _, is_step in drawn])
 
     def _random_words(self, stream: int, num_updates: int, num_words: int) -> NDArray[np.uint64]:
         """Random 64-bit words, shape (num_updates, num_words); row k depends on (seed, rank, stream, update) only."""
@@ -175,20 +205,25 @@ def rollout_sampler(store: RolloutStore, rollouts: Tensor) -> RolloutSampler:
         store: Where the rollouts lie.
         rollouts: Rows of ``store.rollouts``, ascending.
     """
-    start, length = store.rollouts["start"][rollouts], store.rollouts["length"][rollouts].long()
+    start, length = store.rollouts["start"][rollouts], _lengths([store], [rollouts])
     stop = start + length
     begins, ends = torch.ones_like(start, dtype=torch.bool), torch.ones_like(start, dtype=torch.bool)
     begins[1:] = ends[:-1] = start[1:] != stop[:-1]
     return RolloutSampler(start[begins], stop[ends] - start[begins])
 
 
+def _lengths(stores: Sequence[RolloutStore], rollouts: Sequence[Tensor]) -> Tensor:
+    """Transitions of each rollout of some stores lined up, int64."""
+    return torch.cat([store.rollouts["length"][rows] for store, rows in zip(stores, rollouts, strict=True)]).long()
+
+
 class _MixtureStorage(StorageEnsemble):
     """Reads each member once a draw, and lays the rows out as they were asked for."""
 
-    def __init__(self, parts: Sequence[MixturePart]) -> None:
+    def __init__(self, parts: Sequence[MixturePart], sequence_length: int) -> None:
         storages = [TensorStorage(store.transitions) for part in parts for store in part.stores]
         super().__init__(*storages)
-        self._num_rows = [part.num_rows for part in parts]
+        self._num_rows = [part.num_rows * sequence_length for part in parts]
         # Indexing a TensorDict costs several times what indexing its tensors does; a draw is mostly that.
         self._columns = [dict(storage.get(slice(None)).items(True, True)) for storage in storages]
 

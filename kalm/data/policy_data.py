@@ -1,7 +1,7 @@
 """The data module of every policy algorithm: minibatches of real and imagined transitions, and evaluation episodes.
 
 Shape letters: K updates of one training step, S policies side by side, B transitions of an update, I distinct
-instructions, E numbers in an embedding, O numbers in an observation.
+instructions, E numbers in an embedding, O numbers in an observation, T steps of a window.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,7 @@ from kalm.data.store_layout import Key, transition_columns
 from kalm.data.task_spec import task_spec
 from kalm.data.top_returns import top_return_rollouts
 from kalm.data.verdict_weights import check_verdict_weights, rollout_weights
+from kalm.data.windows import RolloutStatistics, returns_to_go, rollout_statistics
 from kalm.envs.base import Domain
 from kalm.errors import CheckpointError, DataError
 from kalm.evaluation import Episode, evaluation_episodes
@@ -68,6 +70,7 @@ class PolicyData(LightningDataModule):
         num_collected_rollouts: int = 10000,
         collect_seed: int = 0,
         batch_size: int = 100,
+        sequence_length: int = 1,
         updates_per_step: int = 20,
         num_validation_episodes: int = 40,
         num_test_episodes: int = 200,
@@ -93,7 +96,9 @@ class PolicyData(LightningDataModule):
             max_real_rollouts: Use the first so many real rollouts; null uses all (paper: 6400 on CLEVR-Robot).
             num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
             collect_seed: Seed of that collection.
-            batch_size: Transitions of one update, B (paper: 100 for BC, 32 for CQL).
+            batch_size: Transitions of one update, or windows, B (paper: 100 for BC, 32 for CQL).
+            sequence_length: 1 for transitions; above, an update gets windows of so many steps of a rollout, T, for
+                a policy that reads a history; rollouts are then equally likely, rather than transitions.
             updates_per_step: Updates that one training step performs on as many minibatches, K; how often data is
                 handed over, not what is learned: update u gets the same transitions for every K.
             num_validation_episodes: Episodes a split in validation.
@@ -114,10 +119,12 @@ class PolicyData(LightningDataModule):
         self._max_real_rollouts = max_real_rollouts
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
+        self.sequence_length = sequence_length
         self._num_validation_episodes, self._num_test_episodes = num_validation_episodes, num_test_episodes
         self._goal_splits, self._goals_file, self.seed = parse_goal_splits(goal_splits), goals_file, seed
         self.num_seeds = 1
-        for name, value in (("batch_size", batch_size), ("updates_per_step", updates_per_step)):
+        sizes = {"batch_size": batch_size, "sequence_length": sequence_length, "updates_per_step": updates_per_step}
+        for name, value in sizes.items():
             if value < 1:
                 raise DataError(f"{name} is {value}; it must be 1 or more")
         check_verdict_weights(self._verdict_weights, filter)
@@ -165,17 +172,9 @@ class PolicyData(LightningDataModule):
         real, *imagined = self.stores
         parts = [MixturePart([real], [self._real_rollouts], self.batch_size - self._num_imagined_rows)]
         if imagined:
-            kept = [select_rollouts(store, self._filter) for store in imagined]
-            if not any(len(rows) for rows in kept):
-                counts = "\n  ".join(f"{store.path}: {verdict_counts(store)}" for store in imagined)
-                raise DataError(
-                    f"no imagined rollout passes filter: {self._filter.name}; what there is:\n  {counts}\n"
-                    f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, "
-                    "imagine more, or leave imagined empty to train on real rollouts only"
-                )
-            parts.append(MixturePart(imagined, self._top_returns(imagined, kept), self._num_imagined_rows))
+            parts.append(MixturePart(imagined, self._imagined_rollouts, self._num_imagined_rows))
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        return mixture_buffer(parts, self.seed, rank)
+        return mixture_buffer(parts, self.seed, rank, self.sequence_length)
 
     @cached_property
     def instructions(self) -> list[str]:
@@ -197,6 +196,11 @@ class PolicyData(LightningDataModule):
         """Their standard deviation, float32 of shape (O,); 1 where an entry never changes."""
         return self._observation_moments[1]
 
+    @property
+    def rollout_statistics(self) -> RolloutStatistics:
+        """What a policy of windows has to know of the rollouts in use."""
+        return rollout_statistics(self.stores, [self._real_rollouts, *self._imagined_rollouts])
+
     def batch(self, index: int) -> TensorDict:
         """The minibatches of training step ``index``: updates K * index to K * (index + 1) - 1.
 
@@ -207,17 +211,19 @@ class PolicyData(LightningDataModule):
             Transitions with the keys of ``kalm.types``, shape (K, B), or (K, S, B) for several seeds; the real ones
             come first in each row.
             ``instruction_id`` is a row of ``goal_embeddings``; ``rollout_id`` is unique over all stores. There is a
-            ``weight`` if ``verdict_weights`` were given.
+            ``weight`` if ``verdict_weights`` were given. Windows have one more dimension at the end, T, and have
+            ``return_to_go`` and ``padding_mask``.
         """
         if self.num_seeds == 1:
             return self._batch_of_seed(index, self.seed)
         return torch.stack([self._batch_of_seed(index, self.seed + number) for number in range(self.num_seeds)], dim=1)
 
     def _batch_of_seed(self, index: int, seed: int) -> TensorDict:
-        size = (self.updates_per_step, self.batch_size)
+        window = (self.sequence_length,) if self.sequence_length > 1 else ()
+        size = (self.updates_per_step, self.batch_size, *window)
         self.buffer.sampler.seed = seed
         self.buffer.sampler.next_update = index * self.updates_per_step
-        sample = self.buffer.sample(self.updates_per_step * self.batch_size)
+        sample = self.buffer.sample(prod(size))
         member = sample["index", "buffer_ids"]
         first_instruction, first_rollout, instruction_id = self._numbering
         columns = {key: sample[key] for key in self._keys}
@@ -226,6 +232,10 @@ class PolicyData(LightningDataModule):
         columns[types.ROLLOUT_ID] = first_rollout[member] + columns[types.ROLLOUT_ID]
         if self._verdict_weights:
             columns[types.WEIGHT] = self._rollout_weights[columns[types.ROLLOUT_ID]]
+        if window:
+            first_transition, to_go = self._returns_to_go
+            columns[types.RETURN_TO_GO] = to_go[first_transition[member] + sample["index", "index"]]
+            columns[types.PADDING_MASK] = sample["index", "padding_mask"]
         return TensorDict({key: column.unflatten(0, size) for key, column in columns.items()}, batch_size=size)
 
     def train_dataloader(self) -> DataLoader[TensorDict]:
@@ -269,12 +279,31 @@ class PolicyData(LightningDataModule):
         real = self.stores[:1]
         return self._top_returns(real, [select_rollouts(real[0], RolloutFilter.none, self._max_real_rollouts)])[0]
 
+    @cached_property
+    def _imagined_rollouts(self) -> list[Tensor]:
+        imagined = self.stores[1:]
+        kept = [select_rollouts(store, self._filter) for store in imagined]
+        if imagined and not any(len(rows) for rows in kept):
+            counts = "\n  ".join(f"{store.path}: {verdict_counts(store)}" for store in imagined)
+            raise DataError(
+                f"no imagined rollout passes filter: {self._filter.name}; what there is:\n  {counts}\n"
+                f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, "
+                "imagine more, or leave imagined empty to train on real rollouts only"
+            )
+        return self._top_returns(imagined, kept)
+
     def _top_returns(self, stores: Sequence[RolloutStore], rollouts: Sequence[Tensor]) -> list[Tensor]:
         return top_return_rollouts(stores, rollouts, self._top_return_fraction, self._return_discount)
 
     @cached_property
     def _rollout_weights(self) -> Tensor:
         return rollout_weights(self.stores[0], self.stores[1:], self._verdict_weights)
+
+    @cached_property
+    def _returns_to_go(self) -> tuple[Tensor, Tensor]:
+        """With stores lined up: each one's first transition, and the return-to-go of every transition."""
+        to_go = [returns_to_go(store) for store in self.stores]
+        return _firsts([len(store) for store in self.stores]), torch.cat(to_go)
 
     @cached_property
     def _numbering(self) -> tuple[Tensor, Tensor, Tensor]:

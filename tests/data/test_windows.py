@@ -1,0 +1,166 @@
+"""Windows of rollouts: what is drawn, how often, what is padding, and which return belongs to a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kalm import types
+from kalm.data.filters import RolloutFilter
+from kalm.data.policy_data import PolicyData
+from kalm.data.windows import RolloutWindows, returns_to_go
+from kalm.types import GoalSplit, Source
+from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
+from tests.word_encoder import WordEncoder
+
+NUM_STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One real and two imagined stores; real rollouts are of 1 to 12 steps, imagined ones of 6 at most."""
+    root = tmp_path_factory.mktemp("stores")
+    write_store(root / "real", real_rollouts(60))
+    for split in (GoalSplit.REPHRASE, GoalSplit.EASY):
+        write_store(root / split.label, imagined_rollouts(40, split))
+    return root
+
+
+def make_data(folder: Path, **options: Any) -> PolicyData:
+    """Windows of five steps, ten an update."""
+    defaults = {"batch_size": 10, "updates_per_step": 4, "filter": RolloutFilter.none, "sequence_length": NUM_STEPS}
+    imagined = [str(folder / "rephrase"), str(folder / "easy")]
+    return PolicyData(DOMAIN, WordEncoder(), str(folder / "real"), imagined, **{**defaults, **options})
+
+
+def test_windows_of_known_rollouts() -> None:
+    """Lengths 2, 3 and 5, windows of 3: the first is padded with its last step, the last has windows at 5, 6, 7."""
+    windows = RolloutWindows(torch.tensor([2, 3, 5]), 3)
+    position, is_step = windows.draw(600, seed=1)
+    drawn = list(zip(position.view(-1, 3).tolist(), is_step.view(-1, 3).tolist(), strict=True))
+    whole = [True, True, True]
+    expected = {
+        (0, 1, 1): [True, True, False],
+        (2, 3, 4): whole,
+        (5, 6, 7): whole,
+        (6, 7, 8): whole,
+        (7, 8, 9): whole,
+    }
+    assert {tuple(steps) for steps, _ in drawn} == set(expected)
+    assert all(expected[tuple(steps)] == real for steps, real in drawn)
+    shares = [sum(steps[0] in starts for steps, _ in drawn) / 600 for starts in ((0,), (2,), (5, 6, 7))]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.08)  # four standard deviations
+
+
+def test_windows_without_padding_are_all_real() -> None:
+    """TorchRL says nothing of padding where there is none."""
+    _, is_step = RolloutWindows(torch.tensor([4, 3]), 3).draw(5, seed=0)
+    assert is_step.tolist() == [True] * 15
+
+
+def test_a_seed_decides_the_windows() -> None:
+    """Whatever was drawn before, and without touching torch's own generator."""
+    windows, length = RolloutWindows(torch.tensor([20, 30]), 4), torch.tensor([20, 30])
+    state = torch.get_rng_state()
+    one = windows.draw(8, seed=5)[0]
+    other = windows.draw(8, seed=6)[0]
+    assert torch.equal(windows.draw(8, seed=5)[0], one)
+    assert torch.equal(RolloutWindows(length, 4).draw(8, seed=5)[0], one)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_window_is_a_piece_of_one_rollout_with_its_own_padding(folder: Path) -> None:
+    """Steps count up by one; a rollout of n < 5 steps comes whole, with 5 - n steps of padding at the end (N9)."""
+    data = make_data(folder)
+    lengths = torch.cat([store.rollouts["length"] for store in data.stores])
+    batch = torch.cat([data.batch(index) for index in range(5)]).flatten(0, 1)
+    assert batch.batch_size == (200, NUM_STEPS)
+    for window in batch:
+        length = int(lengths[window[types.ROLLOUT_ID][0]])
+        num_real = min(length, NUM_STEPS)
+        assert window[types.PADDING_MASK].tolist() == [True] * num_real + [False] * (NUM_STEPS - num_real)
+        first = int(window[types.STEP][0])
+        assert first <= max(0, length - NUM_STEPS)
+        assert window[types.STEP][:num_real].tolist() == list(range(first, first + num_real))
+        assert (window[types.ROLLOUT_ID] == window[types.ROLLOUT_ID][0]).all()
+        arrives = window[types.OBSERVATION][1:num_real]
+        assert torch.equal(arrives, window["next", "observation"][: num_real - 1])
+
+
+def test_padding_holds_neither_transitions_nor_ends(folder: Path) -> None:
+    """N9: two whole passes through short rollouts give the analytic number of transitions and of ``terminated``."""
+    short = [rollout for rollout in real_rollouts(60) if len(rollout.actions) <= NUM_STEPS]
+    write_store(folder / "short", short)
+    data = make_data(folder, imagined_fraction=0.5, batch_size=20)
+    data = PolicyData(DOMAIN, WordEncoder(), str(folder / "short"), sequence_length=NUM_STEPS, batch_size=50)
+    batch = data.batch(0).flatten(0, 1)
+    is_step, rollout = batch[types.PADDING_MASK], batch[types.ROLLOUT_ID][:, 0]
+    assert set(rollout.tolist()) == set(range(len(short)))
+    assert is_step.sum(1).tolist() == [len(short[row].actions) for row in rollout.tolist()]
+    assert (batch[types.TERMINATED] & is_step).sum(1).tolist() == [
+        int(short[row].terminated.sum()) for row in rollout.tolist()
+    ]
+
+
+def test_the_mixture_is_one_of_windows(folder: Path) -> None:
+    """Three tenths of ten windows are imagined, in every update, from both stores."""
+    data = make_data(folder, imagined_fraction=0.3)
+    splits = set()
+    for index in range(20):
+        batch = data.batch(index)
+        is_imagined = batch[types.SOURCE] == Source.IMAGINARY
+        assert is_imagined.all(2).sum(1).tolist() == [3] * 4
+        assert not is_imagined[:, :7].any()
+        splits |= set(batch[types.GOAL_SPLIT][:, 7:].flatten().tolist())
+    assert splits == {GoalSplit.REPHRASE, GoalSplit.EASY}
+
+
+def test_an_update_gets_the_same_windows_for_every_number_of_updates_per_step(folder: Path) -> None:
+    """Twelve updates as 12 x 1, 3 x 4 and 1 x 12: Equal. So resuming is exact wherever a step ends (K1)."""
+    by_k = {k: make_data(folder, updates_per_step=k) for k in (1, 4, 12)}
+    updates = {k: torch.cat([data.batch(i) for i in range(12 // k)]) for k, data in by_k.items()}
+    for key in updates[1].keys(True, True):
+        assert torch.equal(updates[1][key], updates[4][key])
+        assert torch.equal(updates[1][key], updates[12][key])
+    assert not torch.equal(updates[1][types.STEP], make_data(folder, seed=1, updates_per_step=12).batch(0)[types.STEP])
+
+
+def test_the_return_to_go_is_the_sum_of_what_is_still_earned(folder: Path) -> None:
+    """Of every step of every rollout of every store, against plain addition."""
+    data = make_data(folder)
+    rollouts = [store.rollout(index) for store in data.stores for index in range(store.num_rollouts)]
+    expected = {
+        (number, step): rollout.rewards[step:].sum()
+        for number, rollout in enumerate(rollouts)
+        for step in range(len(rollout.rewards))
+    }
+    assert len(set(expected.values())) > 1
+    for index in range(5):
+        for row in data.batch(index).flatten():
+            place = int(row[types.ROLLOUT_ID]), int(row[types.STEP])
+            assert row[types.RETURN_TO_GO].item() == pytest.approx(expected[place], abs=1e-5)
+
+
+def test_returns_to_go_do_not_run_into_the_next_rollout(folder: Path) -> None:
+    """The last step's is its own reward."""
+    store = make_data(folder).stores[0]
+    last = store.rollouts["start"] + store.rollouts["length"] - 1
+    assert torch.equal(returns_to_go(store)[last], store.transitions[types.REWARD][last])
+
+
+def test_statistics_are_those_of_the_rollouts_in_use(folder: Path) -> None:
+    """Twenty real rollouts: their returns; mean and deviation over their steps; the longest of both sources."""
+    data = make_data(folder, max_real_rollouts=20, filter=RolloutFilter.success)
+    statistics = data.rollout_statistics
+    rollouts = real_rollouts(60)[:20]
+    to_go = torch.cat([torch.from_numpy(r.rewards).flip(0).cumsum(0).flip(0) for r in rollouts])
+    assert statistics.returns.tolist() == pytest.approx([r.rewards.sum() for r in rollouts], abs=1e-5)
+    assert statistics.return_to_go_mean == pytest.approx(to_go.mean().item(), abs=1e-5)
+    assert statistics.return_to_go_std == pytest.approx(to_go.std(unbiased=False).item(), abs=1e-5)
+    imagined = [r for split in (GoalSplit.REPHRASE, GoalSplit.EASY) for r in imagined_rollouts(40, split)]
+    in_use = [len(r.actions) for r in rollouts] + [len(r.actions) for r in imagined if r.is_success]
+    assert statistics.max_length == max(in_use)
