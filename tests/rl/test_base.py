@@ -334,7 +334,7 @@ def test_mixed_precision_updates_the_weights_it_computes_with(tmp_path: Path) ->
         batch = torch.cat([stacked_batch(DISCRETE, num_updates=1)] * updates_per_step)
         fitted = fit_fixed(policy, tmp_path, batch, num_steps=4 // updates_per_step, precision=precision)
         last_loss[name] = fitted.callback_metrics["train/imitation_loss"].item()
-        assert policy._gradient_step.is_direct
+        assert policy._update.gradient_step.is_direct
         outcomes[name] = copies(policy)
     assert {weight.dtype for weight in outcomes["one"]} == {torch.float32}
     assert all(torch.equal(*pair) for pair in zip(outcomes["one"], outcomes["two"], strict=True))

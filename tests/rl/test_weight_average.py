@@ -12,7 +12,7 @@ import torch
 from kalm.errors import CheckpointError
 from kalm.rl.bc import BC
 from kalm.rl.weight_average import WeightAverage
-from tests.rl.helpers import DISCRETE, FixedData, chain_data, stacked_batch, trainer, transition_batch
+from tests.rl.helpers import DISCRETE, FixedData, chain_data, stacked_batch, trainer
 
 
 def test_averages_by_hand() -> None:
@@ -39,21 +39,17 @@ def fit(folder: Path, num_updates: int, ckpt_path: Path | None = None, **options
     return policy
 
 
-def test_the_policy_acts_with_the_average_and_trains_without(tmp_path: Path) -> None:
-    """The weights are those of a run that keeps no average; the actions are those of the averaged weights."""
-    averaging, plain = fit(tmp_path, 10, ema_rate=0.2), fit(tmp_path, 10)
-    averages = torch.load(tmp_path / "10.ckpt", weights_only=True).get("kalm_average")
-    assert averages is None, "the plain run came last"
-    assert all(torch.equal(a, b) for a, b in zip(averaging.parameters(), plain.parameters(), strict=True))
-    averaging_again = fit(tmp_path, 10, ema_rate=0.2)
-    averages = torch.load(tmp_path / "10.ckpt", weights_only=True)["kalm_average"]
-    assert averages.keys() == dict(averaging_again.named_parameters()).keys()
-    batch = transition_batch(DISCRETE, num_rows=500, seed=7)
-    raw = averaging.act(batch.observation, averaging.goal_normalizer(batch.goal_embedding))
-    acted = averaging(batch.observation, batch.goal_embedding)
-    assert not torch.equal(acted, raw)
-    plain.load_state_dict({**plain.state_dict(), **averages})
-    assert torch.equal(acted, plain(batch.observation, batch.goal_embedding))
+def test_training_goes_on_as_without_an_average(tmp_path: Path) -> None:
+    """Equal weights; the checkpoint has the averages beside them, which are others."""
+    averaging = fit(tmp_path, 10, ema_rate=0.2)
+    checkpoint = torch.load(tmp_path / "10.ckpt", weights_only=True)
+    plain = fit(tmp_path, 10)
+    assert all(torch.equal(*pair) for pair in zip(averaging.parameters(), plain.parameters(), strict=True))
+    assert "kalm_average" not in torch.load(tmp_path / "10.ckpt", weights_only=True)
+    assert checkpoint["kalm_average"].keys() == dict(plain.named_parameters()).keys()
+    for name, average in checkpoint["kalm_average"].items():
+        assert torch.equal(checkpoint["state_dict"][name], plain.state_dict()[name])
+        assert not torch.equal(average, plain.state_dict()[name])
 
 
 def test_a_resumed_run_goes_on_with_its_average(tmp_path: Path) -> None:
@@ -66,17 +62,23 @@ def test_a_resumed_run_goes_on_with_its_average(tmp_path: Path) -> None:
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
 
 
-def test_evaluation_of_a_loaded_checkpoint_acts_with_the_average(tmp_path: Path) -> None:
-    """Through the trainer's ``test``, in a policy that was never trained here."""
-    data = chain_data(tmp_path)
-    policy = BC(data.spec, hidden_sizes=[8], learning_rate=0.05, ema_rate=0.001)
-    fitted = trainer(tmp_path, 30)
-    fitted.fit(policy, data)
-    fitted.save_checkpoint(tmp_path / "policy.ckpt")
-    loaded = BC(data.spec, hidden_sizes=[8], ema_rate=0.001)
-    trainer(tmp_path, -1).test(loaded, data, ckpt_path=tmp_path / "policy.ckpt", verbose=False, weights_only=True)
-    observation, goal = torch.rand(200, 5), data.goal_embeddings[torch.arange(200) % 6]
-    assert torch.equal(loaded(observation, goal), policy(observation, goal))
+def test_evaluation_acts_with_the_average(tmp_path: Path) -> None:
+    """Through ``test`` of a loaded checkpoint: as a policy that has the averages for weights, not as the raw one."""
+    data, path = chain_data(tmp_path), tmp_path / "policy.ckpt"
+    fitted = trainer(tmp_path, 60)
+    fitted.fit(BC(data.spec, hidden_sizes=[8], learning_rate=0.05, ema_rate=0.001), data)
+    fitted.save_checkpoint(path)
+    averages = torch.load(path, weights_only=True)["kalm_average"]
+    actions = {}
+    for name, ema_rate in (("averaged", 0.001), ("averages as weights", None), ("raw", None)):
+        policy = BC(data.spec, hidden_sizes=[8], ema_rate=ema_rate)
+        trainer(tmp_path, -1).test(policy, data, ckpt_path=path, verbose=False, weights_only=True)
+        if name == "averages as weights":
+            policy.load_state_dict({**policy.state_dict(), **averages})
+            trainer(tmp_path, -1).test(policy, data, verbose=False)
+        actions[name] = [result.actions.tolist() for result in policy.episode_results]
+    assert actions["averaged"] == actions["averages as weights"]
+    assert actions["averaged"] != actions["raw"]
 
 
 def test_a_checkpoint_without_averages_is_refused(tmp_path: Path) -> None:
