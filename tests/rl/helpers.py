@@ -17,6 +17,7 @@ import kalm.rl
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.policy_data import PolicyData
 from kalm.data.store import is_finished_store
+from kalm.data.windows import RolloutStatistics
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.transition_batch import TransitionBatch
 from kalm.types import TaskSpec
@@ -79,8 +80,13 @@ def trainer(folder: Path, max_steps: int, callbacks: Iterable[lightning.Callback
     )
 
 
-def stacked_batch(spec: TaskSpec, num_updates: int = 2, num_rows: int = 6) -> TensorDict:
-    """K stacked minibatches as the data module hands them over; half of the rows imagined."""
+def stacked_batch(spec: TaskSpec, num_updates: int = 2, num_rows: int = 6, sequence_length: int = 1) -> TensorDict:
+    """K stacked minibatches as the data module hands them over; half of the rows imagined.
+
+    With a sequence length above 1 the rows are windows, every one with a step less than the one before.
+    """
+    if sequence_length > 1:
+        return _stacked_windows(spec, num_updates, num_rows, sequence_length)
     batches = [transition_batch(spec, num_rows, seed) for seed in range(num_updates)]
     size = (num_updates, num_rows)
     return TensorDict(
@@ -103,6 +109,30 @@ def stacked_batch(spec: TaskSpec, num_updates: int = 2, num_rows: int = 6) -> Te
     )
 
 
+def _stacked_windows(spec: TaskSpec, num_updates: int, num_rows: int, sequence_length: int) -> TensorDict:
+    size, step = (num_updates, num_rows, sequence_length), torch.arange(sequence_length)
+    windows = stacked_batch(spec, num_updates, num_rows * sequence_length)
+    windows = TensorDict({key: windows[key].unflatten(1, size[1:]) for key in windows.keys(True, True)}, size)
+    of_window = torch.arange(num_rows).view(-1, 1)
+    windows["step"] = step.expand(size).clone()
+    windows["padding_mask"] = (step < sequence_length - of_window % sequence_length).expand(size).clone()
+    windows["source"] = (of_window % 2).to(torch.uint8).expand(size).clone()
+    windows["return_to_go"] = windows["next", "reward"].flip(-1).cumsum(-1).flip(-1)
+    return windows
+
+
+def loss_batch(policy: OfflineRLModule, num_rows: int = 6, seed: int = 0) -> Any:
+    """What the losses of a policy read: random, the third of the rows with the same goal, weighed."""
+    generator = torch.Generator().manual_seed(seed)
+    stacked = stacked_batch(policy.spec, seed + 1, num_rows, policy.sequence_length)[seed:]
+    goal = (torch.arange(num_rows) % 3).view(1, -1, *[1] * (stacked.ndim - 2))
+    stacked["instruction_id"] = goal.expand(stacked.shape).clone()
+    policy.goal_embeddings = torch.randn(3, policy.spec.goal_embedding_size, generator=generator)
+    noise = torch.randn(1, num_rows, policy.noise_size, generator=generator)
+    (batch,) = policy.minibatches(stacked, noise, torch.rand(stacked.shape, generator=generator))
+    return batch
+
+
 class FixedData(lightning.LightningDataModule):
     """Hands the same stacked minibatches over at every step, with what a policy asks of its data module."""
 
@@ -111,11 +141,12 @@ class FixedData(lightning.LightningDataModule):
         super().__init__()
         self.spec = spec
         self.updates_per_step = batch.shape[0]
-        self.sequence_length = 1 if batch.ndim == 2 else batch.shape[2]
+        self.sequence_length = batch.shape[-1] if "padding_mask" in batch.keys() else 1  # noqa: SIM118
         self.seed = 0
         self.goal_embeddings = torch.randn(1, spec.goal_embedding_size, generator=torch.Generator().manual_seed(9))
         self.observation_mean = torch.zeros(spec.observation_size)
         self.observation_std = torch.ones(spec.observation_size)
+        self.rollout_statistics = RolloutStatistics(0.5, 2.0, torch.linspace(-1, 1, 11), max_length=20)
         self._batch = batch
 
     def train_dataloader(self) -> Any:

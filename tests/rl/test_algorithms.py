@@ -23,6 +23,7 @@ from tests.rl.helpers import (
     FixedData,
     algorithms,
     chain_data,
+    loss_batch,
     stacked_batch,
     trainer,
     transition_batch,
@@ -59,11 +60,12 @@ def test_the_algorithms_are_found() -> None:
 
 @each_case
 def test_every_loss_is_one_finite_number_a_transition(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
-    """Losses come unreduced, so that real and imagined transitions can be weighed and logged apart."""
-    losses = algorithm(spec).losses(transition_batch(spec, num_rows=6))
+    """Losses come unreduced, so that real and imagined ones can be weighed and logged apart; of windows, one a step."""
+    policy = algorithm(spec)
+    losses = policy.losses(loss_batch(policy, num_rows=6))
     assert losses
     for loss in losses.values():
-        assert loss.shape == (6,)
+        assert loss.shape == ((6,) if policy.sequence_length == 1 else (6, policy.sequence_length))
         assert loss.isfinite().all()
 
 
@@ -72,7 +74,8 @@ def test_a_loss_of_one_transition_does_not_depend_on_the_others(
     algorithm: type[OfflineRLModule], spec: TaskSpec
 ) -> None:
     """Nothing is averaged over the batch on the way."""
-    policy, batch = algorithm(spec), transition_batch(spec, num_rows=6)
+    policy = algorithm(spec)
+    batch = loss_batch(policy, num_rows=6)
     whole = policy.losses(batch)
     first_half = policy.losses(type(batch)(**{field.name: getattr(batch, field.name)[:3] for field in fields(batch)}))
     for name, loss in whole.items():
@@ -83,7 +86,7 @@ def test_a_loss_of_one_transition_does_not_depend_on_the_others(
 def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
     """The optimizer holds exactly the parameters that some loss moves."""
     policy = algorithm(spec)
-    torch.stack(list(policy.losses(transition_batch(spec)).values())).sum().backward()
+    torch.stack(list(policy.losses(loss_batch(policy)).values())).sum().backward()
     moved = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     optimized = {id(p) for group in policy.configure_optimizers().param_groups for p in group["params"]}
     assert moved == {name for name, parameter in policy.named_parameters() if id(parameter) in optimized}
@@ -93,8 +96,9 @@ def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[Off
 @each_case
 def test_losses_do_not_change_the_batch(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
     """A batch may be used again."""
-    batch, untouched = transition_batch(spec), transition_batch(spec)
-    torch.stack(list(algorithm(spec).losses(batch).values())).sum().backward()
+    policy = algorithm(spec)
+    batch, untouched = loss_batch(policy), loss_batch(policy)
+    torch.stack(list(policy.losses(batch).values())).sum().backward()
     for field in fields(batch):
         assert torch.equal(getattr(batch, field.name), getattr(untouched, field.name))
 
@@ -119,7 +123,8 @@ def test_a_saved_policy_acts_the_same_after_loading(
     algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path
 ) -> None:
     """Fit two steps, save, load with weights_only into a fresh policy, compare actions and normalisation."""
-    policy, data = algorithm(spec), FixedData(spec, stacked_batch(spec))
+    policy = algorithm(spec)
+    data = FixedData(spec, stacked_batch(spec, sequence_length=policy.sequence_length))
     data.observation_mean += 0.5
     fitted = trainer(tmp_path, max_steps=4)
     fitted.fit(policy, data)
@@ -151,7 +156,9 @@ def test_it_trains_in_mixed_precision(algorithm: type[OfflineRLModule], spec: Ta
     """bf16-mixed on the CPU: every network moves, stays in full precision and finite."""
     outcomes = []
     for num_updates in (2, 4):
-        policy, data = algorithm(spec, hidden_sizes=[16], learning_rate=1e-2), FixedData(spec, stacked_batch(spec))
+        # A single embedding, less its own mean, would be 0.
+        policy = algorithm(spec, hidden_sizes=[16], learning_rate=1e-2, normalize_goal_embedding=False)
+        data = FixedData(spec, stacked_batch(spec, sequence_length=policy.sequence_length))
         trainer(tmp_path, max_steps=num_updates, precision="bf16-mixed").fit(policy, data)
         outcomes.append({name: value.clone() for name, value in policy.named_parameters() if value.requires_grad})
     before, after = outcomes
@@ -173,7 +180,9 @@ def fit_chain(algorithm: type[OfflineRLModule], folder: Path, max_steps: int, **
         discount=0.8,
         target_update_rate=1.0,
         target_update_interval=50,
+        warmup_updates=0,
     )
+    data.sequence_length = policy.sequence_length
     trainer(folder, max_steps, **options).fit(policy, data)
     return policy
 
@@ -198,7 +207,8 @@ def test_the_first_weights_depend_on_the_seed_alone(
     for number in (1, 2):
         torch.manual_seed(number)
         policies.append(algorithm(spec, hidden_sizes=[16]))
-        trainer(tmp_path, max_steps=2).fit(policies[-1], FixedData(spec, stacked_batch(spec)))
+        batch = stacked_batch(spec, sequence_length=policies[-1].sequence_length)
+        trainer(tmp_path, max_steps=2).fit(policies[-1], FixedData(spec, batch))
     assert_equal(*map(state, policies))
 
 

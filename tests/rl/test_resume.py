@@ -29,6 +29,7 @@ def fit(
     policy = algorithm(
         data.spec, hidden_sizes=[16], learning_rate=1e-3, target_update_rate=0.5, target_update_interval=7
     )
+    data.sequence_length = policy.sequence_length
     callbacks = [UpdateCheckpoint(every_n_updates=20, num_kept=10), SuccessRate()]
     fitted = trainer(run, max_steps, callbacks, enable_checkpointing=True, limit_val_batches=1.0, val_check_interval=3)
     fitted.fit(policy, data, ckpt_path=ckpt_path, weights_only=True)

@@ -25,14 +25,15 @@ def fit(
     """Six updates on fixed minibatches; a target update falls on the third."""
     policy = algorithm(spec, hidden_sizes=[16, 16], target_update_rate=0.5, target_update_interval=3, **options)
     data = FixedData(spec, batch)
-    data.seed, data.sequence_length = seed, policy.sequence_length
+    data.seed = seed
     trainer(folder, 6).fit(policy, data)
     return policy
 
 
-def minibatches_of(spec: TaskSpec, seed: int) -> TensorDict:
+def minibatches_of(algorithm: type[OfflineRLModule], spec: TaskSpec, seed: int) -> TensorDict:
     """Two updates' minibatches, different ones for every seed."""
-    batch = stacked_batch(spec, num_updates=2 + seed, num_rows=8)[-2:]
+    sequence_length = algorithm(spec).sequence_length
+    batch = stacked_batch(spec, num_updates=2 + seed, num_rows=8, sequence_length=sequence_length)[-2:]
     batch["weight"] = torch.linspace(0.5, 1.5, batch.numel()).view(batch.shape)
     return batch
 
@@ -47,7 +48,7 @@ def test_each_policy_equals_its_own_single_run(
     algorithm: type[OfflineRLModule], spec: TaskSpec, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Up to rounding: weights, targets and averages, with minibatches, noise and first weights of its own seed."""
-    batches = [minibatches_of(spec, seed) for seed in SEEDS]
+    batches = [minibatches_of(algorithm, spec, seed) for seed in SEEDS]
     together = fit(algorithm, torch.stack(batches, dim=1), spec, SEEDS[0], tmp_path, num_seeds=3, **options)
     for number, (seed, batch) in enumerate(zip(SEEDS, batches, strict=True)):
         alone = fit(algorithm, batch, spec, seed, tmp_path, **options)
