@@ -76,12 +76,12 @@ class UpdateCheckpoint(Checkpoint):
         trainer.save_checkpoint(folder / name)
         self._last_update_saved = trainer.global_step
         if trainer.is_global_zero:
-            _point(folder / LAST, name)
+            point_to(folder / LAST, name)
         while len(self.saved) > self.num_kept:
             trainer.strategy.remove_checkpoint(folder / self.saved.pop(0))
 
 
-def _point(link: Path, name: str) -> None:
+def point_to(link: Path, name: str) -> None:
     """Let ``link`` name another file, with no moment at which it names none."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from kalm.changes import changes
 from kalm.data.durable import write_durably
 from kalm.data.filters import verdict_counts
 from kalm.data.goal_data import GoalData
@@ -175,10 +176,6 @@ def _check_same(folder: Path, made_by: Mapping[str, Any]) -> None:
     expected = json.loads(json.dumps(made_by))
     raise_problems(
         f"{folder} holds what was imagined with other settings",
-        [
-            f"{key}: {found.get(key)!r} -> {expected.get(key)!r}"
-            for key in sorted(found.keys() | expected.keys())
-            if found.get(key) != expected.get(key)
-        ],
+        changes(found, expected),
         "Write elsewhere with another --experiment, or delete the folder to imagine anew.",
     )

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kalm.data.durable import write_durably
 from kalm.evaluation import EpisodeResult, summarize
 from kalm.rl.base import OfflineRLModule
+from kalm.run_folder import seed_of
 
 RESULTS_FILE = "results.jsonl"
 
@@ -20,8 +21,9 @@ class SuccessRate(Callback):
 
     Logged, with ``eval`` for validation and ``test`` for test: ``eval/<split>/success_rate`` over all episodes, its
     95 % Wilson interval ``success_rate_low`` and ``success_rate_high``, the mean over tasks ``macro_success_rate``, and
-    ``eval/<split>/<task>/success_rate``. The run folder's results.jsonl gets one line an episode. Evaluating the same
-    update again replaces its lines, so that a resumed run counts no episode twice.
+    ``eval/<split>/<task>/success_rate``. Of policies side by side these are means over their seeds. The run folder's
+    results.jsonl gets one line an episode and seed. Evaluating the same update again replaces its lines, so that a
+    resumed run counts no episode twice.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,7 +49,11 @@ class SuccessRate(Callback):
         if trainer.is_global_zero:
             update, path = policy.num_updates, _results_path(trainer)
             _keep(path, lambda row: row["stage"] != stage or row["update"] != update)
-            rows = [_row(result, policy, trainer, stage) for result in results]
+            rows = [
+                _row(result, number, policy, trainer, stage)
+                for number, own in enumerate(policy.results_of_seeds)
+                for result in own
+            ]
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -65,16 +71,15 @@ def _metrics(results: list[EpisodeResult], prefix: str) -> dict[str, float]:
     return metrics
 
 
-def _row(result: EpisodeResult, policy: OfflineRLModule, trainer: Trainer, stage: str) -> dict[str, Any]:
-    """One line of results.jsonl; experiment and seed are read off the run folder, <root>/<experiment>/seed=<n>."""
+def _row(result: EpisodeResult, number: int, policy: OfflineRLModule, trainer: Trainer, stage: str) -> dict[str, Any]:
+    """One line of results.jsonl; experiment and first seed are read off the run folder's path."""
     folder = Path(trainer.default_root_dir)
-    label, _, number = folder.name.partition("=")
-    is_run_folder = label == "seed" and number.isdecimal()
+    first_seed = seed_of(folder)
     instructed = result.episode.instructed
     return {
-        "experiment": "/".join(folder.parts[-4:-1]) if is_run_folder else folder.name,
+        "experiment": folder.name if first_seed is None else "/".join(folder.parts[-4:-1]),
         "algorithm": type(policy).__name__,
-        "seed": int(number) if is_run_folder else 0,
+        "seed": (first_seed or 0) + number,
         "update": policy.num_updates,
         "stage": stage,
         "goal_split": instructed.goal_split.label,

@@ -33,6 +33,7 @@ from kalm.commit import git_commit
 from kalm.errors import CheckpointError, KalmError
 from kalm.loggers import MetricsFileLogger, RunTensorBoardLogger
 from kalm.run_folder import clear_run, find_checkpoint, run_folder
+from kalm.seed_runs import refuse_occupied, write_seed_runs
 from kalm.types import TaskSpec
 from kalm.usage import usage_error
 
@@ -80,13 +81,17 @@ class NumberedConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml, or config-2.yaml and so on beside it."""
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path, number = folder / "config.yaml", 1
-        while path.exists():
-            number += 1
-            path = folder / f"config-{number}.yaml"
-        self.parser.save(self.config, path, skip_unset=False)
+        save_numbered(self.parser, self.config, Path(trainer.default_root_dir))
+
+
+def save_numbered(parser: LightningArgumentParser, config: Any, folder: Path) -> None:
+    """Write config.yaml, or config-2.yaml and so on beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, number = folder / "config.yaml", 1
+    while path.exists():
+        number += 1
+        path = folder / f"config-{number}.yaml"
+    parser.save(config, path, skip_unset=False)
 
 
 class KalmCLI(LightningCLI):
@@ -188,7 +193,11 @@ class KalmCLI(LightningCLI):
                 f"trainer.default_root_dir is {config['trainer']['default_root_dir']!r}, but a run writes to "
                 "<root>/<experiment>/seed=<seed_everything>/; set root and experiment instead"
             )
-        self.folder = run_folder(config["root"], config["experiment"], config["seed_everything"])
+        place, seed = (config["root"], config["experiment"]), config["seed_everything"]
+        num_seeds = config.get("model.init_args.num_seeds", 1)
+        self.folder = run_folder(*place, seed, num_seeds)
+        # Policies that are trained side by side get a folder each in the end.
+        self.seed_folders = [run_folder(*place, seed + number) for number in range(num_seeds if num_seeds > 1 else 0)]
         self.resumed_update: int | None = None
         if config["ckpt_path"]:
             path = find_checkpoint(str(config["ckpt_path"]), self.folder)
@@ -201,11 +210,26 @@ class KalmCLI(LightningCLI):
                 f"{self.folder} already holds a run ({LAST}). To continue it add --ckpt_path last; to keep it choose "
                 "another --experiment or --seed_everything; to delete it and start afresh add --overwrite true"
             )
+        elif verb == "fit" and not config["overwrite"]:
+            refuse_occupied(self.seed_folders)
 
     def before_fit(self) -> None:
         """Clear away an earlier run, now that everything was built and training can start."""
         if self.resumed_update is None:
-            rank_zero_only(clear_run)(self.folder)
+            for folder in (self.folder, *self.seed_folders):
+                rank_zero_only(clear_run)(folder)
+
+    def after_fit(self) -> None:
+        """Leave an ordinary run for each of several seeds."""
+        if self.seed_folders and (self.folder / LAST).exists():
+            rank_zero_only(write_seed_runs)(self.folder, self.model, self.seed_folders, self._save_seed_config)
+
+    def _save_seed_config(self, number: int, folder: Path) -> None:
+        """Write the configuration with which one of several seeds is run alone."""
+        config = self.config[self.config["subcommand"]].clone()
+        config["seed_everything"] += number
+        config["model.init_args.num_seeds"], config["ckpt_path"] = 1, None
+        save_numbered(self._parser(self.config["subcommand"]), config, folder)
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; by convention a ValueError of a constructor is about what the user typed."""

@@ -1,4 +1,7 @@
-"""Where one run writes: ``<root>/<experiment>/seed=<n>/``, and what a checkpoint name means there."""
+"""Where one run writes: ``<root>/<experiment>/seed=<n>/``, and what a checkpoint name means there.
+
+Policies that are trained side by side write to ``seeds=<first>-<last>/`` together, in the end to ``seed=<n>/`` each.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,14 @@ _WRITTEN = ("*.ckpt", "*.ckpt.json", "config*.yaml", "metrics*.csv", "results.js
 _BARE_NAME = re.compile(r"[A-Za-z0-9=_.-]+")
 
 
-def run_folder(root: str, experiment: str, seed: int) -> Path:
+def run_folder(root: str, experiment: str, seed: int, num_seeds: int = 1) -> Path:
     """The folder of a run.
+
+    Args:
+        root: Folder below which all runs write.
+        experiment: ``<domain>/<stage>/<name>``.
+        seed: Seed of the run; the first of several.
+        num_seeds: Seeds that are trained side by side.
 
     Raises:
         KalmError: If ``experiment`` could lead out of ``root``, or holds characters that a path should not.
@@ -27,7 +36,14 @@ def run_folder(root: str, experiment: str, seed: int) -> Path:
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise KalmError(f"seed_everything is {seed!r}; a run needs a whole number of at least 0, for example 0")
-    return Path(root) / experiment / f"seed={seed}"
+    name = f"seed={seed}" if num_seeds == 1 else f"seeds={seed}-{seed + num_seeds - 1}"
+    return Path(root) / experiment / name
+
+
+def seed_of(folder: Path) -> int | None:
+    """The seed of a run, or the first of several, that writes to ``folder``; None if the folder has another name."""
+    match = re.fullmatch(r"seed=(\d+)|seeds=(\d+)-\d+", folder.name)
+    return int(match[1] or match[2]) if match else None
 
 
 def find_checkpoint(name: str, folder: Path) -> Path:

@@ -6,7 +6,6 @@ instructions, E numbers in an embedding, O numbers in an observation, T steps of
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchrl.data import ReplayBufferEnsemble
 
 from kalm import types
+from kalm.changes import changes
 from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
 from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
 from kalm.data.index_batches import IndexedBatches
@@ -161,10 +161,27 @@ class PolicyData(LightningDataModule):
         """The real store, then the imagined ones."""
         return [open_domain_store(self.domain, path) for path in (self._real, *self._imagined)]
 
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the data of all stores, for resuming."""
-        return hashlib.sha256("\n".join(store.fingerprint for store in self.stores).encode()).hexdigest()
+    def state_dict(self) -> dict[str, Any]:
+        """What decides, with seed and update, which transitions an update gets; Lightning puts it into checkpoints."""
+        real, *imagined = [store.fingerprint[:12] for store in self.stores]
+        return {
+            **{"real": real, "imagined": imagined, "filter": self._filter.name},
+            **{"batch_size": self.batch_size, "imagined_rows": self._num_imagined_rows},
+            **{"max_real_rollouts": self._max_real_rollouts, "sequence_length": self.sequence_length},
+            **{"top_return_fraction": self._top_return_fraction, "return_discount": self._return_discount},
+            "verdict_weights": self._verdict_weights,
+            "num_devices": self.trainer.world_size if self.trainer is not None else 1,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on training with other data than those of the checkpoint; evaluation does not mind."""
+        is_resumed = self.trainer is not None and self.trainer.state.fn == "fit"
+        changed = changes(state_dict, self.state_dict()) if is_resumed else []
+        if changed:
+            raise CheckpointError(
+                f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back, or "
+                "start afresh under another --experiment"
+            )
 
     @cached_property
     def buffer(self) -> ReplayBufferEnsemble:

@@ -21,6 +21,7 @@ from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from kalm.changes import changes
 from kalm.errors import CheckpointError, DataError, KalmError
 from kalm.evaluation import Episode, EpisodeResult
 from kalm.rl.finite import is_finite, raise_non_finite
@@ -292,9 +293,10 @@ class OfflineRLModule(LightningModule):
         """Refuse the weights of another algorithm or for other sizes, before torch lists every mismatched tensor."""
         found = checkpoint.get("kalm_policy")
         if found != self._identity:
+            what = "another policy than the configuration asks for" if found else "no policy of kalm"
             raise CheckpointError(
-                f"the checkpoint holds {found or 'no policy of kalm'}, but the configuration asks for "
-                f"{self._identity}; name the checkpoint of that policy, or the configuration it was made with"
+                f"the checkpoint holds {what} ({'; '.join(changes(found or {}, self._identity))}); name the checkpoint "
+                "of that policy, or the configuration that it was made with"
             )
         if self.average is not None:
             if "kalm_average" not in checkpoint:

@@ -12,7 +12,7 @@ Shape letters: S policies (seeds), B batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -35,9 +35,9 @@ def stack_parameters(module: nn.Module, policies: Sequence[Mapping[str, Tensor]]
         setattr(module.get_submodule(path), leaf, nn.Parameter(stack, requires_grad=parameter.requires_grad))
 
 
-def policy_of(stacks: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+def policy_of(stacks: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     """The parameters of one policy, by name and in the shapes that its networks know; they share the stacks' memory."""
-    return {name: _turned(stack)[index] for name, stack in stacks.items()}
+    return {name: _turned(stack)[number] for name, stack in stacks.items()}
 
 
 def side_by_side(
@@ -69,6 +69,41 @@ def side_by_side(
         return [_one_after_the_other(part) for part in torch.func.vmap(of_one)(parameters, values)]
 
     return of_all
+
+
+def checkpoint_of(checkpoint: Mapping[str, Any], stacked: Collection[str], number: int) -> dict[str, Any]:
+    """The checkpoint that policy ``number`` would have written alone, but for what callbacks keep.
+
+    Args:
+        checkpoint: Of S policies side by side; it stays as it is.
+        stacked: Names of the parameters that are stacks; other tensors serve all policies.
+        number: Which policy, from 0.
+    """
+    own = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in stacked}
+    result = {
+        **checkpoint,
+        "state_dict": {**checkpoint["state_dict"], **_copies(own, number)},
+        "optimizer_states": [_optimizer_state_of(state, number) for state in checkpoint["optimizer_states"]],
+        "kalm_policy": {key: value for key, value in checkpoint["kalm_policy"].items() if key != "num_seeds"},
+    }
+    if "kalm_average" in checkpoint:
+        result["kalm_average"] = _copies(checkpoint["kalm_average"], number)
+    return result
+
+
+def _optimizer_state_of(state: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What an optimizer keeps is laid out as its parameter is, but for numbers such as a count of steps."""
+    of_parameter = {
+        index: {**kept, **_copies({name: value for name, value in kept.items() if value.ndim}, number)}
+        for index, kept in state["state"].items()
+    }
+    return {**state, "state": of_parameter}
+
+
+def _copies(stacks: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """One policy's part, in memory of its own."""
+    parts = policy_of(stacks, number)
+    return {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
 
 
 def _one_after_the_other(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
