@@ -92,10 +92,9 @@ def test_every_window_is_a_piece_of_one_rollout_with_its_own_padding(folder: Pat
 
 
 def test_padding_holds_neither_transitions_nor_ends(folder: Path) -> None:
-    """N9: two whole passes through short rollouts give the analytic number of transitions and of ``terminated``."""
+    """N9: of rollouts that fit a window, the real steps are all transitions and hold every ``terminated``."""
     short = [rollout for rollout in real_rollouts(60) if len(rollout.actions) <= NUM_STEPS]
     write_store(folder / "short", short)
-    data = make_data(folder, imagined_fraction=0.5, batch_size=20)
     data = PolicyData(DOMAIN, WordEncoder(), str(folder / "short"), sequence_length=NUM_STEPS, batch_size=50)
     batch = data.batch(0).flatten(0, 1)
     is_step, rollout = batch[types.PADDING_MASK], batch[types.ROLLOUT_ID][:, 0]
