@@ -22,6 +22,7 @@ from kalm import types
 from kalm.changes import changes
 from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
 from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
+from kalm.data.goal_split_parts import goal_split_parts
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.mixture import MixturePart, mixture_buffer, rollout_sampler
 from kalm.data.moments import Moments
@@ -63,6 +64,7 @@ class PolicyData(LightningDataModule):
         imagined: Sequence[str] = (),
         filter: RolloutFilter = RolloutFilter.both,
         imagined_fraction: float = 0.5,
+        balance_goal_splits: bool = False,
         verdict_weights: dict[str, float] | None = None,
         top_return_fraction: float = 1.0,
         return_discount: float = 1.0,
@@ -87,6 +89,8 @@ class PolicyData(LightningDataModule):
             imagined: Folders of stores of imagined rollouts; none trains on real rollouts only (the baseline).
             filter: What an imagined rollout must be to be used: none (paper), plausible, success or both.
             imagined_fraction: Part of every minibatch that is imagined, in (0, 1], to the nearest row (paper: 0.5).
+            balance_goal_splits: Whether the imagined rows are shared out evenly among the goal splits that were
+                imagined, rather than by how many transitions of each are left (paper).
             verdict_weights: How much imagined rollouts count that are ``implausible`` (a flag marks one of their
                 transitions) or ``missed`` (their goal was not met), where others count 1; one that is both counts the
                 product. Instead of a filter, so use ``filter: none``; null weighs all alike.
@@ -115,6 +119,7 @@ class PolicyData(LightningDataModule):
         self.spec: TaskSpec = task_spec(domain, encoder)
         self._real, self._imagined, self._filter = real, list(imagined), filter
         self._verdict_weights = dict(verdict_weights or {})
+        self._balance_goal_splits = balance_goal_splits
         self._top_return_fraction, self._return_discount = top_return_fraction, return_discount
         self._max_real_rollouts = max_real_rollouts
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
@@ -169,7 +174,7 @@ class PolicyData(LightningDataModule):
             **{"batch_size": self.batch_size, "imagined_rows": self._num_imagined_rows},
             **{"max_real_rollouts": self._max_real_rollouts, "sequence_length": self.sequence_length},
             **{"top_return_fraction": self._top_return_fraction, "return_discount": self._return_discount},
-            "verdict_weights": self._verdict_weights,
+            **{"verdict_weights": self._verdict_weights, "balance_goal_splits": self._balance_goal_splits},
             "num_devices": self.trainer.world_size if self.trainer is not None else 1,
         }
 
@@ -185,10 +190,15 @@ class PolicyData(LightningDataModule):
 
     @cached_property
     def buffer(self) -> ReplayBufferEnsemble:
-        """The stores joined, each restricted to the rollouts in use; member 0 is the real one."""
+        """The stores joined, each restricted to the rollouts in use; member 0 is the real one.
+
+        The imagined stores follow, once for all goal splits or once for each.
+        """
         real, *imagined = self.stores
         parts = [MixturePart([real], [self._real_rollouts], self.batch_size - self._num_imagined_rows)]
-        if imagined:
+        if imagined and self._balance_goal_splits:
+            parts += goal_split_parts(imagined, self._imagined_rollouts, self._num_imagined_rows)
+        elif imagined:
             parts.append(MixturePart(imagined, self._imagined_rollouts, self._num_imagined_rows))
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return mixture_buffer(parts, self.seed, rank, self.sequence_length)
@@ -242,16 +252,17 @@ class PolicyData(LightningDataModule):
         self.buffer.sampler.next_update = index * self.updates_per_step
         sample = self.buffer.sample(prod(size))
         member = sample["index", "buffer_ids"]
+        store = torch.where(member > 0, (member - 1) % max(1, len(self._imagined)) + 1, member)
         first_instruction, first_rollout, instruction_id = self._numbering
         columns = {key: sample[key] for key in self._keys}
-        local = first_instruction[member] + columns[types.INSTRUCTION_ID]
+        local = first_instruction[store] + columns[types.INSTRUCTION_ID]
         columns[types.INSTRUCTION_ID] = instruction_id[local]
-        columns[types.ROLLOUT_ID] = first_rollout[member] + columns[types.ROLLOUT_ID]
+        columns[types.ROLLOUT_ID] = first_rollout[store] + columns[types.ROLLOUT_ID]
         if self._verdict_weights:
             columns[types.WEIGHT] = self._rollout_weights[columns[types.ROLLOUT_ID]]
         if window:
             first_transition, to_go = self._returns_to_go
-            columns[types.RETURN_TO_GO] = to_go[first_transition[member] + sample["index", "index"]]
+            columns[types.RETURN_TO_GO] = to_go[first_transition[store] + sample["index", "index"]]
             columns[types.PADDING_MASK] = sample["index", "padding_mask"]
         return TensorDict({key: column.unflatten(0, size) for key, column in columns.items()}, batch_size=size)
 

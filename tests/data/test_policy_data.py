@@ -67,9 +67,10 @@ def test_every_minibatch_has_exactly_the_configured_mixture(folder: Path, fracti
         assert not is_imagined[:, : 10 - imagined_rows].any()
 
 
-def test_transitions_come_from_the_buffer_ensemble_and_from_kept_rollouts_only(folder: Path) -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+def test_transitions_come_from_the_buffer_ensemble_and_from_kept_rollouts_only(folder: Path, balanced: bool) -> None:
     """Every row is a row of its store; over many draws all kept transitions come and no other."""
-    data = make_data(folder)
+    data = make_data(folder, balance_goal_splits=balanced)
     assert isinstance(data.buffer, ReplayBufferEnsemble)
     assert data.buffer.sample(20).shape == (20,)
     seen: dict[tuple[int, int], TensorDict] = {}
@@ -90,6 +91,15 @@ def test_transitions_come_from_the_buffer_ensemble_and_from_kept_rollouts_only(f
             assert torch.equal(row[key], expected[place][key])
         assert row[types.SOURCE] == expected[place][types.SOURCE]
         assert row[types.GOAL_SPLIT] == expected[place][types.GOAL_SPLIT]
+
+
+def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) -> None:
+    """Five imagined rows of ten: two, two and one, whatever the stores hold; three splits need three rows."""
+    batch = make_data(folder, balance_goal_splits=True).batch(3)
+    for splits in batch[types.GOAL_SPLIT]:
+        assert torch.bincount(splits.long(), minlength=4).tolist() == [5, 2, 2, 1]
+    with pytest.raises(DataError, match="2 imagined rows of a minibatch cannot be shared out among 3 goal splits"):
+        make_data(folder, balance_goal_splits=True, imagined_fraction=0.2).setup("fit")
 
 
 def test_transitions_of_one_part_are_equally_likely(folder: Path) -> None:
