@@ -63,6 +63,8 @@ class Update:
         return {name: values.detach() for name, values in losses.items()} | measured
 
     def _losses_and_measurements(self, batch: Any) -> Sequence[dict[str, Tensor]]:
+        # Into a new dictionary: one that is older than a compiled function would have to be kept in step with it.
+        self._policy.take_measurements()
         losses = self._policy.losses(batch)
         return losses, self._policy.take_measurements()
 

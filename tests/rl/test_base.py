@@ -241,6 +241,7 @@ def test_bare_data_loaders_are_refused(tmp_path: Path) -> None:
         {"target_update_interval": 0},
         {"gradient_clip_norm": 0.0},
         {"ema_rate": 0.0},
+        {"num_seeds": 0},
         {"num_evaluation_envs": 0},
     ],
     ids=lambda options: next(iter(options)),

@@ -21,13 +21,24 @@ each_algorithm = pytest.mark.parametrize("algorithm", algorithms(), ids=lambda a
 
 
 def fit(
-    algorithm: type[OfflineRLModule], stores: Path, run: Path, max_steps: int, ckpt_path: Path | None = None
+    algorithm: type[OfflineRLModule],
+    num_seeds: int,
+    stores: Path,
+    run: Path,
+    max_steps: int,
+    ckpt_path: Path | None = None,
 ) -> dict[str, Any]:
     """Train on real and imagined rollouts, validating and saving on the way; returns the final checkpoint."""
     lightning.seed_everything(0)
     data = chain_data(stores, imagined=[str(stores / "imagined")], filter=RolloutFilter.none, updates_per_step=5)
     policy = algorithm(
-        data.spec, hidden_sizes=[16], learning_rate=1e-3, target_update_rate=0.5, target_update_interval=7
+        data.spec,
+        hidden_sizes=[16],
+        learning_rate=1e-3,
+        target_update_rate=0.5,
+        target_update_interval=7,
+        ema_rate=0.1,
+        num_seeds=num_seeds,
     )
     data.sequence_length = policy.sequence_length
     callbacks = [UpdateCheckpoint(every_n_updates=20, num_kept=10), SuccessRate()]
@@ -49,14 +60,15 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [f"{path}: {one!r} {other!r}"]
 
 
+@pytest.mark.parametrize("num_seeds", [1, 2], ids=["one seed", "two seeds"])
 @each_algorithm
-def test_two_parts_equal_one_run(algorithm: type[OfflineRLModule], tmp_path: Path) -> None:
-    """20 + 20 updates equal 40 in weights, targets and optimizer, across a target update and a validation."""
+def test_two_parts_equal_one_run(algorithm: type[OfflineRLModule], num_seeds: int, tmp_path: Path) -> None:
+    """20 + 20 updates equal 40 in weights, targets, averages and optimizer, across a target update and a validation."""
     write_store(tmp_path / "imagined", imagined_rollouts(60, GoalSplit.EASY))
-    whole = fit(algorithm, tmp_path, tmp_path / "whole", 40)
-    fit(algorithm, tmp_path, tmp_path / "parts", 20)
-    parts = fit(algorithm, tmp_path, tmp_path / "parts", 40, ckpt_path=tmp_path / "parts" / "update=20.ckpt")
-    for key in ("global_step", "state_dict", "optimizer_states", "kalm_policy"):
+    whole = fit(algorithm, num_seeds, tmp_path, tmp_path / "whole", 40)
+    fit(algorithm, num_seeds, tmp_path, tmp_path / "parts", 20)
+    parts = fit(algorithm, num_seeds, tmp_path, tmp_path / "parts", 40, tmp_path / "parts" / "update=20.ckpt")
+    for key in ("global_step", "state_dict", "optimizer_states", "kalm_policy", "kalm_average"):
         assert differences(whole[key], parts[key]) == []
     lines = [(tmp_path / run / "results.jsonl").read_text().splitlines() for run in ("whole", "parts")]
     anonymous = [sorted(line.replace('"whole"', "run").replace('"parts"', "run") for line in run) for run in lines]
