@@ -1,10 +1,12 @@
 """``python -m kalm run``: the stages of a study one after the other, in this process, skipping what is done.
 
 A study is a YAML file: ``name``, ``root``, ``seeds`` and ``stages``. A stage is a command line of kalm, in which
-``${root}``, ``${seed}`` and any other top-level key of the file may stand, the paths it reads and those it writes. It
-is done when a marker file holds the fingerprint of all that decides its result (command, configuration files, inputs,
-version of kalm) and its outputs exist. There is no scheduler here: to spread seeds over machines, run with ``--seeds``
-on each.
+``${root}``, ``${seed}`` and any other top-level key of the file may stand, the paths it reads and those it writes. With
+``seeds: true`` it is run once a seed. With ``seeds: together`` it is run once for all seeds that follow each other:
+``${seed}`` is the first, ``${num_seeds}`` their number, ``${run}`` the name of their run folder, and an output with
+``${seed}`` stands for one a seed. A stage is done when a marker file holds the fingerprint of all that decides its
+result (command, configuration files, inputs, version of kalm) and its outputs exist. There is no scheduler here: to
+spread seeds over machines, run with ``--seeds`` on each.
 """
 
 from __future__ import annotations

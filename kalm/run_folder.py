@@ -36,8 +36,12 @@ def run_folder(root: str, experiment: str, seed: int, num_seeds: int = 1) -> Pat
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise KalmError(f"seed_everything is {seed!r}; a run needs a whole number of at least 0, for example 0")
-    name = f"seed={seed}" if num_seeds == 1 else f"seeds={seed}-{seed + num_seeds - 1}"
-    return Path(root) / experiment / name
+    return Path(root) / experiment / run_name(seed, num_seeds)
+
+
+def run_name(seed: int, num_seeds: int = 1) -> str:
+    """Name of the folder of a run; ``seed`` is the first of several."""
+    return f"seed={seed}" if num_seeds == 1 else f"seeds={seed}-{seed + num_seeds - 1}"
 
 
 def seed_of(folder: Path) -> int | None:

@@ -18,21 +18,24 @@ from yaml import YAMLError
 import kalm
 from kalm.data.durable import file_sha256
 from kalm.errors import KalmError
-from kalm.run_folder import describe_folder
+from kalm.run_folder import describe_folder, run_name
 
 _STUDY_KEYS = ("name", "root", "seeds", "stages", "report")
+_STAGE_VALUES = ("seed", "num_seeds", "run")
 _STAGE_KEYS = ("name", "command", "seeds", "inputs", "outputs")
+_TOGETHER = "together"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a study, for one seed if it depends on the seed.
+    """One command of a study, for one seed or several if it depends on the seed.
 
     Attributes:
         name: Its name in the study file.
-        seed: The seed it is run for, or None.
+        seed: The seed it is run for, the first one if there are several; or None.
+        num_seeds: How many seeds it is run for; they follow each other.
         command: What follows ``python -m kalm``.
         inputs: Files and rollout stores whose content decides the result.
         outputs: Paths that exist once it is done.
@@ -43,11 +46,12 @@ class Stage:
     command: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    num_seeds: int = 1
 
     @property
     def label(self) -> str:
         """Name and seed, for people and for the marker's file name."""
-        return self.name if self.seed is None else f"{self.name} seed={self.seed}"
+        return self.name if self.seed is None else f"{self.name} {run_name(self.seed, self.num_seeds)}"
 
     @property
     def verb(self) -> str:
@@ -64,7 +68,8 @@ class Study:
         root: Folder below which everything is written.
         seeds: Seeds of the stages that are run once a seed.
         stages: All stages in the order in which they are run.
-        definition: The study file, resolved but for ``${seed}``; the report shows its commands and needs its rows.
+        definition: The study file, resolved but for ``${seed}`` and its like; the report shows its commands and needs
+            its rows.
     """
 
     name: str
@@ -109,7 +114,8 @@ def load_study(path: str | Path, root: str | None = None, seeds: list[int] | Non
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise KalmError(f"study file {path} has several stages called {', '.join(repeated)}; give each its own name")
-    file["seed"] = r"\${seed}"  # stands for itself where a command is shown rather than run
+    for key in _STAGE_VALUES:
+        file[key] = rf"\${{{key}}}"  # stands for itself where a command is shown rather than run
     definition = _resolved(file, path)
     return Study(name, str(plain["root"]), tuple(chosen), tuple(stages), definition)
 
@@ -161,24 +167,34 @@ def _expand(file: DictConfig, index: int, seeds: list[int], path: str | Path) ->
             raise KalmError(
                 f"study file {path}: unknown key {key!r} in stage {entry.get('name', '?')!r}; did you mean {close!r}?"
             )
-    by_seed = bool(entry.get("seeds", False))
-    if by_seed and not seeds:
-        raise KalmError(f"study file {path}: stage {entry.get('name')!r} is run once a seed, but there are no seeds")
-    return [_stage(file, index, seed, path) for seed in (seeds if by_seed else [None])]
-
-
-def _stage(file: DictConfig, index: int, seed: int | None, path: str | Path) -> Stage:
-    scope = file.copy()
-    if seed is not None:
-        scope["seed"] = seed
-    try:
-        plain: Any = OmegaConf.to_container(scope["stages"][index], resolve=True)
-    except OmegaConfBaseException as error:
-        name, first = scope["stages"][index].get("name"), str(error).splitlines()[0]
+    by_seed = entry.get("seeds", False)
+    if by_seed not in (True, False, _TOGETHER):
         raise KalmError(
-            f"study file {path}, stage {name!r}: {first}. ${{...}} may name root, seed (in a stage with seeds: true) "
-            "or a top-level key of the file"
-        ) from error
+            f"study file {path}: seeds of stage {entry.get('name')!r} is {by_seed!r}; it is true (run once a seed), "
+            f"false or {_TOGETHER} (run once for all seeds that follow each other)"
+        )
+    if by_seed and not seeds:
+        raise KalmError(f"study file {path}: stage {entry.get('name')!r} is run for seeds, but there are no seeds")
+    if by_seed == _TOGETHER:
+        return [_stage(file, index, group, path) for group in _consecutive(seeds)]
+    return [_stage(file, index, [seed], path) for seed in seeds] if by_seed else [_stage(file, index, [], path)]
+
+
+def _consecutive(seeds: list[int]) -> list[list[int]]:
+    """Seeds in groups that follow each other without a gap: 0, 1, 2, 5 -> 0, 1, 2 and 5."""
+    groups: list[list[int]] = []
+    for seed in seeds:
+        if groups and seed == groups[-1][-1] + 1:
+            groups[-1].append(seed)
+        else:
+            groups.append([seed])
+    return groups
+
+
+def _stage(file: DictConfig, index: int, seeds: list[int], path: str | Path) -> Stage:
+    """A stage for one seed, for several together, or for none; in its outputs ``${seed}`` is each of them."""
+    plain = _resolved_stage(file, index, seeds, seeds[0] if seeds else None, path)
+    of_each = [_resolved_stage(file, index, seeds, seed, path) for seed in seeds] or [plain]
     command = [str(part) for part in plain.get("command") or []]
     name = str(plain.get("name", ""))
     if not _NAME.fullmatch(name) or not command:
@@ -186,8 +202,27 @@ def _stage(file: DictConfig, index: int, seed: int | None, path: str | Path) -> 
             f"study file {path}: a stage has name {name!r} and command {command}; it needs a name of letters, digits "
             "and _ . - and a command, a list that starts with a verb"
         )
-    inputs, outputs = (tuple(map(str, plain.get(key) or [])) for key in ("inputs", "outputs"))
-    return Stage(name, seed, tuple(command), inputs, outputs)
+    inputs = tuple(map(str, plain.get("inputs") or []))
+    outputs = tuple(dict.fromkeys(str(output) for one in of_each for output in one.get("outputs") or []))
+    return Stage(name, seeds[0] if seeds else None, tuple(command), inputs, outputs, max(1, len(seeds)))
+
+
+def _resolved_stage(
+    file: DictConfig, index: int, seeds: list[int], seed: int | None, path: str | Path
+) -> dict[str, Any]:
+    scope = file.copy()
+    if seed is not None:
+        for key, value in zip(_STAGE_VALUES, (seed, len(seeds), run_name(seeds[0], len(seeds))), strict=True):
+            scope[key] = value
+    try:
+        plain: Any = OmegaConf.to_container(scope["stages"][index], resolve=True)
+    except OmegaConfBaseException as error:
+        name, first = scope["stages"][index].get("name"), str(error).splitlines()[0]
+        raise KalmError(
+            f"study file {path}, stage {name!r}: {first}. ${{...}} may name root, {', '.join(_STAGE_VALUES)} (in a "
+            f"stage with seeds: true or {_TOGETHER}) or a top-level key of the file"
+        ) from error
+    return plain
 
 
 def _resolved(file: DictConfig, path: str | Path, exclude: str | None = None) -> dict[str, Any]:

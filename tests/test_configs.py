@@ -104,7 +104,7 @@ def test_smoke_study_runs_every_stage_file(tmp_path: Path, capsys: pytest.Captur
     assert kalm("run", name(study), "--root", tmp_path) == 0
     imagined = RolloutStore(tmp_path / "clevr_robot/imagine/tiny/seed=0/store", verify=True)
     assert imagined.num_rollouts > 0
-    with (tmp_path / "clevr_robot/bc/kalm/seed=0/metrics.csv").open(encoding="utf-8", newline="") as file:
+    with (tmp_path / "clevr_robot/bc/kalm/seeds=0-1/metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[-1]["step"] == "40"
     assert any(row["train/imaginary/imitation_loss"] for row in rows)

@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from kalm.errors import KalmError
+from kalm.report.results import load_results
 from kalm.run import run_study
 from kalm.study import Study, load_study
 from tests.chain_run import kalm, run_folder_of, write_config
@@ -164,6 +165,7 @@ def test_stage_that_does_not_write_its_outputs_is_an_error(commands: Commands) -
         ({"name": "../x"}, "cannot name a folder"),
         ({"seeds": [-1]}, "whole numbers"),
         ({"seeds": []}, "there are no seeds"),
+        ({"stages": [{"name": "x", "command": ["write"], "seeds": "each"}]}, "it is true .*, false or together"),
     ],
 )
 def test_mistake_in_a_study_file_is_named(
@@ -173,6 +175,25 @@ def test_mistake_in_a_study_file_is_named(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KalmError, match=message):
         load_study(study_file(**changes))
+
+
+def test_seeds_together_are_one_stage_a_row_of_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds 0, 1, 2 and 7: one command for the first three and one for the last; an output for each seed."""
+    monkeypatch.chdir(tmp_path)
+    stage = {
+        "name": "fit",
+        "seeds": "together",
+        "command": ["fit", "--seed_everything", "${seed}", "--model.num_seeds", "${num_seeds}"],
+        "outputs": ["${root}/${run}", "${root}/seed=${seed}"],
+    }
+    file = study_file(stages=[stage], seeds=[0, 1, 2, 7])
+    three, one = load_study(file).stages
+    assert (three.label, one.label) == ("fit seeds=0-2", "fit seed=7")
+    assert three.command == ("fit", "--seed_everything", "0", "--model.num_seeds", "3")
+    assert one.command == ("fit", "--seed_everything", "7", "--model.num_seeds", "1")
+    assert three.outputs == ("out/seeds=0-2", "out/seed=0", "out/seed=1", "out/seed=2")
+    assert one.outputs == ("out/seed=7",)
+    assert load_study(file).definition["stages"][0]["command"] == stage["command"]
 
 
 def test_report_sees_commands_as_they_are_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +247,39 @@ class TestChainStudy:
         for name, tensor in whole["state_dict"].items():
             assert torch.equal(tensor, resumed["state_dict"][name]), name
         assert "BC" in (tmp_path / "study/chain/report/report.md").read_text(encoding="utf-8")
+        assert kalm("run", "study.yaml") == 0
+        assert "is finished" in capsys.readouterr().out
+
+    def test_interrupted_fit_of_several_seeds_continues(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Killed at update 60, it resumes for all seeds; each is tested by itself and has its training curve."""
+        from kalm.callbacks.checkpoint import UpdateCheckpoint
+
+        study = yaml.safe_load((tmp_path / "study.yaml").read_text(encoding="utf-8"))
+        study["seeds"] = [3, 4]
+        study["stages"][0]["seeds"] = "together"
+        study["stages"][0]["command"] += ["--model.num_seeds", "${num_seeds}"]
+        study["stages"][0]["outputs"].insert(0, "${root}/chain/bc/mixed/${run}/last.ckpt")
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+        save = UpdateCheckpoint._save
+
+        def killed(callback: UpdateCheckpoint, trainer: Any) -> None:
+            save(callback, trainer)
+            if trainer.global_step == 60:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(UpdateCheckpoint, "_save", killed)
+        assert kalm("run", "study.yaml") == 130
+        assert not (run_folder_of(tmp_path, 4) / "last.ckpt").exists()
+        monkeypatch.setattr(UpdateCheckpoint, "_save", save)
+        assert kalm("run", "study.yaml") == 0
+        assert "--model.num_seeds 2 --ckpt_path last" in capsys.readouterr().out
+        rows = load_results([tmp_path])
+        validated = {(row.seed, row.update) for row in rows if row.stage == "validate"}
+        assert validated == {(seed, update) for seed in (3, 4) for update in (25, 50, 75, 100)}
+        assert {(row.seed, row.update) for row in rows if row.stage == "test"} == {(3, 100), (4, 100)}
+        assert (tmp_path / "study/chain/report/training.png").is_file()
         assert kalm("run", "study.yaml") == 0
         assert "is finished" in capsys.readouterr().out
 
