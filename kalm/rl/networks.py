@@ -1,7 +1,8 @@
 """The networks of the policies: perceptrons over an observation, the embedding of an instruction and more.
 
-KALM, appendix: [|S| + |L|, 256, 256] with ReLU. The inputs stay apart until the first layer. There they may broadcast:
-thirty actions of one transition share the products of its observation and of its goal embedding, the two largest.
+KALM, appendix: [|S| + |L|, 256, 256] with ReLU. The inputs stay apart until the first layer. There they may broadcast,
+and may be given as products that were made before: thirty actions of one transition share the products of its
+observation and of its goal embedding, the two largest; see ``first_layer.py``.
 
 A network used as ``frozen`` passes gradients on to its inputs and takes none itself, for losses that look through a
 critic they must not train.
@@ -11,14 +12,19 @@ Shape letters: B batch, N members of an ensemble, H hidden width.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kalm.rl.first_layer import Joined, Product, first_layer, join, of_members, product
 from kalm.types import TaskSpec
+
+_Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
 
 
 class MLP(nn.Module):
@@ -38,24 +44,36 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True))
         self.output = nn.Linear(sizes[-1], output_size)
 
-    def forward(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
+    def forward(self, *inputs: Tensor | Product, frozen: bool = False) -> Tensor:
         """Map inputs of shape (..., n_1), (..., n_2), ... to an output of shape (..., output_size).
 
         Args:
-            inputs: Leading dimensions broadcast.
+            inputs: Leading dimensions broadcast; an input may be given as its product.
             frozen: Whether the parameters take no gradient.
         """
-        first, *layers = [*self.hidden, self.output]
-        weight, bias = _parameters(first, frozen)
-        hidden = _first_layer(inputs, weight, bias, self.input_sizes)
-        for layer in layers:
-            weight, bias = _parameters(layer, frozen)
-            hidden = functional.linear(functional.relu(hidden), weight, bias)
-        return hidden
+        return _evaluate(join(inputs, self.input_sizes), self._layers(frozen))
+
+    def product(self, *inputs: Tensor, first: int = 0) -> Product:
+        """The part of some neighbouring inputs in the first layer, to be given in their place.
+
+        Args:
+            inputs: Of equal leading dimensions.
+            first: Position of the first of them.
+        """
+        return product(inputs, first, self._layers(frozen=False)[0][0], self.input_sizes)
+
+    def _layers(self, frozen: bool) -> list[_Layer]:
+        """Weight and bias of every layer."""
+        layers = [cast(nn.Linear, layer) for layer in (*self.hidden, self.output)]
+        return [(one.weight.detach(), one.bias.detach()) if frozen else (one.weight, one.bias) for one in layers]
 
 
 class EnsembleMLP(nn.Module):
-    """N independent perceptrons of one shape, evaluated as one batched product; an ensemble of critics."""
+    """N independent perceptrons of one shape, whose parameters lie in common tensors; an ensemble of critics.
+
+    The members are evaluated one after the other: on a processor products of single matrices are faster than batched
+    ones of few, above all backwards.
+    """
 
     def __init__(
         self, num_members: int, input_sizes: Sequence[int], hidden_sizes: Sequence[int], output_size: int
@@ -86,38 +104,51 @@ class EnsembleMLP(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
 
-    def forward(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
+    def forward(self, *inputs: Tensor | Product, frozen: bool = False, num_members: int | None = None) -> Tensor:
         """Map inputs of shape (..., n_1), (..., n_2), ... to an output of shape (N, ..., output_size).
 
         Args:
-            inputs: Leading dimensions broadcast.
+            inputs: Leading dimensions broadcast; an input may be given as its product.
             frozen: Whether the parameters take no gradient.
+            num_members: Ask only the first members, so many; None asks all. Products are of all.
         """
-        first_weight, *weights = [w.detach() if frozen else w for w in (self.first_weight, *self.weights)]
-        first_bias, *biases = [b.detach() if frozen else b for b in self.biases]
-        joined = _first_layer(inputs, first_weight, first_bias.reshape(-1), self.input_sizes)
-        leading = joined.shape[:-1]
-        hidden = joined.reshape(-1, self.num_members, first_bias.shape[-1]).transpose(0, 1)
-        for weight, bias in zip(weights, biases, strict=True):
-            hidden = torch.baddbmm(bias, functional.relu(hidden), weight)
-        return hidden.reshape(self.num_members, *leading, hidden.shape[-1])
+        parts = join(inputs, self.input_sizes)
+        members = zip(of_members(parts, self.num_members), self._layers(frozen), strict=True)
+        return torch.stack([_evaluate(own, layers) for own, layers in itertools.islice(members, num_members)])
+
+    def each(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
+        """Let every member read inputs of its own: (N, ..., n_1), (N, ..., n_2), ... to (N, ..., output_size)."""
+        members = zip(zip(*inputs, strict=True), self._layers(frozen), strict=True)
+        return torch.stack([_evaluate(join(own, self.input_sizes), layers) for own, layers in members])
+
+    def product(self, *inputs: Tensor, first: int = 0) -> Product:
+        """The part of some neighbouring inputs in the first layer of all members, to be given in their place.
+
+        Args:
+            inputs: Of equal leading dimensions.
+            first: Position of the first of them.
+        """
+        return product(inputs, first, self.first_weight, self.input_sizes)
+
+    def _layers(self, frozen: bool) -> list[list[_Layer]]:
+        """Weight, (outputs, inputs), and bias of every layer of each member."""
+        tensors = [self.first_weight, *self.weights, *self.biases]
+        first, *others = [tensor.detach() for tensor in tensors] if frozen else tensors
+        weights, biases = others[: len(self.weights)], others[len(self.weights) :]
+        weights_of = [first.chunk(self.num_members), *(weight.transpose(1, 2).unbind() for weight in weights)]
+        biases_of = [bias.squeeze(1).unbind() for bias in biases]
+        return [
+            list(zip(own_weights, own_biases, strict=True))
+            for own_weights, own_biases in zip(zip(*weights_of, strict=True), zip(*biases_of, strict=True), strict=True)
+        ]
 
 
-def _parameters(layer: nn.Module, frozen: bool) -> tuple[Tensor, Tensor]:
-    assert isinstance(layer, nn.Linear)
-    return (layer.weight.detach(), layer.bias.detach()) if frozen else (layer.weight, layer.bias)
-
-
-def _first_layer(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor, sizes: Sequence[int]) -> Tensor:
-    """One linear layer over inputs that may broadcast: (..., n_1), (..., n_2) -> (..., H)."""
-    if len({tuple(part.shape[:-1]) for part in inputs}) == 1:
-        return functional.linear(torch.cat(list(inputs), dim=-1), weight, bias)
-    products = [functional.linear(part, columns) for part, columns in zip(inputs, weight.split(sizes, 1), strict=True)]
-    smallest_first = sorted(products, key=torch.Tensor.numel)
-    total = smallest_first[0] + bias
-    for product in smallest_first[1:]:
-        total = total + product
-    return total
+def _evaluate(parts: Sequence[Joined | Product], layers: Sequence[_Layer]) -> Tensor:
+    """Linear layers with ReLU between them."""
+    hidden = first_layer(parts, *layers[0])
+    for weight, bias in layers[1:]:
+        hidden = functional.linear(torch.relu_(hidden), weight, bias)
+    return hidden
 
 
 def policy_network(spec: TaskSpec, hidden_sizes: Sequence[int]) -> MLP:
