@@ -5,6 +5,7 @@ An observation is the (x, y) of the red, blue, green, purple and cyan ball, seen
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ HARD_REWARD = 10.0  # a sub-goal gained
 MOVE_REWARD = 1.0
 
 
-class ClevrRobotGoal:
+class ClevrRobotGoal(ABC):
     """What the goals share: each has a ``kind`` in its JSON form, a ``task`` name, and its two rules.
 
     Attributes:
@@ -40,18 +41,15 @@ class ClevrRobotGoal:
     max_steps: ClassVar[int] = 50
 
     @property
+    @abstractmethod
     def task(self) -> str:
         """Name under which success is averaged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types from which ``goal_from_json`` rebuilds this goal."""
-        raise NotImplementedError
 
-    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
-        """How many sub-goals hold, shape (...), for goals that have any."""
-        raise NotImplementedError
-
+    @abstractmethod
     def success(
         self,
         observation: FloatArray,
@@ -68,16 +66,27 @@ class ClevrRobotGoal:
         Returns:
             Verdicts, shape (...).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
-        """The change in the number of sub-goals that hold, shape (...), times ``HARD_REWARD``.
+        """What a step is worth, shape (...).
 
         Args:
             observation: Before the step, shape (..., 10).
             action: Shape (...).
             next_observation: After the step, shape (..., 10).
         """
+
+
+class _HardGoal(ClevrRobotGoal):
+    """A goal of several sub-goals, each of which earns a reward."""
+
+    @abstractmethod
+    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+        """How many sub-goals hold, shape (...)."""
+
+    def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
+        """The change in the number of sub-goals that hold, shape (...), times ``HARD_REWARD``."""
         return HARD_REWARD * (self.sub_goals_met(next_observation) - self.sub_goals_met(observation))
 
 
@@ -110,9 +119,6 @@ class PlaceGoal(ClevrRobotGoal):
 
     def to_json(self) -> dict[str, Any]:  # noqa: D102
         return {"goal": self.kind, "source": self.source, "target": self.target, "direction": self.direction}
-
-    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:  # noqa: D102
-        return self.success(observation).astype(np.int64)
 
     def success(
         self,
@@ -189,7 +195,7 @@ class MoveGoal(ClevrRobotGoal):
 
 
 @dataclass(frozen=True)
-class RowGoal(ClevrRobotGoal):
+class RowGoal(_HardGoal):
     """All five balls from left to right in the order red, blue, green, purple, cyan."""
 
     kind: ClassVar[str] = "row"
@@ -217,7 +223,7 @@ class RowGoal(ClevrRobotGoal):
 
 
 @dataclass(frozen=True)
-class GatherGoal(ClevrRobotGoal):
+class GatherGoal(_HardGoal):
     """The other four balls close around the green one."""
 
     kind: ClassVar[str] = "gather"
@@ -245,7 +251,7 @@ class GatherGoal(ClevrRobotGoal):
 
 
 @dataclass(frozen=True)
-class AllOf(ClevrRobotGoal):
+class AllOf(_HardGoal):
     """Several placements at once.
 
     Attributes:
