@@ -31,6 +31,7 @@ from kalm.rl.method_call import MethodCall
 from kalm.rl.noise import update_noise
 from kalm.rl.normalizer import Normalizer
 from kalm.rl.policy_evaluation import EpisodePolicy, evaluate_policy
+from kalm.rl.recorded import stack_recorded
 from kalm.rl.require import require
 from kalm.rl.side_by_side import policy_of, stack_parameters
 from kalm.rl.source_means import source_means
@@ -175,6 +176,14 @@ class OfflineRLModule(LightningModule):
         self.targets.append((target, network))
         return target
 
+    def begin_update(self, number: int) -> None:
+        """Called before update ``number``, counted from 0; an algorithm whose updates are not all alike overrides it.
+
+        It sets an attribute, such as a bool, that ``losses`` branches on: what an update does not need is then not
+        computed, rather than weighed with 0. Networks that get no gradient keep their weights and Adam's moments. A
+        loss that some updates leave out is logged as its mean over the others.
+        """
+
     def measure(self, name: str, value: Tensor) -> None:
         """Log a quantity that is no loss, such as a Q-value, as ``train/<name>``; shape (B,)."""
         self._measured[name] = value.detach()
@@ -253,11 +262,11 @@ class OfflineRLModule(LightningModule):
         noise = update_noise(self._seeds, updates, batch.shape[1] // self.num_seeds, self.noise_size).to(self.device)
         minibatches = self.minibatches(batch, noise, self.transition_weights(batch))
         recorded = [self._update(*arguments) for arguments in zip(minibatches, updates, strict=True)]
-        per_transition = {name: torch.stack([row[name] for row in recorded]) for name in recorded[0]}
+        per_transition, is_recorded = stack_recorded(recorded)
         if not is_finite(per_transition, self.parameters()):
             raise_non_finite(per_transition, dict(self.named_parameters()), batch, first_update, self._seeds)
         if self.trainer.global_step // num_updates % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            means = source_means(per_transition, batch.get(SOURCE), batch.get(PADDING_MASK, None))
+            means = source_means(per_transition, batch.get(SOURCE), batch.get(PADDING_MASK, None), is_recorded)
             rate = {f"train/{name}": value for name, value in self._update.learning_rate.metrics().items()}
             self.log_dict(means | rate | {"step": float(self.trainer.global_step)})
 

@@ -46,11 +46,12 @@ class Update:
 
         Args:
             batch: What the policy's ``losses`` read; rows of policies side by side one after the other, (S * B, ...).
-            number: It decides the learning rate and whether targets follow.
+            number: It decides the learning rate, whether targets follow, and what else the policy makes depend on it.
 
         Returns:
             Every loss, unweighted, and every measurement, one number a row; detached.
         """
+        self._policy.begin_update(number)
         losses, measured = self._losses(batch)
         total = torch.stack(list(losses.values())).sum(0, dtype=torch.float32)
         if batch.weight is not None:
