@@ -14,22 +14,22 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from kalm.changes import changes
-from kalm.errors import CheckpointError, DataError, KalmError
 from kalm.evaluation import Episode, EpisodeResult
+from kalm.rl.attached_data import attached_data, check_fit, take_statistics
 from kalm.rl.finite import is_finite, raise_non_finite
 from kalm.rl.initialization import initialize
 from kalm.rl.learning_rate import LearningRateSchedule, ScheduleKind
 from kalm.rl.method_call import MethodCall
 from kalm.rl.noise import update_noise
 from kalm.rl.normalizer import Normalizer
+from kalm.rl.policy_checkpoint import add_policy, take_policy
 from kalm.rl.policy_evaluation import EpisodePolicy, evaluate_policy
 from kalm.rl.recorded import stack_recorded
 from kalm.rl.require import require
@@ -198,7 +198,9 @@ class OfflineRLModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Take what the data say, and the first weights by their seed, before a checkpoint puts others in place."""
         if stage == "fit":
+            check_fit(self, self._data)
             self._take_statistics()
+            self._data.num_seeds = self.num_seeds
         if stage == "fit" and not self._has_weights:
             policies = []
             for seed in self._seeds:
@@ -212,24 +214,8 @@ class OfflineRLModule(LightningModule):
             self._is_stacked = True
 
     def _take_statistics(self) -> None:
-        """Goal embeddings and observation statistics; and tell the data what minibatches are wanted."""
-        data = self._data
-        if data.spec != self.spec:
-            raise DataError(
-                f"the policy was built for {self.spec}, but the data have {data.spec}; give both one domain"
-            )
-        if data.sequence_length != self.sequence_length:
-            raise DataError(
-                f"{type(self).__name__} reads windows of {self.sequence_length} steps, but data.sequence_length is "
-                f"{data.sequence_length}; set data.sequence_length to {self.sequence_length}"
-            )
-        data.num_seeds = self.num_seeds
-        if self.normalize_observation:
-            self.observation_normalizer.set_statistics(data.observation_mean, data.observation_std)
-        if self.normalize_goal_embedding:
-            mean = data.goal_embeddings.mean(0)
-            self.goal_normalizer.set_statistics(mean, (data.goal_embeddings - mean).square().mean().sqrt())
-        self.goal_embeddings = self.goal_normalizer(data.goal_embeddings.to(self.device))
+        """Take what the policy has to know of the data; one that has to know more overrides it."""
+        take_statistics(self, self._data)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with a parameter group for every network that is trained."""
@@ -239,15 +225,6 @@ class OfflineRLModule(LightningModule):
             if any(parameter.requires_grad for parameter in network.parameters())
         ]
         return torch.optim.Adam(groups, lr=self.learning_rate, fused=True)
-
-    def on_fit_start(self) -> None:
-        """Refuse a number of updates that training steps cannot hit exactly."""
-        max_steps, per_step = self.trainer.max_steps, self._data.updates_per_step
-        if max_steps % per_step and max_steps != -1:
-            raise KalmError(
-                f"trainer.max_steps is {max_steps}, which is no multiple of data.updates_per_step {per_step}; "
-                f"use {max_steps // per_step * per_step or per_step} updates, or an updates_per_step that divides it"
-            )
 
     def on_train_start(self) -> None:
         """Look once at how updates are to be made."""
@@ -294,37 +271,19 @@ class OfflineRLModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which policy the weights belong to; add the averaged ones."""
-        checkpoint["kalm_policy"] = self._identity
-        if self.average is not None:
-            checkpoint["kalm_average"] = dict(self.average.tensors)
+        add_policy(checkpoint, self._identity, self.average)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another algorithm or for other sizes, before torch lists every mismatched tensor."""
-        found = checkpoint.get("kalm_policy")
-        if found != self._identity:
-            what = "another policy than the configuration asks for" if found else "no policy of kalm"
-            raise CheckpointError(
-                f"the checkpoint holds {what} ({'; '.join(changes(found or {}, self._identity))}); name the checkpoint "
-                "of that policy, or the configuration that it was made with"
-            )
-        if self.average is not None:
-            if "kalm_average" not in checkpoint:
-                raise CheckpointError(
-                    f"ema_rate is {self.average.rate}, but the checkpoint holds no averaged weights: it was trained "
-                    "with ema_rate null; set that"
-                )
-            self.average.tensors = dict(checkpoint["kalm_average"])
+        """Refuse the weights of another policy."""
+        take_policy(checkpoint, self._identity, self.average)
         self._loaded_updates = int(checkpoint["global_step"])
 
     @property
     def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with; a policy with sizes of its own adds them."""
         several = {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
-        return {
-            "algorithm": type(self).__name__,
-            "hidden_sizes": list(self.hidden_sizes),
-            **asdict(self.spec),
-            **several,
-        }
+        sizes = {"hidden_sizes": list(self.hidden_sizes), **asdict(self.spec)}
+        return {"algorithm": type(self).__name__, **sizes, **several}
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -365,7 +324,7 @@ class OfflineRLModule(LightningModule):
     def acting_weights(self, number: int = 0) -> dict[str, Tensor]:
         """The parameters with which policy ``number`` of those side by side is evaluated: the averages, if kept."""
         averages = self.average.tensors if self.average is not None else {}
-        weights = {**dict(self.named_parameters()), **averages}
+        weights = {**dict(self.named_parameters()), **{name: value.to(self.device) for name, value in averages.items()}}
         return policy_of(weights, number) if self.num_seeds > 1 else weights
 
     def start_episodes(self, domain: Domain, episodes: Sequence[Episode]) -> EpisodePolicy:
@@ -378,10 +337,4 @@ class OfflineRLModule(LightningModule):
 
     @property
     def _data(self) -> PolicyData:
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise KalmError(
-                f"{type(self).__name__} got no data module; pass kalm.data.policy_data.PolicyData to the trainer as "
-                "datamodule: observation statistics and goal embeddings come from it"
-            )
-        return cast("PolicyData", data)
+        return attached_data(self)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kalm.rl.method_call import MethodCall
+from kalm.rl.policy_checkpoint import AVERAGE, POLICY
 
 
 def stack_parameters(module: nn.Module, policies: Sequence[Mapping[str, Tensor]]) -> None:
@@ -84,10 +85,10 @@ def checkpoint_of(checkpoint: Mapping[str, Any], stacked: Collection[str], numbe
         **checkpoint,
         "state_dict": {**checkpoint["state_dict"], **_copies(own, number)},
         "optimizer_states": [_optimizer_state_of(state, number) for state in checkpoint["optimizer_states"]],
-        "kalm_policy": {key: value for key, value in checkpoint["kalm_policy"].items() if key != "num_seeds"},
+        POLICY: {key: value for key, value in checkpoint[POLICY].items() if key != "num_seeds"},
     }
-    if "kalm_average" in checkpoint:
-        result["kalm_average"] = _copies(checkpoint["kalm_average"], number)
+    if AVERAGE in checkpoint:
+        result[AVERAGE] = _copies(checkpoint[AVERAGE], number)
     return result
 
 
