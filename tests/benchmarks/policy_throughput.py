@@ -1,12 +1,14 @@
 """Updates a second of the policy algorithms through Lightning, against a plain PyTorch loop of the same maths.
 
-    python tests/benchmarks/policy_throughput.py [--threads 2] [--repeats 5] [--clock wall]
+    python tests/benchmarks/policy_throughput.py [--threads 2] [--repeats 5] [--clock wall] [--seeds 3 5]
 
 The network, the batch and the data have CLEVR-Robot's sizes: 10 + 384 inputs, two layers of 256, 40 actions. The plain
 loop holds the transitions in tensors, draws rows at random and runs the same loss functions and the same optimizer.
 "Lightning" is everything that ``kalm fit`` does for an update: drawing from the store, the training step, the check for
 values that are not finite, logging. Repeats alternate, and medians are compared, because machines drift. Measure with
 ``--clock cpu --threads 1`` where other work shares the machine.
+
+With ``--seeds`` it measures instead what several policies side by side (``num_seeds``) cost against one.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ from kalm.rl.transition_batch import TransitionBatch
 from kalm.types import GoalSplit, Source
 from tests.word_encoder import WordEncoder
 
+Clock = Callable[[], float]
+
 UPDATES_PER_STEP = 20
 NUM_ROLLOUTS = 2000
 EMBEDDING_SIZE = 384
@@ -59,6 +63,7 @@ class Case:
 
 
 CASES = {"BC (100)": Case(BC, 100), "CQL (32)": Case(CQL, 32)}
+SEED_CASES = {"BC (100)": Case(BC, 100), "CQL (100)": Case(CQL, 100)}
 
 
 def write_random_store(path: Path) -> None:
@@ -106,7 +111,7 @@ def policy_data(path: Path, case: Case) -> PolicyData:
 class Stopwatch(Callback):
     """Seconds between the first training step and the end, without the set-up."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Clock) -> None:
         """Measure with ``clock``."""
         self.clock = clock
         self.began = self.seconds = 0.0
@@ -120,8 +125,8 @@ class Stopwatch(Callback):
         self.seconds = self.clock() - self.began
 
 
-def fit(case: Case, store: Path, num_updates: int, clock: Callable[[], float]) -> float:
-    """Updates a second through Lightning, with the loggers that the command line uses."""
+def fit(case: Case, store: Path, num_updates: int, clock: Clock, num_seeds: int = 1) -> float:
+    """Updates a second through Lightning, each of all policies, with the loggers that the command line uses."""
     torch.manual_seed(0)
     data = policy_data(store, case)
     stopwatch = Stopwatch(clock)
@@ -137,7 +142,7 @@ def fit(case: Case, store: Path, num_updates: int, clock: Callable[[], float]) -
             enable_model_summary=False,
             limit_val_batches=0,
         )
-        trainer.fit(case.algorithm(data.spec), data)
+        trainer.fit(case.algorithm(data.spec, num_seeds=num_seeds), data)
     return num_updates / stopwatch.seconds
 
 
@@ -162,7 +167,7 @@ def random_batches(data: PolicyData, policy: OfflineRLModule, batch_size: int) -
         )
 
 
-def loop(case: Case, store: Path, num_updates: int, clock: Callable[[], float], **options: Any) -> float:
+def loop(case: Case, store: Path, num_updates: int, clock: Clock, **options: Any) -> float:
     """Updates a second of a plain PyTorch loop."""
     torch.manual_seed(0)
     data = policy_data(store, case)
@@ -179,7 +184,7 @@ def loop(case: Case, store: Path, num_updates: int, clock: Callable[[], float], 
     return num_updates / (clock() - began)
 
 
-def torchrl_cql_loop(store: Path, num_updates: int, clock: Callable[[], float]) -> float:
+def torchrl_cql_loop(store: Path, num_updates: int, clock: Clock) -> float:
     """Updates a second of the plain loop with ``torchrl.objectives.DiscreteCQLLoss`` in place of ours."""
     torch.manual_seed(0)
     case = CASES["CQL (32)"]
@@ -218,6 +223,22 @@ def as_tensordict(batch: TransitionBatch) -> TensorDict:
     return TensorDict({**fields, "next": following}, batch_size=[len(batch.action)])
 
 
+def compare_seeds(store: Path, all_num_seeds: list[int], options: argparse.Namespace, clock: Clock) -> None:
+    """What an update of several policies costs against one of one policy."""
+    for name, case in SEED_CASES.items():
+        rates: dict[int, list[float]] = {num_seeds: [] for num_seeds in (1, *all_num_seeds)}
+        for _ in range(options.repeats):
+            for num_seeds, own in rates.items():
+                own.append(fit(case, store, options.updates, clock, num_seeds))
+        medians = {num_seeds: statistics.median(values) for num_seeds, values in rates.items()}
+        several = ", ".join(
+            f"{num_seeds} seeds {median:.0f}/s each, {medians[1] / median:.2f} times the cost of one"
+            for num_seeds, median in medians.items()
+            if num_seeds > 1
+        )
+        sys.stdout.write(f"{name}: 1 seed {medians[1]:.0f}/s, {several}\n")
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -225,6 +246,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -233,6 +255,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         write_random_store(store)
+        if options.seeds:
+            compare_seeds(store, options.seeds, options, clock)
+            return
         for name, case in CASES.items():
             runs: dict[str, Callable[[], float]] = {
                 "plain loop": lambda case=case: loop(case, store, options.updates, clock),
