@@ -23,13 +23,19 @@ SEEDS = (3, 4, 5)
 
 
 def fit(
-    algorithm: type[OfflineRLModule], batch: TensorDict, spec: TaskSpec, seed: int, folder: Path, **options: Any
+    algorithm: type[OfflineRLModule],
+    batch: TensorDict,
+    spec: TaskSpec,
+    seed: int,
+    folder: Path,
+    precision: Any = 32,
+    **options: Any,
 ) -> OfflineRLModule:
     """Six updates on fixed minibatches; a target update falls on the third."""
     policy = algorithm(spec, hidden_sizes=[16, 16], target_update_rate=0.5, target_update_interval=3, **options)
     data = FixedData(spec, batch)
     data.seed = seed
-    trainer(folder, 6).fit(policy, data)
+    trainer(folder, 6, precision=precision).fit(policy, data)
     return policy
 
 
@@ -80,6 +86,19 @@ def test_a_policy_gets_the_same_in_any_company(tmp_path: Path) -> None:
     for other in found[1:]:
         for name in other:
             assert_close(other[name], found[0][name], name)
+
+
+@each_case
+def test_mixed_precision_side_by_side(algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path) -> None:
+    """bf16-mixed and ``vmap`` together: finite, other numbers than in full precision, in which the weights stay."""
+    batch = torch.stack([minibatches_of(algorithm, spec, seed) for seed in SEEDS[:2]], dim=1)
+    half, full = (
+        dict(fit(algorithm, batch, spec, SEEDS[0], tmp_path, precision, num_seeds=2).named_parameters())
+        for precision in ("bf16-mixed", 32)
+    )
+    assert {parameter.dtype for parameter in half.values()} == {torch.float32}
+    assert any(not torch.equal(half[name], full[name]) for name in full)
+    assert all(parameter.isfinite().all() for parameter in half.values())
 
 
 def test_what_is_not_finite_is_named_with_its_seed(tmp_path: Path) -> None:
