@@ -105,7 +105,7 @@ class BCQ(OfflineRLModule):
             return self._constrained(q, logits).argmax(dim=-1)
         inputs = observation.unsqueeze(1), goal_embedding.unsqueeze(1)
         action = self._perturbed(self.perturbation, *inputs, self.autoencoder.sample(*inputs, self.acting_noise))
-        best = self.critic(*inputs, action)[0].argmax(dim=1, keepdim=True)  # the first critic's, shape (B, 1, 1)
+        best = self.critic(*inputs, action, num_members=1)[0].argmax(dim=1, keepdim=True)  # shape (B, 1, 1)
         return action.take_along_dim(best, dim=1).squeeze(1)
 
     # --- discrete actions --------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class BCQ(OfflineRLModule):
             "reconstruction_loss": squared_action_error(reconstruction, batch.action),
             "divergence_loss": self.divergence_weight * standard_normal_divergence(mean, log_deviation),
             "critic_loss": (q - target).square().sum(0),
-            "policy_loss": -self.critic(*inputs, improved, frozen=True)[0].squeeze(-1),
+            "policy_loss": -self.critic(*inputs, improved, frozen=True, num_members=1)[0].squeeze(-1),
         }
 
     def _next_value(self, batch: TransitionBatch, noise: Tensor) -> Tensor:

@@ -96,10 +96,12 @@ def test_continuous_terminated_step_does_not_bootstrap() -> None:
 class SumCritics(nn.Module):
     """Two critics: an action's sum, and three times that."""
 
-    def forward(self, observation: Tensor, goal_embedding: Tensor, action: Tensor) -> Tensor:
-        """Shape (2, ..., 1)."""
+    def forward(
+        self, observation: Tensor, goal_embedding: Tensor, action: Tensor, num_members: int | None = None
+    ) -> Tensor:
+        """Shape (2, ..., 1), or (1, ..., 1) of the first."""
         total = action.sum(-1, keepdim=True)
-        return torch.stack([total, 3 * total])
+        return torch.stack([total, 3 * total])[:num_members]
 
 
 def test_the_next_value_is_that_of_the_best_sampled_action() -> None:
