@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line after ``python -m kalm``; that of this process by default.
 
     Returns:
-        Exit code: 0 done, 2 usage, 3 data or numbers, 4 checkpoint, 5 environment, 130 interrupted.
+        Exit code: 0 done, 2 usage, 3 data or numbers, 4 checkpoint, 5 environment, 130 interrupted, 143 terminated.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])

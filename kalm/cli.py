@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,6 +38,7 @@ from kalm.seed_runs import refuse_occupied, write_seed_runs
 from kalm.types import TaskSpec
 from kalm.usage import usage_error
 
+_TERMINATED = 143
 _NOISE = (
     ".*does not have many workers.*",  # batches are gathered from memory maps; a worker process would only copy them
     ".*`IterableDataset` has `__len__` defined.*",
@@ -62,6 +64,7 @@ def run_verb(verb: str, arguments: list[str]) -> None:
 
     Raises:
         KalmError: For everything a user can mend; its ``exit_code`` says of which kind it is.
+        SystemExit: With code 143 if a SIGTERM ended it before its time.
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
@@ -69,7 +72,11 @@ def run_verb(verb: str, arguments: list[str]) -> None:
         logging.getLogger(name).addFilter(_is_no_chatter)
     # A data class is otherwise taken apart into arguments of its own, which a link cannot set as a whole.
     set_parsing_settings(subclasses_enabled=[TaskSpec], omegaconf_absolute_to_relative_paths=True)
-    KalmCLI([verb, *arguments])
+    try:
+        KalmCLI([verb, *arguments])
+    except SIGTERMException as error:
+        # It is a SystemExit without a code, which means success: a study would take half a training for a whole one.
+        raise SystemExit(_TERMINATED) from error
 
 
 class NumberedConfig(SaveConfigCallback):
