@@ -2,7 +2,8 @@
 
 ``GroundedLLM`` works on vectors: it asks a backbone for the vectors of a prompt, puts those of states, actions and
 text behind them, lets the backbone run over all, and lets it write text. Everything else about a language model
-(weights, tokenizer, quantisation, adapters) stays behind this class. ``TinyBackbone`` is the one for a laptop.
+(weights, tokenizer, quantisation, adapters) stays behind this class. ``TinyBackbone`` is the one for a laptop,
+``HuggingFaceBackbone`` stands for any pretrained causal language model.
 
 Shape letters: B rows, L tokens of a prompt or a text, S new tokens of a row, M remembered tokens, H hidden size,
 V vocabulary.
@@ -12,7 +13,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kalm.llm.key_value_cache import KeyValueCache
@@ -24,10 +28,34 @@ class Backbone(nn.Module, ABC):
     Attributes:
         hidden_size: Numbers in a token's vector, H.
         end_of_text: Id of the token that ends an answer.
+        context_size: Most tokens of a prompt with its rollout and answer; None if there is no limit.
+        token_scale: What the vectors of states and actions are multiplied by, so that they are about as long as those
+            of text; known once the weights are there.
+        reads_any_mask: Whether ``forward`` heeds every attention mask. If not, a row must hold one rollout and
+            nothing in front of its prompt, each token seeing all before it.
     """
 
     hidden_size: int
     end_of_text: int
+    context_size: int | None = None
+    token_scale: float = 1.0
+    reads_any_mask: bool = True
+
+    def load(self, device: torch.device) -> None:
+        """Load pretrained weights to where they will be used; does nothing the second time, or if there are none."""
+
+    def save_adapter(self, folder: Path) -> bool:
+        """Write what was trained as files that other programs read, if there is such a form.
+
+        Returns:
+            Whether anything was written.
+        """
+        return False
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Plain types that say what this is; goes into every checkpoint."""
+        return {"class": type(self).__name__, "frozen": self.frozen_fingerprint}
 
     @abstractmethod
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -170,18 +170,19 @@ def generate(
     record = _Record(starts, limits)
     draws = _draws(codec, seeds, int(limits.max())) if sampling.temperature else None
     rows = np.arange(len(starts))  # the rollout that each row of the reader belongs to
-    observation = torch.from_numpy(starts)
+    observation = torch.from_numpy(starts).to(codec.observation_mean.device)
     for step in range(int(limits.max())):
         hidden = reader.extend(codec.encode_observation(observation))
         if step:
             ended = torch.sigmoid(codec.predict_end(hidden)) >= sampling.end_threshold
-            record.stop(rows[ended.numpy()], "end")
+            record.stop(rows[ended.cpu().numpy()], "end")
         noise = None if draws is None else draws[rows, step]
         action = _choose(codec, hidden, noise, sampling.temperature)
         hidden = reader.extend(codec.encode_action(action))
         next_observation = codec.apply_change(observation, codec.predict_change(hidden))
-        record.add(rows, step, action.numpy(), next_observation.numpy())
-        goal_met = reached(rows, observation.numpy(), action.numpy(), next_observation.numpy())
+        before, taken, after = (tensor.cpu().numpy() for tensor in (observation, action, next_observation))
+        record.add(rows, step, taken, after)
+        goal_met = reached(rows, before, taken, after)
         record.stop(rows[goal_met], "goal")
         record.stop(rows[limits[rows] == step + 1], "limit")
         going = record.is_going(rows)
@@ -230,12 +231,12 @@ def _choose(codec: RolloutCodec, hidden: Tensor, noise: NDArray[Any] | None, tem
     """The next action of each row, int64 of shape (B,) or float of shape (B, A)."""
     prediction = codec.predict_action(hidden)
     if not codec.is_discrete:
-        wanted = prediction if noise is None else prediction + temperature * torch.from_numpy(noise)
+        wanted = prediction if noise is None else prediction + temperature * torch.from_numpy(noise).to(hidden.device)
         return wanted.clamp(-1, 1)
     if noise is None:
         return prediction.argmax(dim=-1)
     cumulative = torch.softmax(prediction.double() / temperature, dim=-1).cumsum(dim=-1)
-    drawn = torch.searchsorted(cumulative, torch.from_numpy(noise)[:, None]).squeeze(-1)
+    drawn = torch.searchsorted(cumulative, torch.from_numpy(noise).to(hidden.device)[:, None]).squeeze(-1)
     return drawn.clamp(max=prediction.shape[-1] - 1)
 
 

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem
-from kalm.errors import DataError
+from kalm.errors import CheckpointError, DataError
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
 from kalm.llm.backbone import Backbone
 from kalm.llm.explanation import write_answers
@@ -54,6 +54,7 @@ class GroundedLLM(LightningModule):
         weight_decay: float = 0.05,
         warmup_steps: int = 50,
         schedule_steps: int = 2000,
+        backbone_learning_rate_scale: float = 1.0,
         next_observation_weight: float = 1.0,
         end_weight: float = 0.3,
         text_weight: float = 1.0,
@@ -72,6 +73,8 @@ class GroundedLLM(LightningModule):
             warmup_steps: Updates in which the learning rate rises from zero.
             schedule_steps: Updates after which it has fallen to zero along a straight line; set it to
                 ``trainer.max_steps``. A number of its own, so that a run stopped early and resumed learns the same.
+            backbone_learning_rate_scale: The backbone's learning rate as a multiple of ``learning_rate``; a pretrained
+                one wants less than encoders and heads that begin at random.
             next_observation_weight: Weight of the next-observation losses; that of actions is 1.
             end_weight: Weight of the end loss.
             text_weight: Weight of the loss of explanations.
@@ -94,6 +97,7 @@ class GroundedLLM(LightningModule):
         self._observation_noise = observation_noise
         self.sampling = Sampling(temperature, end_threshold)
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
+        self._backbone_learning_rate = learning_rate * backbone_learning_rate_scale
         self._warmup_steps, self._schedule_steps = warmup_steps, schedule_steps
         self._loss_weights = {
             "action_loss": 1.0,
@@ -109,6 +113,11 @@ class GroundedLLM(LightningModule):
             data = self._data
             self.codec.set_statistics(data.observation_mean, data.observation_std, data.change_std)
             self.backbone.learn_vocabulary(data.answers)
+
+    def configure_model(self) -> None:
+        """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
+        self.backbone.load(self.device if self._trainer is None else self.trainer.strategy.root_device)
+        self.codec.token_scale = self.backbone.token_scale
 
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """What the tasks ask of the model, in the order of the paper's section 3.1.
@@ -154,14 +163,13 @@ class GroundedLLM(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, no decay on vectors; a straight rise, then a straight fall to zero."""
-        matrices = [p for p in self.parameters() if p.requires_grad and p.dim() > 1]
-        vectors = [p for p in self.parameters() if p.requires_grad and p.dim() < 2]
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": self._weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=self._learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
-        )
+        rates = (self.backbone, self._backbone_learning_rate), (self.codec, self._learning_rate)
+        groups = [
+            {"params": _trained(module, is_matrix), "lr": rate, "weight_decay": self._weight_decay * is_matrix}
+            for is_matrix in (True, False)
+            for module, rate in rates
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self._learning_rate, betas=(0.9, 0.98), fused=True)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"},
@@ -191,15 +199,27 @@ class GroundedLLM(LightningModule):
     @torch.inference_mode()
     def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION) -> list[str]:
         """Say in words which instruction each rollout follows."""
-        return write_answers(
-            self.backbone, self.codec, batch_rollouts(rollouts, [prompt] * len(rollouts), GroundingTask.EXPLANATION)
-        )
+        batch = batch_rollouts(rollouts, [prompt] * len(rollouts), GroundingTask.EXPLANATION)
+        return write_answers(self.backbone, self.codec, self.transfer_batch_to_device(batch, self.device, 0))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the weights belong to: those that are frozen are not in the checkpoint."""
+        checkpoint["backbone"] = self.backbone.description
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that were trained on top of others."""
+        found, expected = checkpoint.get("backbone", {}).get("frozen"), self.backbone.frozen_fingerprint
+        if found not in (None, expected):
+            raise CheckpointError(
+                f"the checkpoint was trained on other frozen weights: {found} -> {expected}. Give the model "
+                "and revision that it was grounded on, and the same tuning"
+            )
 
     def provenance(self) -> dict[str, Any]:
         """Plain JSON types that say what imagines: hashes of weights and prompts, and how actions are drawn."""
         digest = hashlib.sha256(self.backbone.frozen_fingerprint.encode())
         for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(name.encode() + tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
         return {
             "model_sha256": digest.hexdigest(),
             "prompts_sha256": prompts_hash(),
@@ -246,3 +266,8 @@ class GroundedLLM(LightningModule):
             metrics["imagine/train/action_match"] = (action.argmax(dim=-1) == batch.action).float()
         means = {name: values.mean() for name, values in metrics.items()}
         self.log_dict(means, on_epoch=True, batch_size=len(batch.action), add_dataloader_idx=False)
+
+
+def _trained(module: nn.Module, is_matrix: bool) -> list[nn.Parameter]:
+    """Parameters that are trained: those with two dimensions or more, or the others."""
+    return [p for p in module.parameters() if p.requires_grad and (p.dim() > 1) == is_matrix]

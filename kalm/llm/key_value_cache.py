@@ -17,7 +17,13 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, num_layers: int, num_heads: int, head_size: int, prompt_mask: Tensor, max_new_tokens: int
+        self,
+        num_layers: int,
+        num_heads: int,
+        head_size: int,
+        prompt_mask: Tensor,
+        max_new_tokens: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Allocate room; the prompts come in by the first ``extend``.
 
@@ -27,14 +33,20 @@ class KeyValueCache:
             head_size: Numbers a head, D.
             prompt_mask: True at the real tokens of each prompt, bool of shape (B, L).
             max_new_tokens: Tokens that each row may add to its prompt.
+            dtype: Kind of number that keys and values are kept as.
         """
         num_rows, prompt_size = prompt_mask.shape
         shape = num_layers, num_rows, num_heads, prompt_size + max_new_tokens, head_size
-        self._keys = torch.zeros(shape, device=prompt_mask.device)
-        self._values = torch.zeros(shape, device=prompt_mask.device)
+        self._keys = torch.zeros(shape, device=prompt_mask.device, dtype=dtype)
+        self._values = torch.zeros(shape, device=prompt_mask.device, dtype=dtype)
         self._prompt_mask = prompt_mask
         self._prompt_lengths = prompt_mask.sum(dim=1)
         self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Remembered tokens of a row, M, padding of its prompt included."""
+        return self._size
 
     def positions(self, num_tokens: int) -> Tensor:
         """Positions of the next tokens, int64 of shape (B, S); padding of a prompt takes up none."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kalm.types import TaskSpec
 
-_TOKEN_STD = 0.5  # about the size of what the other encoders yield, so that no kind of token drowns another
+TOKEN_STD = 0.5  # about the size of what the other encoders yield, so that no kind of token drowns another
 
 
 class RolloutCodec(nn.Module):
@@ -21,6 +21,9 @@ class RolloutCodec(nn.Module):
 
     A next observation is predicted as its change, in units of the spread of changes: most numbers hardly move in one
     step, and an absolute prediction would spend itself on repeating them.
+
+    Attributes:
+        token_scale: Multiplies the vectors of states and actions; a pretrained model's embeddings are short.
     """
 
     def __init__(self, spec: TaskSpec, hidden_size: int, inner_size: int) -> None:
@@ -43,7 +46,7 @@ class RolloutCodec(nn.Module):
         self.action_encoder: nn.Module
         if spec.is_discrete:
             self.action_encoder = nn.Embedding(spec.action_size, hidden_size)
-            nn.init.normal_(self.action_encoder.weight, std=_TOKEN_STD)
+            nn.init.normal_(self.action_encoder.weight, std=TOKEN_STD)
         else:
             self.action_encoder = nn.Sequential(
                 nn.Linear(spec.action_size, inner_size), nn.SiLU(), nn.Linear(inner_size, hidden_size)
@@ -59,6 +62,7 @@ class RolloutCodec(nn.Module):
         self.register_buffer("observation_mean", torch.zeros(spec.observation_size))
         self.register_buffer("observation_std", torch.ones(spec.observation_size))
         self.register_buffer("change_std", torch.ones(spec.observation_size))
+        self.token_scale = 1.0
 
     def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
         """Take the statistics of the training data, each of shape (O,); no standard deviation may be zero."""
@@ -68,11 +72,12 @@ class RolloutCodec(nn.Module):
 
     def encode_observation(self, observation: Tensor) -> Tensor:
         """Vectors of state tokens, from (..., O) to (..., H)."""
-        return self.observation_encoder((observation - self.observation_mean) / self.observation_std)
+        normalised = (observation - self.observation_mean) / self.observation_std
+        return self.token_scale * self.observation_encoder(normalised)
 
     def encode_action(self, action: Tensor) -> Tensor:
         """Vectors of action tokens, from (...) or (..., A) to (..., H)."""
-        return self.action_encoder(action)
+        return self.token_scale * self.action_encoder(action)
 
     def predict_action(self, hidden: Tensor) -> Tensor:
         """Scores of all actions, or the action itself where it is continuous: from (..., H) to (..., A)."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kalm.data.grounding_batch import GroundingBatch
+from kalm.errors import DataError
 from kalm.llm.backbone import Backbone
 from kalm.llm.packing import pack
 from kalm.llm.rollout_codec import RolloutCodec
@@ -48,8 +49,12 @@ def read_rollouts(
         row_size: Columns of a row; changes the work, not the result.
     """
     text, text_lengths = _text(backbone, batch)
+    if not backbone.reads_any_mask:
+        batch, row_size = _with_a_prompt_each(batch), 1
     prompts, prompt_mask = backbone.embed_prompts(batch.prompts)
-    packing = pack(prompt_mask.sum(dim=1), batch.prompt_of_rollout, batch.lengths, text_lengths, row_size)
+    prompt_lengths = prompt_mask.sum(dim=1)
+    _require_room(backbone, prompt_lengths[batch.prompt_of_rollout] + 2 * batch.lengths + 1 + text_lengths)
+    packing = pack(prompt_lengths, batch.prompt_of_rollout, batch.lengths, text_lengths, row_size)
     observations = codec.encode_observation(torch.cat([batch.observation, batch.final_observation]))
     vectors = [prompts[prompt_mask], observations, codec.encode_action(batch.action), backbone.embed_tokens(text)]
     slots = [packing.prompt_slot, packing.observation_slot, packing.final_slot, packing.action_slot, packing.text_slot]
@@ -67,6 +72,22 @@ def read_rollouts(
         text=hidden[before_text],
         text_target=torch.cat([text, ends]),
     )
+
+
+def _with_a_prompt_each(batch: GroundingBatch) -> GroundingBatch:
+    """Rollouts that share a prompt get a copy each, and so a row each."""
+    shared = batch.prompt_of_rollout
+    prompts = [batch.prompts[prompt] for prompt in shared.tolist()]
+    return batch._replace(prompts=prompts, prompt_of_rollout=torch.arange(len(prompts), device=shared.device))
+
+
+def _require_room(backbone: Backbone, num_tokens: Tensor) -> None:
+    """Refuse a rollout, its prompt and its answer that are together longer than the model reads, shape (R,)."""
+    if backbone.context_size is not None and int(num_tokens.max()) > backbone.context_size:
+        raise DataError(
+            f"a rollout with its prompt and answer has {int(num_tokens.max())} tokens; the model reads at most "
+            f"{backbone.context_size}. Collect shorter rollouts, or choose a model with a longer context"
+        )
 
 
 def _text(backbone: Backbone, batch: GroundingBatch) -> tuple[Tensor, Tensor]:
