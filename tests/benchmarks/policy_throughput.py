@@ -1,12 +1,11 @@
 """Updates a second of the policy algorithms through Lightning, against a plain PyTorch loop of the same maths.
 
-    python tests/benchmarks/policy_throughput.py [--threads 2] [--repeats 5] [--clock wall] [--seeds 3 5]
+    python -m tests.benchmarks.policy_throughput [--threads 2] [--repeats 5] [--clock wall] [--seeds 3 5]
 
-The network, the batch and the data have CLEVR-Robot's sizes: 10 + 384 inputs, two layers of 256, 40 actions. The plain
-loop holds the transitions in tensors, draws rows at random and runs the same loss functions and the same optimizer.
-"Lightning" is everything that ``kalm fit`` does for an update: drawing from the store, the training step, the check for
-values that are not finite, logging. Repeats alternate, and medians are compared, because machines drift. Measure with
-``--clock cpu --threads 1`` where other work shares the machine.
+The cases are those of throughput_cases.py. The plain loop holds the transitions in tensors, draws rows at random and
+runs the same loss functions, the same optimizer and the same target updates. "Lightning" is everything that ``kalm
+fit`` does for an update, see lightning_throughput.py. The two alternate, and medians are compared, because machines
+drift. Measure with ``--clock cpu --threads 1`` where other work shares the machine.
 
 With ``--seeds`` it measures instead what several policies side by side (``num_seeds``) cost against one.
 """
@@ -14,21 +13,14 @@ With ``--seeds`` it measures instead what several policies side by side (``num_s
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
 import sys
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
@@ -36,114 +28,17 @@ from torchrl.modules import QValueActor
 from torchrl.objectives import DiscreteCQLLoss
 
 from kalm.data.policy_data import PolicyData
-from kalm.data.rollout import Rollout
-from kalm.data.writer import RolloutStoreWriter
-from kalm.envs.clevr_robot import ClevrRobot
-from kalm.loggers import MetricsFileLogger, RunTensorBoardLogger
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
 from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import GoalSplit, Source
-from tests.word_encoder import WordEncoder
+from tests.benchmarks.lightning_throughput import CLOCKS, Clock, fit, num_updates_in, quieten
+from tests.benchmarks.throughput_cases import CASES, Case, policy_data, write_random_store
 
-Clock = Callable[[], float]
-
-UPDATES_PER_STEP = 20
-NUM_ROLLOUTS = 2000
-EMBEDDING_SIZE = 384
-
-
-@dataclass(frozen=True)
-class Case:
-    """One algorithm as the paper runs it."""
-
-    algorithm: Callable[..., OfflineRLModule]
-    batch_size: int
-
-
-CASES = {"BC (100)": Case(BC, 100), "CQL (32)": Case(CQL, 32)}
-SEED_CASES = {"BC (100)": Case(BC, 100), "CQL (100)": Case(CQL, 100)}
-
-
-def write_random_store(path: Path) -> None:
-    """Rollouts of CLEVR-Robot's sizes with random numbers in them: speed does not depend on what they say."""
-    domain, random = ClevrRobot(), np.random.default_rng(0)
-    goals = domain.instructed_goals(GoalSplit.TRAIN)
-    store = RolloutStoreWriter(
-        path, domain.name, domain.observation_space, domain.action_space, domain.plausibility_flags, {}
-    )
-    low, high = domain.observation_space.low, domain.observation_space.high
-    rollouts = []
-    for index in range(NUM_ROLLOUTS):
-        num_steps = int(random.integers(3, 10))
-        instructed = goals[index % len(goals)]
-        ends = np.arange(num_steps) == num_steps - 1
-        rollout = Rollout(
-            goal=instructed.goal.to_json(),
-            instruction=instructed.instruction,
-            goal_split=GoalSplit.TRAIN,
-            source=Source.REAL,
-            observations=random.uniform(low, high, (num_steps + 1, len(low))).astype(np.float32),
-            actions=random.integers(0, 40, num_steps),
-            rewards=random.normal(size=num_steps).astype(np.float32),
-            terminated=ends,
-            truncated=np.zeros(num_steps, dtype=np.bool_),
-            is_success=True,
-            violations=dict.fromkeys(domain.plausibility_flags, 0),
-        )
-        rollouts.append(rollout)
-    store.append("all", rollouts)
-    store.finish()
-
-
-def policy_data(path: Path, case: Case) -> PolicyData:
-    """The data module on the random store."""
-    return PolicyData(
-        ClevrRobot(),
-        WordEncoder(EMBEDDING_SIZE),
-        str(path),
-        batch_size=case.batch_size,
-        updates_per_step=UPDATES_PER_STEP,
-    )
-
-
-class Stopwatch(Callback):
-    """Seconds between the first training step and the end, without the set-up."""
-
-    def __init__(self, clock: Clock) -> None:
-        """Measure with ``clock``."""
-        self.clock = clock
-        self.began = self.seconds = 0.0
-
-    def on_train_start(self, *args: Any) -> None:
-        """Start."""
-        self.began = self.clock()
-
-    def on_train_end(self, *args: Any) -> None:
-        """Stop."""
-        self.seconds = self.clock() - self.began
-
-
-def fit(case: Case, store: Path, num_updates: int, clock: Clock, num_seeds: int = 1) -> float:
-    """Updates a second through Lightning, each of all policies, with the loggers that the command line uses."""
-    torch.manual_seed(0)
-    data = policy_data(store, case)
-    stopwatch = Stopwatch(clock)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            max_steps=num_updates,
-            callbacks=[stopwatch],
-            logger=[RunTensorBoardLogger(folder), MetricsFileLogger(f"{folder}/metrics.csv")],
-            default_root_dir=folder,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(case.algorithm(data.spec, num_seeds=num_seeds), data)
-    return num_updates / stopwatch.seconds
+SEED_CASES = {
+    "discrete BC (100)": CASES["discrete BC (100)"],
+    "discrete CQL (100)": Case(CQL, 100, is_discrete=True),
+}
 
 
 def random_batches(data: PolicyData, policy: OfflineRLModule, batch_size: int) -> Iterator[TransitionBatch]:
@@ -176,18 +71,28 @@ def loop(case: Case, store: Path, num_updates: int, clock: Clock, **options: Any
     batches = random_batches(data, policy, case.batch_size)
     next(batches)
     began = clock()
-    for _ in range(num_updates):
+    for number in range(num_updates):
+        policy.begin_update(number)
         loss = torch.stack(list(policy.losses(next(batches)).values())).sum(0).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        follow(policy, number)
     return num_updates / (clock() - began)
+
+
+@torch.no_grad()
+def follow(policy: OfflineRLModule, number: int) -> None:
+    """Let the targets follow their networks."""
+    if (number + 1) % policy.target_update_interval == 0:
+        for target, network in policy.targets:
+            torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), policy.target_update_rate)
 
 
 def torchrl_cql_loop(store: Path, num_updates: int, clock: Clock) -> float:
     """Updates a second of the plain loop with ``torchrl.objectives.DiscreteCQLLoss`` in place of ours."""
     torch.manual_seed(0)
-    case = CASES["CQL (32)"]
+    case = CASES["discrete CQL (32)"]
     data = policy_data(store, case)
     policy = CQL(data.spec)
     module = TensorDictModule(policy.critic, in_keys=["observation", "goal_embedding"], out_keys=["action_value"])
@@ -239,40 +144,52 @@ def compare_seeds(store: Path, all_num_seeds: list[int], options: argparse.Names
         sys.stdout.write(f"{name}: 1 seed {medians[1]:.0f}/s, {several}\n")
 
 
+def compare_loops(name: str, case: Case, store: Path, options: argparse.Namespace) -> None:
+    """Measure one case and print its line of the table."""
+    clock = CLOCKS[options.clock]
+    runs: dict[str, Callable[[int], float]] = {
+        "plain": lambda num_updates: loop(case, store, num_updates, clock),
+        "Lightning": lambda num_updates: fit(case, store, num_updates, clock),
+    }
+    if case.algorithm is CQL and case.is_discrete:
+        runs["torchrl"] = lambda num_updates: torchrl_cql_loop(store, num_updates, clock)
+    num_updates = num_updates_in(loop(case, store, num_updates_in(1.0, 20.0), clock), options.seconds)
+    rates: dict[str, list[float]] = {label: [] for label in runs}
+    for _ in range(options.repeats):
+        for label, run in runs.items():
+            rates[label].append(run(num_updates))
+    medians = {label: statistics.median(values) for label, values in rates.items()}
+    overhead = medians["plain"] / medians["Lightning"] - 1
+    torchrl = f"{medians['torchrl']:.0f}" if "torchrl" in medians else "-"
+    sys.stdout.write(f"| {name} | {medians['plain']:.0f} | {medians['Lightning']:.0f} | {overhead:.1%} | {torchrl} |\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=2000)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--seconds", type=float, default=2.0, help="How long each loop runs in a repeat.")
+    parser.add_argument("--updates", type=int, default=2000, help="With --seeds: updates of each run.")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--seeds", type=int, nargs="+", default=[])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    quieten()
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "store"
-        write_random_store(store)
+        for is_discrete in (False, True):
+            write_random_store(Path(folder) / Case(BC, 1, is_discrete).data_name, is_discrete)
         if options.seeds:
-            compare_seeds(store, options.seeds, options, clock)
+            compare_seeds(Path(folder) / "discrete", options.seeds, options, CLOCKS[options.clock])
             return
-        for name, case in CASES.items():
-            runs: dict[str, Callable[[], float]] = {
-                "plain loop": lambda case=case: loop(case, store, options.updates, clock),
-                "Lightning": lambda case=case: fit(case, store, options.updates, clock),
-            }
-            if case.algorithm is CQL:
-                runs["plain loop, torchrl loss"] = lambda: torchrl_cql_loop(store, options.updates, clock)
-            rates: dict[str, list[float]] = {label: [] for label in runs}
-            for _ in range(options.repeats):
-                for label, run in runs.items():
-                    rates[label].append(run())
-            medians = {label: statistics.median(values) for label, values in rates.items()}
-            text = ", ".join(f"{label} {median:.0f}/s" for label, median in medians.items())
-            overhead = medians["plain loop"] / medians["Lightning"] - 1
-            sys.stdout.write(f"{name}: {text}; overhead of Lightning {overhead:.1%}\n")
+        sys.stdout.write(
+            "| algorithm (batch) | plain loop | Lightning | overhead | plain loop, torchrl loss |\n"
+            "|---|---|---|---|---|\n"
+        )
+        for name in options.cases:
+            compare_loops(name, CASES[name], Path(folder) / CASES[name].data_name, options)
 
 
 if __name__ == "__main__":
