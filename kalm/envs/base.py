@@ -56,7 +56,8 @@ class Domain(ABC):
         observation_space: Flat box of shape (O,).
         action_space: ``Discrete(A)``, or a box of shape (A,).
         plausibility_flags: Names of the ways in which a transition can be implausible.
-        terminal_reward: Reward that the last transition of a successful stored rollout gets in place of its own.
+        terminal_reward: Reward that the last transition of a successful stored rollout gets in place of its own; None
+            where ``reward`` itself pays for success, so that stored and simulated rewards are the same.
     """
 
     name: ClassVar[str]
@@ -64,7 +65,7 @@ class Domain(ABC):
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Discrete | gym.spaces.Box
     plausibility_flags: ClassVar[tuple[str, ...]]
-    terminal_reward: ClassVar[float]
+    terminal_reward: ClassVar[float | None]
 
     # --- goals ------------------------------------------------------------------------------------------------------
 
@@ -126,6 +127,18 @@ class Domain(ABC):
     ) -> dict[str, BoolArray]:
         """One flag a transition for each of ``plausibility_flags``, shape (...); True marks a violation."""
 
+    def next_sub_goal(self, goal: Goal, observation: FloatArray) -> Goal | None:
+        """Which part of ``goal`` to pursue next, a goal of the splits train or easy; None unless a domain names parts.
+
+        Args:
+            goal: The whole goal.
+            observation: Where things stand, shape (O,).
+
+        Returns:
+            None as well where all parts hold.
+        """
+        return None
+
     # --- the simulator ----------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -176,7 +189,7 @@ class Domain(ABC):
         """Turn observations and actions into a rollout with the domain's own rewards and verdicts.
 
         The rollout is cut after the first step at which the goal holds; that step is ``terminated`` and earns
-        ``terminal_reward``. A rollout that never meets its goal is ``truncated`` at its last step.
+        ``terminal_reward``, if there is one. A rollout that never meets its goal is ``truncated`` at its last step.
 
         Args:
             instructed: Goal and sentence the rollout was made for.
@@ -196,7 +209,8 @@ class Domain(ABC):
         terminated = np.zeros(num_steps, dtype=np.bool_)
         truncated = np.zeros(num_steps, dtype=np.bool_)
         if is_success:
-            rewards[-1] = self.terminal_reward
+            if self.terminal_reward is not None:
+                rewards[-1] = self.terminal_reward
             terminated[-1] = True
         elif num_steps:
             truncated[-1] = True

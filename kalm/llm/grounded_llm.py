@@ -31,6 +31,7 @@ from kalm.data.work_item import WorkItem
 from kalm.errors import CheckpointError, DataError
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
 from kalm.llm.backbone import Backbone
+from kalm.llm.chained_imagination import imagine_chained
 from kalm.llm.explanation import write_answers
 from kalm.llm.generation import Sampling, imagine
 from kalm.llm.losses import action_loss, change_loss, end_loss, text_loss
@@ -61,6 +62,7 @@ class GroundedLLM(LightningModule):
         observation_noise: float = 0.0,
         temperature: float = 0.0,
         end_threshold: float = 1.0,
+        chain_sub_goals: bool = False,
     ) -> None:
         """Build it; data and the weights of a frozen encoder are not touched yet.
 
@@ -85,6 +87,8 @@ class GroundedLLM(LightningModule):
                 actions in the data.
             end_threshold: Probability of the end at which an imagined rollout stops without having met its goal. 1 goes
                 on until the domain's rule or the step limit ends it, which meets more goals.
+            chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another
+                (``chained_imagination.py``); the paper imagines them whole.
         """
         super().__init__()
         if not 0 <= warmup_steps < schedule_steps:
@@ -96,6 +100,7 @@ class GroundedLLM(LightningModule):
         self.codec = RolloutCodec(spec, backbone.hidden_size, inner_size)
         self._observation_noise = observation_noise
         self.sampling = Sampling(temperature, end_threshold)
+        self.chain_sub_goals = chain_sub_goals
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
         self._backbone_learning_rate = learning_rate * backbone_learning_rate_scale
         self._warmup_steps, self._schedule_steps = warmup_steps, schedule_steps
@@ -194,7 +199,8 @@ class GroundedLLM(LightningModule):
     @torch.inference_mode()
     def predict_step(self, batch: Sequence[WorkItem], batch_index: int) -> list[Rollout]:
         """Imagine one rollout for each work item, labelled by the domain's own rules."""
-        return imagine(self.backbone, self.codec, self._data.domain, batch, self.sampling)
+        how = imagine_chained if self.chain_sub_goals else imagine
+        return how(self.backbone, self.codec, self._data.domain, batch, self.sampling)
 
     @torch.inference_mode()
     def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION) -> list[str]:
@@ -225,6 +231,7 @@ class GroundedLLM(LightningModule):
             "prompts_sha256": prompts_hash(),
             "temperature": self.sampling.temperature,
             "end_threshold": self.sampling.end_threshold,
+            "chain_sub_goals": self.chain_sub_goals,
         }
 
     @property

@@ -16,6 +16,7 @@ from kalm.envs.clevr_robot.instructions import explains, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, OBSERVATION_SIZE
 from kalm.envs.clevr_robot.plausibility import violations
 from kalm.envs.clevr_robot.relabellings import ball_permutations
+from kalm.envs.clevr_robot.sub_goals import next_sub_goal
 from kalm.envs.relabelling import Relabelling
 from kalm.types import GoalSplit
 
@@ -75,6 +76,9 @@ class ClevrRobot(Domain):
         self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray
     ) -> dict[str, BoolArray]:
         return violations(observation, action, next_observation)
+
+    def next_sub_goal(self, goal: Goal, observation: FloatArray) -> ClevrRobotGoal | None:  # noqa: D102
+        return next_sub_goal(_ours(goal), observation)
 
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> gym.vector.VectorEnv:  # noqa: D102
         from kalm.envs.clevr_robot.vector_env import ClevrRobotVectorEnv  # brings MuJoCo
