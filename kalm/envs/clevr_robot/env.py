@@ -13,7 +13,7 @@ from kalm.envs.clevr_robot.domain import ClevrRobot
 from kalm.envs.clevr_robot.episode import start_episode
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, OBSERVATION_SIZE
 from kalm.envs.clevr_robot.physics import ClevrRobotPhysics
-from kalm.envs.clevr_robot.scene_renderer import SceneRenderer
+from kalm.envs.scene_renderer import SceneRenderer
 
 Observation = NDArray[np.float64]
 

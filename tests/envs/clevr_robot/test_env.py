@@ -184,7 +184,7 @@ def test_rendered_view_shows_the_balls_where_gl_exists() -> None:
 
 def test_no_gl_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no context can be made, the message names MUJOCO_GL and the picture that needs no GL."""
-    from kalm.envs.clevr_robot import scene_renderer
+    from kalm.envs import scene_renderer
 
     def fail(size: int) -> None:
         raise RuntimeError("no display")

@@ -1,4 +1,4 @@
-"""Pictures of the simulated scene from above, rendered by MuJoCo where GL exists."""
+"""Pictures of a simulated scene, rendered by MuJoCo where GL exists."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from kalm.errors import SimulatorError
 
 
 class SceneRenderer:
-    """Renders simulator states with MuJoCo, from the camera above the table."""
+    """Renders simulator states with MuJoCo, from one of the world's cameras."""
 
-    def __init__(self, model: mujoco.MjModel, size: int) -> None:
+    def __init__(self, model: mujoco.MjModel, size: int, camera: str = "top") -> None:
         """Make a GL context; it belongs to the thread that makes it.
 
         Args:
             model: The compiled world.
             size: Pixels along each side of a picture, at most 1024.
+            camera: Name of a camera of the world.
 
         Raises:
             SimulatorError: If no GL context can be made here.
@@ -30,11 +31,11 @@ class SceneRenderer:
         self._model = model
         self._data = mujoco.MjData(model)
         self._viewport = mujoco.MjrRect(0, 0, size, size)
-        self._scene = mujoco.MjvScene(model, maxgeom=100)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._options = mujoco.MjvOption()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = model.camera("top").id
+        self._camera.fixedcamid = model.camera(camera).id
         try:
             self._gl_context = _make_gl_context(size)
             self._gl_context.make_current()
@@ -43,7 +44,7 @@ class SceneRenderer:
             raise SimulatorError(
                 f"no GL context could be made ({type(error).__name__}, MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}); "
                 "set MUJOCO_GL=egl with a GPU or Mesa's libegl1, or MUJOCO_GL=osmesa with libosmesa6, and start again; "
-                "ClevrRobot.draw needs no GL"
+                "Domain.draw needs no GL"
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         # At exit GL is gone before objects are, so free the context before.
@@ -53,9 +54,13 @@ class SceneRenderer:
         """Picture of the world at ``positions`` (MuJoCo's ``qpos``), with the instruction on top."""
         self._data.qpos[:] = positions
         mujoco.mj_forward(self._model, self._data)
+        return self.render_data(self._model, self._data, instruction)
+
+    def render_data(self, model: mujoco.MjModel, data: mujoco.MjData, instruction: str = "") -> Picture:
+        """Picture of what a simulator of the same world holds now, with the instruction on top."""
         self._gl_context.make_current()
         every_kind = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self._model, self._data, self._options, None, self._camera, every_kind, self._scene)
+        mujoco.mjv_updateScene(model, data, self._options, None, self._camera, every_kind, self._scene)
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         picture = np.empty((self._viewport.height, self._viewport.width, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(picture, None, self._viewport, self._context)

@@ -1,0 +1,131 @@
+"""Derives the plausibility limits from real transitions.
+
+    python -m kalm.envs.metaworld.measure_limits
+
+runs the experts of all tasks with little and with much noise, and random actions, and writes ``limits.json``. It takes
+about two minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm.data.rollout import Rollout
+from kalm.envs.base import InstructedGoal
+from kalm.envs.metaworld.collection import run_experts
+from kalm.envs.metaworld.domain import MetaWorld
+from kalm.envs.metaworld.instructions import first_instructions
+from kalm.envs.metaworld.layout import (
+    ENTITIES,
+    HAND,
+    MOVABLE,
+    OPENING,
+    TARGET,
+    FloatArray,
+    finger_tips,
+    is_present,
+    position,
+    quaternion,
+)
+from kalm.envs.metaworld.plausibility import PATH, EntityLimits, PlausibilityLimits
+from kalm.types import GoalSplit
+
+# Shapes: N transitions.
+TAIL = 0.0005  # share of real values beyond a limit, before the margin
+MARGIN = 0.05  # by which a limit is moved outwards, as a share of the range or of the limit
+ROUNDING_SLACK = 1e-3  # metres and quaternion units: what standing still may look like after storage or a network
+HORIZON = 200  # long enough to see the second stages of the composed tasks
+NOISE = {0.1: 30, 0.5: 20, 2.0: 10}  # rollouts a task for each standard deviation; 2 is nearly random
+FAR = 0.15  # metres from the finger tips at which nothing is held
+SEED = 7
+
+
+def real_transitions(rollouts_of_noise: dict[float, int], seed: int) -> tuple[FloatArray, NDArray[Any], FloatArray]:
+    """Transitions of the experts in all tasks.
+
+    Args:
+        rollouts_of_noise: Rollouts a task for each standard deviation of the action noise.
+        seed: Seed of all.
+
+    Returns:
+        Observations (N, 91), actions (N, 4), next observations (N, 91).
+    """
+    domain = MetaWorld(horizon=HORIZON)
+    rollouts: list[Rollout] = []
+    for noise, count in rollouts_of_noise.items():
+        goals = [
+            InstructedGoal(goal, sentence, GoalSplit.TRAIN)
+            for goal, sentence in first_instructions().items()
+            for _ in range(count)
+        ]
+        rollouts += run_experts(domain, goals, seed, range(len(goals)), noise)
+    before, after = [r.observations[:-1] for r in rollouts], [r.observations[1:] for r in rollouts]
+    return np.concatenate(before), np.concatenate([r.actions for r in rollouts]), np.concatenate(after)
+
+
+def derive_limits(before: FloatArray, after: FloatArray) -> PlausibilityLimits:
+    """Limits that all but about ``TAIL`` of real transitions keep, moved outwards by ``MARGIN``.
+
+    Args:
+        before: Observations, shape (N, 91).
+        after: Next observations, shape (N, 91).
+    """
+    hand_low, hand_high = _box(after[:, HAND])
+    target_low, target_high = _box(after[:, TARGET])
+    (opening_low,), (opening_high,) = _box(after[:, [OPENING]])
+    return PlausibilityLimits(
+        hand_low=hand_low,
+        hand_high=hand_high,
+        target_low=target_low,
+        target_high=target_high,
+        opening_low=opening_low,
+        opening_high=opening_high,
+        max_hand_move=_limit(np.linalg.norm(after[:, HAND] - before[:, HAND], axis=-1)),
+        max_opening_change=_limit(np.abs(after[:, OPENING] - before[:, OPENING])),
+        max_target_move=_limit(np.linalg.norm(after[:, TARGET] - before[:, TARGET], axis=-1)),
+        entities={entity: _entity_limits(before, after, entity) for entity in ENTITIES},
+    )
+
+
+def _entity_limits(before: FloatArray, after: FloatArray, entity: str) -> EntityLimits:
+    there = is_present(after, entity)
+    before, after = before[there], after[there]
+    place = position(after, entity)
+    low, high = _box(place)
+    resting_height, held_distance = high[2], 0.0
+    if entity in MOVABLE:
+        tip_distance = np.linalg.norm(place - finger_tips(after), axis=-1)
+        resting_height = _round(float(np.quantile(place[tip_distance > FAR, 2], 1 - 2 * TAIL)) + 0.01)
+        held_distance = _limit(tip_distance[place[:, 2] > resting_height])
+    return EntityLimits(
+        low=low,
+        high=high,
+        max_move=_limit(np.linalg.norm(place - position(before, entity), axis=-1)),
+        max_turn=_limit(np.linalg.norm(quaternion(after, entity) - quaternion(before, entity), axis=-1)),
+        resting_height=resting_height,
+        held_distance=held_distance,
+    )
+
+
+def _box(values: FloatArray) -> tuple[Any, Any]:
+    low, high = np.quantile(values, (TAIL, 1 - TAIL), axis=0)
+    margin = MARGIN * (high - low) + ROUNDING_SLACK
+    return tuple(map(_round, low - margin)), tuple(map(_round, high + margin))
+
+
+def _limit(values: FloatArray) -> float:
+    return _round(float(np.quantile(values, 1 - TAIL)) * (1 + MARGIN) + ROUNDING_SLACK)
+
+
+def _round(value: float) -> float:
+    return round(float(value), 4)
+
+
+if __name__ == "__main__":
+    first, _, second = real_transitions(NOISE, SEED)
+    PATH.write_text(json.dumps(asdict(derive_limits(first, second)), indent=1) + "\n", encoding="utf-8")
