@@ -192,6 +192,6 @@ def test_no_gl_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(scene_renderer, "_make_gl_context", fail)
     env = ClevrRobotEnv(render_mode="rgb_array")
     env.reset(seed=0)
-    with pytest.raises(SimulatorError, match=r"MUJOCO_GL.*ClevrRobot\.draw"):
+    with pytest.raises(SimulatorError, match=r"MUJOCO_GL.*Domain\.draw"):
         env.render()
     env.close()
