@@ -20,6 +20,7 @@ _VERBS = {
     "validate": ("kalm.cli", "evaluate a checkpoint on the validation episodes"),
     "test": ("kalm.cli", "evaluate a checkpoint on the test episodes of every goal split"),
     "run": ("kalm.run", "run a whole study: every stage in order, skipping what is done, then the report"),
+    "export": ("kalm.verbs", "merge a grounded language model and save it as a plain Hugging Face folder"),
     "report": ("kalm.verbs", "make tables and plots of what runs have written"),
     "doctor": ("kalm.doctor", "check versions, GPU, rendering, disk, and clashes with other packages"),
 }

@@ -1,6 +1,9 @@
-"""The verbs ``collect`` and ``report``: thin doors to ``kalm.data.collect`` and ``kalm.report``."""
+"""The verbs ``collect``, ``export`` and ``report``: thin doors to the modules that do the work."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
@@ -8,16 +11,16 @@ from rich.console import Console
 
 from kalm.envs.base import Domain
 from kalm.errors import KalmError
-from kalm.run_folder import run_folder
+from kalm.run_folder import find_checkpoint, run_folder
 from kalm.study import load_study
 from kalm.usage import usage_error
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Run ``collect`` or ``report``.
+    """Run ``collect``, ``export`` or ``report``.
 
     Args:
-        verb: Which of the two.
+        verb: Which of them.
         arguments: What follows the verb on the command line.
 
     Returns:
@@ -25,6 +28,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     """
     if verb == "collect":
         return _collect(_parse(_collect_parser(), arguments))
+    if verb == "export":
+        return _export(_parse(_export_parser(), arguments))
     return _report(_parse(_report_parser(), arguments))
 
 
@@ -67,6 +72,32 @@ def _collect(config: Namespace) -> int:
         markup=False,
         soft_wrap=True,
     )
+    return 0
+
+
+def _export_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m kalm export",
+        description="Merge what grounding taught a pretrained model into its weights; write a Hugging Face folder.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of grounding, or its run folder.")
+    parser.add_argument("--output", type=str, required=True, help="Folder to write; empty or absent.")
+    parser.add_argument(
+        "--model", type=str | None, default=None, help="Where the pretrained model lies now, if it has moved."
+    )
+    parser.add_argument(
+        "--dtype", type=Literal["bfloat16", "float16", "float32"], default="bfloat16", help="Kind of number to save."
+    )
+    return parser
+
+
+def _export(config: Namespace) -> int:
+    from kalm.llm.export import export_model  # brings torch and transformers
+
+    export_model(find_checkpoint(config.ckpt_path, Path()), Path(config.output), config.model, config.dtype)
+    Console().print(f"{config.output}: a plain Hugging Face model", markup=False, soft_wrap=True)
     return 0
 
 

@@ -32,7 +32,9 @@ def printed_config(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["collect", "--help"], ["run", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["collect", "--help"], ["run", "--help"], ["report", "--help"], ["export", "--help"]]
+)
 def test_help_needs_no_heavy_import(arguments: list[str]) -> None:
     """What makes --help slow is torch and its friends; a process that only answers --help imports none of them."""
     program = (
@@ -58,7 +60,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning's four and ours."""
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for verb in ("fit", "validate", "test", "predict", "collect", "run", "report", "doctor"):
+    for verb in ("fit", "validate", "test", "predict", "collect", "run", "export", "report", "doctor"):
         assert f"\n  {verb} " in out
 
 

@@ -10,7 +10,6 @@ Shape letters: B rows, L tokens of a prompt, S new tokens of a row, M remembered
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kalm.data.durable import file_sha256
 from kalm.errors import DataError, KalmError
 from kalm.llm.backbone import Backbone
 from kalm.llm.hugging_face_model import (
@@ -29,6 +27,7 @@ from kalm.llm.hugging_face_model import (
     ComputeType,
     ModelSettings,
     Tuning,
+    fingerprint,
     load_model,
     read_config,
     read_tokenizer,
@@ -163,14 +162,8 @@ class HuggingFaceBackbone(Backbone):
         return logits.float()
 
     @cached_property
-    def frozen_fingerprint(self) -> str:
-        """The commit on the hub, or the SHA-256 of the files in a folder; and whether they are quantised."""
-        folder = Path(self._settings.model)
-        identity = str(getattr(self._config, "_commit_hash", None) or self._settings.revision)
-        if folder.is_dir():
-            digests = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-            identity = hashlib.sha256("".join(digests).encode()).hexdigest()
-        return f"{identity} nf4" if self._is_quantised else identity
+    def frozen_fingerprint(self) -> str:  # noqa: D102
+        return fingerprint(self._settings, self._config)
 
     @property
     def description(self) -> dict[str, Any]:  # noqa: D102
@@ -179,7 +172,8 @@ class HuggingFaceBackbone(Backbone):
     def save_adapter(self, folder: Path) -> bool:  # noqa: D102
         if self.model is None or self._settings.tuning == "full":
             return False
-        self.model.save_pretrained(folder)  # type: ignore[operator]
+        # No embedding was changed; peft would ask the hub to make sure.
+        self.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
         self._tokenizer.save_pretrained(folder)
         return True
 

@@ -9,19 +9,22 @@ This is the one file that imports transformers, peft and bitsandbytes for a lang
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kalm.data.durable import file_sha256
 from kalm.errors import KalmError
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Tuning = Literal["qlora", "lora", "full"]
@@ -85,6 +88,16 @@ def read_config(settings: ModelSettings) -> PretrainedConfig:
         return AutoConfig.from_pretrained(settings.model, revision=settings.revision, trust_remote_code=False)
 
 
+def fingerprint(settings: ModelSettings, config: PretrainedConfig) -> str:
+    """Identity of pretrained weights: commit on the hub, or SHA-256 of a folder's files; and whether in 4 bits."""
+    folder = Path(settings.model)
+    identity = str(getattr(config, "_commit_hash", None) or settings.revision)
+    if folder.is_dir():
+        digests = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+        identity = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return f"{identity} nf4" if settings.tuning == "qlora" else identity
+
+
 def read_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with an end of text and with padding that cannot be taken for it.
 
@@ -129,7 +142,7 @@ def load_model(settings: ModelSettings, device: torch.device) -> nn.Module:
     Raises:
         KalmError: If it cannot be loaded as asked: in 4 bits, from safetensors, without code of its own.
     """
-    from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
 
     model = load_base(settings, device)
     if settings.gradient_checkpointing:
@@ -138,6 +151,38 @@ def load_model(settings: ModelSettings, device: torch.device) -> nn.Module:
         return model
     if settings.tuning == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return _with_adapters(model, settings)
+
+
+def merge_adapters(settings: ModelSettings, trained: Mapping[str, Tensor]) -> PreTrainedModel:
+    """The pretrained model with what was learned in its own weights, in float32 on the CPU.
+
+    Adapters that were trained on 4-bit weights are added to those weights as they were, not to the original ones: so
+    the merged model computes what the trained one did.
+
+    Args:
+        settings: What was trained.
+        trained: State of what was trained, by its name in the model that ``load_model`` returns.
+    """
+    model = load_base(settings, torch.device("cpu"))
+    if settings.tuning == "qlora":
+        model = model.dequantize(torch.float32)
+    model = model.float()
+    whole: Any = model if settings.tuning == "full" else _with_adapters(model, settings)
+    unknown = whole.load_state_dict(dict(trained), strict=False).unexpected_keys
+    lacking = {name for name, parameter in whole.named_parameters() if parameter.requires_grad} - set(trained)
+    if unknown or lacking:
+        raise KalmError(
+            f"the checkpoint does not fit {settings.model}: {len(unknown)} unknown and {len(lacking)} missing entries, "
+            f"such as {next(iter([*unknown, *lacking]))}. Give the model that it was trained on"
+        )
+    return whole if settings.tuning == "full" else whole.merge_and_unload()
+
+
+def _with_adapters(model: PreTrainedModel, settings: ModelSettings) -> PeftModel:
+    """A ``PeftModel`` around ``model``, whose own weights are frozen."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
     lora = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type] # whole by its type, only ever divided by the rank
