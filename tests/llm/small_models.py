@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,37 @@ CONTEXT_SIZE = 256
 _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def texts() -> list[str]:
+def chain_texts() -> list[str]:
     """Everything that the chain's grounding says: prompts and answers."""
     instructions = [entry.instruction for split in GoalSplit for entry in ChainDomain().instructed_goals(split)]
     return [*instructions, *map(generation_prompt, instructions), DYNAMICS, EXPLANATION]
 
 
-def save_small_model(folder: Path, architecture: str, num_updates: int = 150) -> Path:
+def save_small_model(
+    folder: Path,
+    architecture: str,
+    texts: Sequence[str] | None = None,
+    num_updates: int = 150,
+    context_size: int = CONTEXT_SIZE,
+) -> Path:
     """Train a tokenizer and a model of about 150,000 parameters, and save both.
 
     Args:
         folder: Where to.
         architecture: ``llama`` has an output layer of its own; ``qwen2`` shares its input embedding, and has biases.
-        num_updates: Of pretraining on ``texts``.
+        texts: What it learns to write; those of the chain by default.
+        num_updates: Of pretraining on them.
+        context_size: Most tokens that it reads.
     """
-    tokenizer = _train_tokenizer()
+    texts = texts or chain_texts()
+    tokenizer = _train_tokenizer(texts)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         architecture,
         **_SIZES,
         vocab_size=len(tokenizer),
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT_SIZE,
+        max_position_embeddings=context_size,
         tie_word_embeddings=architecture == "qwen2",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -49,7 +59,7 @@ def save_small_model(folder: Path, architecture: str, num_updates: int = 150) ->
     )
     model = AutoModelForCausalLM.from_config(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    batch = tokenizer([text + tokenizer.eos_token for text in texts()], padding=True, return_tensors="pt")
+    batch = tokenizer([text + tokenizer.eos_token for text in texts], padding=True, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     for _ in range(num_updates):
         optimizer.zero_grad()
@@ -82,7 +92,7 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(kept), encoding="utf-8")
 
 
-def _train_tokenizer() -> PreTrainedTokenizerFast:
+def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -93,5 +103,5 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
