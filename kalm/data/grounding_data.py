@@ -170,8 +170,8 @@ class GroundingData(LightningDataModule):
 
     @property
     def change_std(self) -> Tensor:
-        """Standard deviation of the change in one step, float32 of shape (O,); 1 where a number never changes."""
-        return self._moments[1].std
+        """Standard deviation of the change in one step, float32 of shape (O,); 0 where a number never changes."""
+        return self._moments[1].spread
 
     def batch(self, index: int) -> GroundingBatch:
         """Rollouts of every task that is not left out; a pure function of seed and index."""

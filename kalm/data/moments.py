@@ -39,6 +39,11 @@ class Moments:
     @property
     def std(self) -> Tensor:
         """Float32 of shape (O,); 1 where a number never changes."""
+        return torch.where(self.spread > 0, self.spread, 1.0)
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation, float32 of shape (O,); 0 where a number never changes, but for rounding."""
         variance = (self._squares / self._count - (self._total / self._count) ** 2).clamp_min(0.0)
         std = variance.sqrt()
-        return torch.where(std < _SMALLEST_STD, torch.ones_like(std), std).float()
+        return torch.where(std < _SMALLEST_STD, 0.0, std).float()

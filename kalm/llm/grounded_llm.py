@@ -241,7 +241,8 @@ class GroundedLLM(LightningModule):
     def _with_noise(self, batch: GroundingBatch) -> GroundingBatch:
         if not self._observation_noise:
             return batch
-        size = self._observation_noise * self.codec.observation_std
+        # A number that never changes cannot drift, and noise on it would be unlike anything that imagination meets.
+        size = self._observation_noise * self.codec.observation_std * self.codec.changes
         return batch._replace(
             observation=batch.observation + size * torch.randn_like(batch.observation),
             final_observation=batch.final_observation + size * torch.randn_like(batch.final_observation),

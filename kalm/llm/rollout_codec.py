@@ -13,6 +13,12 @@ from torch import Tensor, nn
 
 from kalm.types import TaskSpec
 
+# Further from the mean than this many standard deviations, an observation says no more. Numbers that hardly vary in the
+# data, such as the place of an object that is put aside, would otherwise drown all others wherever they do.
+_MOST_DEVIATIONS = 10.0
+# A change counts in units of its spread, but of no less than this part of the number's own: else the trembling of an
+# object at rest would be what there is to learn.
+_LEAST_CHANGE = 1e-3
 TOKEN_STD = 0.5  # about the size of what the other encoders yield, so that no kind of token drowns another
 
 
@@ -20,7 +26,8 @@ class RolloutCodec(nn.Module):
     """Encoders and heads for observations and actions, with the statistics that normalise them.
 
     A next observation is predicted as its change, in units of the spread of changes: most numbers hardly move in one
-    step, and an absolute prediction would spend itself on repeating them.
+    step, and an absolute prediction would spend itself on repeating them. A number that never changes within a rollout
+    of the data is not predicted at all: it stays exactly what it was.
 
     Attributes:
         token_scale: Multiplies the vectors of states and actions; a pretrained model's embeddings are short.
@@ -65,15 +72,27 @@ class RolloutCodec(nn.Module):
         self.token_scale = 1.0
 
     def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
-        """Take the statistics of the training data, each of shape (O,); no standard deviation may be zero."""
+        """Take the statistics of the training data.
+
+        Args:
+            observation_mean: Shape (O,).
+            observation_std: Shape (O,); 1 where a number never varies.
+            change_std: Of changes in one step, shape (O,); 0 where a number never changes within a rollout.
+        """
         self.observation_mean.copy_(observation_mean)
         self.observation_std.copy_(observation_std)
-        self.change_std.copy_(change_std)
+        at_least = torch.maximum(change_std, _LEAST_CHANGE * observation_std)
+        self.change_std.copy_(torch.where(change_std > 0, at_least, 0.0))
+
+    @property
+    def changes(self) -> Tensor:
+        """True at numbers that change within a rollout of the data, bool of shape (O,)."""
+        return self.change_std > 0
 
     def encode_observation(self, observation: Tensor) -> Tensor:
         """Vectors of state tokens, from (..., O) to (..., H)."""
         normalised = (observation - self.observation_mean) / self.observation_std
-        return self.token_scale * self.observation_encoder(normalised)
+        return self.token_scale * self.observation_encoder(normalised.clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS))
 
     def encode_action(self, action: Tensor) -> Tensor:
         """Vectors of action tokens, from (...) or (..., A) to (..., H)."""
@@ -92,8 +111,9 @@ class RolloutCodec(nn.Module):
         return self.end_head(hidden).squeeze(-1)
 
     def change(self, observation: Tensor, next_observation: Tensor) -> Tensor:
-        """What ``predict_change`` should have said, shape (..., O)."""
-        return (next_observation - observation) / self.change_std
+        """What ``predict_change`` should have said, shape (..., O); 0 for numbers that never change."""
+        difference = next_observation - observation
+        return torch.where(self.changes, difference / torch.where(self.changes, self.change_std, 1.0), 0.0)
 
     def apply_change(self, observation: Tensor, change: Tensor) -> Tensor:
         """The next observation, shape (..., O)."""
