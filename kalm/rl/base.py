@@ -52,12 +52,14 @@ class OfflineRLModule(LightningModule):
     Attributes:
         spec: Sizes of observation, action and goal embedding.
         noise_size: Random numbers that ``losses`` asks for a transition, or for a window.
+        minibatch_scaled: Losses that the algorithm's paper scales by a mean over the minibatch.
         sequence_length: Transitions that ``losses`` reads as one row: 1, or the steps of a window of a rollout, T.
         episode_results: Results of the latest validation or test, for callbacks; a list for each seed.
     """
 
     goal_embeddings: Tensor
     noise_size: int = 0
+    minibatch_scaled: frozenset[str] = frozenset()
     sequence_length: int = 1
 
     def __init__(

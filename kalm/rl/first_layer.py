@@ -10,7 +10,7 @@ Shape letters: H width of the layer; of all members together in products for an 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Product:
     """Some neighbouring inputs of a network, multiplied by their columns of its first layer.
 
     Attributes:
-        values: Shape (..., H), without the bias.
+        values: Shape (..., H); with the bias if the network's first input is among them, else without.
         num_inputs: Inputs that it stands for.
     """
 
@@ -47,16 +47,18 @@ class Joined:
     first_column: int
 
 
-def product(inputs: Sequence[Tensor], first: int, weight: Tensor, sizes: Sequence[int]) -> Product:
+def product(inputs: Sequence[Tensor], first: int, weight: Tensor, bias: Tensor, sizes: Sequence[int]) -> Product:
     """Multiply neighbouring inputs, of equal leading dimensions, by their columns.
 
     Args:
         inputs: Shapes (..., n).
         first: Position of the first of them among the network's inputs.
         weight: The layer's matrix, shape (H, sum of ``sizes``).
+        bias: Shape (H,).
         sizes: Size of every input of the network.
     """
-    return Product(_multiply(Joined(torch.cat(list(inputs), dim=-1), sum(sizes[:first])), weight), len(inputs))
+    joined = Joined(torch.cat(list(inputs), dim=-1), sum(sizes[:first]))
+    return Product(_multiply(joined, weight, bias), len(inputs))
 
 
 def join(inputs: Sequence[Tensor | Product], sizes: Sequence[int]) -> list[Joined | Product]:
@@ -82,10 +84,16 @@ def join(inputs: Sequence[Tensor | Product], sizes: Sequence[int]) -> list[Joine
     ]
 
 
-def of_members(parts: Sequence[Joined | Product], num_members: int) -> list[Sequence[Joined | Product]]:
-    """What each member of an ensemble gets: the inputs that all share, and its own part of products for all."""
+def of_members(parts: Sequence[Joined | Product], num_members: int, width: int) -> list[Sequence[Joined | Product]]:
+    """What each member of an ensemble gets: the inputs that all share, and its own part of products for several.
+
+    Args:
+        parts: What ``join`` made of the inputs; products of shape (..., members * H), for ``num_members`` or more.
+        num_members: How many to prepare for.
+        width: Width of each member's layer, H.
+    """
     of_part = [
-        [Product(values, part.num_inputs) for values in part.values.chunk(num_members, dim=-1)]
+        [Product(values, part.num_inputs) for values in part.values.split(width, dim=-1)[:num_members]]
         if isinstance(part, Product)
         else [part] * num_members
         for part in parts
@@ -94,7 +102,7 @@ def of_members(parts: Sequence[Joined | Product], num_members: int) -> list[Sequ
 
 
 def first_layer(parts: Sequence[Joined | Product], weight: Tensor, bias: Tensor) -> Tensor:
-    """The layer's output before its activation, in memory of its own.
+    """The layer's output after its ReLU, the leading dimensions made one.
 
     Args:
         parts: What ``join`` made of the inputs; leading dimensions broadcast.
@@ -102,19 +110,40 @@ def first_layer(parts: Sequence[Joined | Product], weight: Tensor, bias: Tensor)
         bias: Shape (H,).
 
     Returns:
-        Shape (..., H).
+        Shape (rows, H).
     """
-    only = parts[0]
-    if len(parts) == 1 and isinstance(only, Joined):
-        return functional.linear(only.values, weight, bias)
-    products = [part.values if isinstance(part, Product) else _multiply(part, weight) for part in parts]
-    smallest_first = sorted(products, key=torch.Tensor.numel)
-    total = smallest_first[0] + bias
-    for values in smallest_first[1:]:
-        total = total + values
-    return total
+    first, *others = parts
+    if not others and isinstance(first, Joined):
+        flat = replace(first, values=first.values.reshape(-1, first.values.shape[-1]))
+        return torch.relu_(_multiply(flat, weight, bias))
+    total = first.values if isinstance(first, Product) else _multiply(first, weight, bias)
+    for part in others:
+        total = total + (part.values if isinstance(part, Product) else _multiply(part, weight, bias))
+    # In place saves a pass over memory, but a product may be used again, and autograd copies what is a view of another.
+    return (torch.relu_(total) if others else torch.relu(total)).reshape(-1, total.shape[-1])
 
 
-def _multiply(part: Joined, weight: Tensor) -> Tensor:
+def leading_shape(parts: Sequence[Joined | Product]) -> torch.Size:
+    """What the leading dimensions broadcast to."""
+    return torch.broadcast_shapes(*(part.values.shape[:-1] for part in parts))
+
+
+def in_pieces(parts: Sequence[Joined | Product], max_rows: int) -> list[Sequence[Joined | Product]]:
+    """Split inputs along their first dimension, so that a piece has about ``max_rows`` rows or fewer."""
+    leading = leading_shape(parts)
+    num_pieces = min(-(-leading.numel() // max_rows), leading[0]) if leading else 1
+    if num_pieces == 1:
+        return [parts]
+    pieces = [
+        [replace(part, values=values) for values in part.values.chunk(num_pieces)]
+        if part.values.ndim == len(leading) + 1 and part.values.shape[0] == leading[0]
+        else [part] * num_pieces
+        for part in parts
+    ]
+    return list(zip(*pieces, strict=False))  # chunks may be fewer than asked for, and alike in number
+
+
+def _multiply(part: Joined, weight: Tensor, bias: Tensor) -> Tensor:
+    """The part's columns of the layer; the first part brings the bias along."""
     columns = weight.narrow(-1, part.first_column, part.values.shape[-1])
-    return functional.linear(part.values, columns)
+    return functional.linear(part.values, columns, bias if part.first_column == 0 else None)

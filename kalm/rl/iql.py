@@ -25,11 +25,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kalm.rl.action_values import value_of_action
 from kalm.rl.base import OfflineRLModule, require
+from kalm.rl.log_deviation import LogDeviation
 from kalm.rl.losses.advantage_weighting import advantage_weight
 from kalm.rl.losses.expectile import expectile_loss
 from kalm.rl.losses.gaussian import gaussian_log_probability
@@ -78,7 +79,7 @@ class IQL(OfflineRLModule):
         self.target_critic = self.target_of(self.critic)
         self.policy = policy_network(spec, self.hidden_sizes)
         if not spec.is_discrete:
-            self.log_deviation = _LogDeviation(spec.action_size)
+            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE)
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """The value's expectile regression, both critics' temporal-difference error, weighted imitation."""
@@ -115,19 +116,3 @@ class IQL(OfflineRLModule):
         if self.spec.is_discrete:
             return imitation_loss(functional.log_softmax(output, dim=-1), batch.action)
         return -gaussian_log_probability(batch.action, torch.tanh(output), self.log_deviation())
-
-
-class _LogDeviation(nn.Module):
-    """Logarithm of a continuous policy's standard deviation: learned, the same for every observation."""
-
-    def __init__(self, action_size: int) -> None:
-        super().__init__()
-        self.values = nn.Parameter(torch.zeros(action_size))
-
-    def reset_parameters(self) -> None:
-        """Begin with a deviation of 1."""
-        nn.init.zeros_(self.values)
-
-    def forward(self) -> Tensor:
-        """Shape (A,)."""
-        return self.values.clamp(*_LOG_DEVIATION_RANGE)

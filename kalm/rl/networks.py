@@ -12,7 +12,6 @@ Shape letters: B batch, N members of an ensemble, H hidden width.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -21,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.rl.first_layer import Joined, Product, first_layer, join, of_members, product
+from kalm.rl.first_layer import Joined, Product, first_layer, in_pieces, join, leading_shape, of_members, product
 from kalm.types import TaskSpec
 
 _Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
+_ROWS_A_PIECE = 2048
 
 
 class MLP(nn.Module):
@@ -60,7 +60,8 @@ class MLP(nn.Module):
             inputs: Of equal leading dimensions.
             first: Position of the first of them.
         """
-        return product(inputs, first, self._layers(frozen=False)[0][0], self.input_sizes)
+        weight, bias = self._layers(frozen=False)[0]
+        return product(inputs, first, weight, bias, self.input_sizes)
 
     def _layers(self, frozen: bool) -> list[_Layer]:
         """Weight and bias of every layer."""
@@ -110,25 +111,29 @@ class EnsembleMLP(nn.Module):
         Args:
             inputs: Leading dimensions broadcast; an input may be given as its product.
             frozen: Whether the parameters take no gradient.
-            num_members: Ask only the first members, so many; None asks all. Products are of all.
+            num_members: Ask only the first members, so many; None asks all.
         """
         parts = join(inputs, self.input_sizes)
-        members = zip(of_members(parts, self.num_members), self._layers(frozen), strict=True)
-        return torch.stack([_evaluate(own, layers) for own, layers in itertools.islice(members, num_members)])
+        members = self._layers(frozen)[:num_members]
+        inputs_of = of_members(parts, len(members), width=self.biases[0].shape[-1])
+        return torch.stack([_evaluate(own, layers) for own, layers in zip(inputs_of, members, strict=True)])
 
     def each(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
         """Let every member read inputs of its own: (N, ..., n_1), (N, ..., n_2), ... to (N, ..., output_size)."""
         members = zip(zip(*inputs, strict=True), self._layers(frozen), strict=True)
         return torch.stack([_evaluate(join(own, self.input_sizes), layers) for own, layers in members])
 
-    def product(self, *inputs: Tensor, first: int = 0) -> Product:
-        """The part of some neighbouring inputs in the first layer of all members, to be given in their place.
+    def product(self, *inputs: Tensor, first: int = 0, num_members: int | None = None) -> Product:
+        """The part of some neighbouring inputs in the first layer of the members, to be given in their place.
 
         Args:
             inputs: Of equal leading dimensions.
             first: Position of the first of them.
+            num_members: Members that will be asked, from the first on; None prepares for all.
         """
-        return product(inputs, first, self.first_weight, self.input_sizes)
+        num_rows = None if num_members is None else num_members * self.biases[0].shape[-1]
+        bias = self.biases[0].flatten()[:num_rows]
+        return product(inputs, first, self.first_weight[:num_rows], bias, self.input_sizes)
 
     def _layers(self, frozen: bool) -> list[list[_Layer]]:
         """Weight, (outputs, inputs), and bias of every layer of each member."""
@@ -144,11 +149,19 @@ class EnsembleMLP(nn.Module):
 
 
 def _evaluate(parts: Sequence[Joined | Product], layers: Sequence[_Layer]) -> Tensor:
-    """Linear layers with ReLU between them."""
-    hidden = first_layer(parts, *layers[0])
-    for weight, bias in layers[1:]:
-        hidden = functional.linear(torch.relu_(hidden), weight, bias)
-    return hidden
+    """Linear layers with ReLU between them, as many rows at a time as keep to the processor's cache."""
+    pieces = in_pieces(parts, _ROWS_A_PIECE) if parts[0].values.device.type == "cpu" else [parts]
+    rows = [_evaluate_piece(piece, layers) for piece in pieces]
+    output = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return output.view(*leading_shape(parts), output.shape[-1])
+
+
+def _evaluate_piece(parts: Sequence[Joined | Product], layers: Sequence[_Layer]) -> Tensor:
+    first, *hidden_layers, last = layers
+    hidden = first_layer(parts, *first)
+    for layer in hidden_layers:
+        hidden = torch.relu_(functional.linear(hidden, *layer))
+    return functional.linear(hidden, *last)
 
 
 def policy_network(spec: TaskSpec, hidden_sizes: Sequence[int]) -> MLP:

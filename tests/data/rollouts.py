@@ -12,6 +12,7 @@ import numpy as np
 from kalm.data.rollout import Rollout
 from kalm.data.store import RolloutStore
 from kalm.data.writer import RolloutStoreWriter
+from kalm.envs.base import Domain
 from kalm.types import GoalSplit, Source
 from tests.chain_domain import ChainDomain
 
@@ -40,15 +41,17 @@ def imagined_rollouts(num_rollouts: int, goal_split: GoalSplit, seed: int = 0) -
     return rollouts
 
 
-def writer(path: Path, **made_by: Any) -> RolloutStoreWriter:
-    """A writer for chain rollouts."""
-    spaces = (DOMAIN.observation_space, DOMAIN.action_space)
-    return RolloutStoreWriter(path, DOMAIN.name, *spaces, DOMAIN.plausibility_flags, made_by, command="make chains")
+def writer(path: Path, domain: Domain = DOMAIN, **made_by: Any) -> RolloutStoreWriter:
+    """A writer for rollouts of the chain, or of another world."""
+    spaces = (domain.observation_space, domain.action_space)
+    return RolloutStoreWriter(path, domain.name, *spaces, domain.plausibility_flags, made_by, command="make chains")
 
 
-def write_store(path: Path, rollouts: Sequence[Rollout], shard_size: int = 1000) -> RolloutStore:
+def write_store(
+    path: Path, rollouts: Sequence[Rollout], shard_size: int = 1000, domain: Domain = DOMAIN
+) -> RolloutStore:
     """A finished store."""
-    store_writer = writer(path)
+    store_writer = writer(path, domain)
     for start in range(0, len(rollouts), shard_size):
         store_writer.append(f"{start:06d}", rollouts[start : start + shard_size])
     return store_writer.finish()

@@ -1,4 +1,4 @@
-"""What the tests of the policies share: a stand-in encoder, hand-made batches, and policies trained on the chain."""
+"""What the tests of the policies share: hand-made batches, data of two small worlds, and a quiet trainer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from kalm.rl.base import OfflineRLModule
 from kalm.rl.transition_batch import TransitionBatch
 from kalm.types import TaskSpec
 from tests.chain_domain import ChainDomain
-from tests.data.rollouts import real_rollouts, write_store
+from tests.data.rollouts import write_store
+from tests.line_domain import LineDomain
 from tests.word_encoder import WordEncoder
 
 DISCRETE = TaskSpec(observation_size=5, action_size=3, is_discrete=True, goal_embedding_size=4)
@@ -36,6 +37,18 @@ def algorithms() -> list[type[OfflineRLModule]]:
     members = {member for module in modules for _, member in inspect.getmembers(module, inspect.isclass)}
     found = [m for m in members if issubclass(m, OfflineRLModule) and m is not OfflineRLModule]
     return sorted(found, key=lambda algorithm: algorithm.__name__)
+
+
+# Where an algorithm's defaults take more updates than a test has.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "COMBO": {"policy_learning_rate": 1e-3, "dynamics_warmup_updates": 0, "dynamics_hidden_sizes": (32,)},
+    "CQL": {"policy_learning_rate": 1e-3},
+}
+
+
+def build(algorithm: type[OfflineRLModule], spec: TaskSpec, **options: Any) -> OfflineRLModule:
+    """A policy that gets somewhere within a few updates, by all of its losses."""
+    return algorithm(spec, **{**OPTIONS.get(algorithm.__name__, {}), **options})
 
 
 def transition_batch(spec: TaskSpec, num_rows: int = 6, seed: int = 0) -> TransitionBatch:
@@ -55,12 +68,18 @@ def transition_batch(spec: TaskSpec, num_rows: int = 6, seed: int = 0) -> Transi
     )
 
 
-def chain_data(folder: Path, **options: Any) -> PolicyData:
-    """The chain's rollouts, written to ``folder`` on first use."""
+def world(spec: TaskSpec) -> ChainDomain:
+    """The small world with the kind of actions that ``spec`` has."""
+    return ChainDomain() if spec.is_discrete else LineDomain()
+
+
+def chain_data(folder: Path, domain: ChainDomain | None = None, **options: Any) -> PolicyData:
+    """The rollouts of the chain, or of the line, written to ``folder`` on first use."""
+    domain = domain or ChainDomain()
     if not is_finished_store(folder / "real"):
-        write_store(folder / "real", real_rollouts(200))
+        write_store(folder / "real", list(domain.collect(200, seed=0)), domain=domain)
     defaults = {"batch_size": 16, "updates_per_step": 5, "num_validation_episodes": 8, "num_test_episodes": 20}
-    return PolicyData(ChainDomain(), WordEncoder(), str(folder / "real"), **{**defaults, **options})
+    return PolicyData(domain, WordEncoder(), str(folder / "real"), **{**defaults, **options})
 
 
 def trainer(folder: Path, max_steps: int, callbacks: Iterable[lightning.Callback] = (), **options: Any) -> Any:

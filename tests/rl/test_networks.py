@@ -91,7 +91,9 @@ def test_the_first_members_answer_alone() -> None:
     """Critics that nobody asks cost nothing and change nothing, products given or not."""
     network, parts = EnsembleMLP(3, SIZES, [8], 1), inputs(6)
     torch.testing.assert_close(network(*parts, num_members=2), network(*parts)[:2])
-    torch.testing.assert_close(network(network.product(*parts[:2]), parts[2], num_members=1), network(*parts)[:1])
+    for prepared in (None, 1, 2):
+        product = network.product(*parts[:2], num_members=prepared)
+        torch.testing.assert_close(network(product, parts[2], num_members=1), network(*parts)[:1])
 
 
 def test_each_member_reads_its_own_inputs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ import torch
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.callbacks.success_rate import SuccessRate
 from kalm.data.filters import RolloutFilter
+from kalm.data.rollout import Rollout
+from kalm.envs.base import InstructedGoal
 from kalm.rl.base import OfflineRLModule
-from kalm.types import GoalSplit
-from tests.data.rollouts import imagined_rollouts, write_store
-from tests.rl.helpers import algorithms, chain_data, trainer
-
-each_algorithm = pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.__name__)
+from kalm.types import GoalSplit, Source, TaskSpec
+from tests.chain_domain import ChainDomain
+from tests.data.rollouts import write_store
+from tests.rl.helpers import build, chain_data, trainer, world
+from tests.rl.test_algorithms import each_case
 
 
 def fit(
     algorithm: type[OfflineRLModule],
+    spec: TaskSpec,
     num_seeds: int,
     stores: Path,
     run: Path,
@@ -30,8 +34,10 @@ def fit(
 ) -> dict[str, Any]:
     """Train on real and imagined rollouts, validating and saving on the way; returns the final checkpoint."""
     lightning.seed_everything(0)
-    data = chain_data(stores, imagined=[str(stores / "imagined")], filter=RolloutFilter.none, updates_per_step=5)
-    policy = algorithm(
+    options: dict[str, Any] = {"imagined": [str(stores / "imagined")], "filter": RolloutFilter.none}
+    data = chain_data(stores, world(spec), updates_per_step=5, **options)
+    policy = build(
+        algorithm,
         data.spec,
         hidden_sizes=[16],
         learning_rate=1e-3,
@@ -45,6 +51,12 @@ def fit(
     fitted = trainer(run, max_steps, callbacks, enable_checkpointing=True, limit_val_batches=1.0, val_check_interval=3)
     fitted.fit(policy, data, ckpt_path=ckpt_path, weights_only=True)
     return torch.load(run / f"update={max_steps}.ckpt", weights_only=True)
+
+
+def imagined(domain: ChainDomain, real: Rollout, goals: Sequence[InstructedGoal]) -> Rollout:
+    """The rollout as if it had been imagined for one of ``goals``."""
+    instructed = goals[len(real) % len(goals)]
+    return domain.label_rollout(instructed, real.observations, real.actions, Source.IMAGINARY, {"model": "walk"})
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -61,13 +73,17 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("num_seeds", [1, 2], ids=["one seed", "two seeds"])
-@each_algorithm
-def test_two_parts_equal_one_run(algorithm: type[OfflineRLModule], num_seeds: int, tmp_path: Path) -> None:
+@each_case
+def test_two_parts_equal_one_run(
+    algorithm: type[OfflineRLModule], spec: TaskSpec, num_seeds: int, tmp_path: Path
+) -> None:
     """20 + 20 updates equal 40 in weights, targets, averages and optimizer, across a target update and a validation."""
-    write_store(tmp_path / "imagined", imagined_rollouts(60, GoalSplit.EASY))
-    whole = fit(algorithm, num_seeds, tmp_path, tmp_path / "whole", 40)
-    fit(algorithm, num_seeds, tmp_path, tmp_path / "parts", 20)
-    parts = fit(algorithm, num_seeds, tmp_path, tmp_path / "parts", 40, tmp_path / "parts" / "update=20.ckpt")
+    domain = world(spec)
+    easy = domain.instructed_goals(GoalSplit.EASY)
+    write_store(tmp_path / "imagined", [imagined(domain, r, easy) for r in domain.collect(60, seed=1)], domain=domain)
+    whole = fit(algorithm, spec, num_seeds, tmp_path, tmp_path / "whole", 40)
+    fit(algorithm, spec, num_seeds, tmp_path, tmp_path / "parts", 20)
+    parts = fit(algorithm, spec, num_seeds, tmp_path, tmp_path / "parts", 40, tmp_path / "parts" / "update=20.ckpt")
     for key in ("global_step", "state_dict", "optimizer_states", "kalm_policy", "kalm_average"):
         assert differences(whole[key], parts[key]) == []
     lines = [(tmp_path / run / "results.jsonl").read_text().splitlines() for run in ("whole", "parts")]

@@ -16,7 +16,7 @@ from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
 from kalm.rl.side_by_side import policy_of
 from kalm.types import TaskSpec
-from tests.rl.helpers import DISCRETE, FixedData, chain_data, stacked_batch, trainer
+from tests.rl.helpers import DISCRETE, FixedData, build, chain_data, stacked_batch, trainer
 from tests.rl.test_algorithms import each_case
 
 SEEDS = (3, 4, 5)
@@ -32,7 +32,7 @@ def fit(
     **options: Any,
 ) -> OfflineRLModule:
     """Six updates on fixed minibatches; a target update falls on the third."""
-    policy = algorithm(spec, hidden_sizes=[16, 16], target_update_rate=0.5, target_update_interval=3, **options)
+    policy = build(algorithm, spec, hidden_sizes=[16, 16], target_update_rate=0.5, target_update_interval=3, **options)
     data = FixedData(spec, batch)
     data.seed = seed
     trainer(folder, 6, precision=precision).fit(policy, data)
@@ -41,7 +41,7 @@ def fit(
 
 def minibatches_of(algorithm: type[OfflineRLModule], spec: TaskSpec, seed: int) -> TensorDict:
     """Two updates' minibatches, different ones for every seed."""
-    sequence_length = algorithm(spec).sequence_length
+    sequence_length = build(algorithm, spec).sequence_length
     batch = stacked_batch(spec, num_updates=2 + seed, num_rows=8, sequence_length=sequence_length)[-2:]
     batch["weight"] = torch.linspace(0.5, 1.5, batch.numel()).view(batch.shape)
     return batch
