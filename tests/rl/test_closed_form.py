@@ -1,4 +1,4 @@
-"""N7 and N8: Q-values against a world that is solved by hand, and which ends of a rollout bootstrap."""
+"""N7 and N8: Q-values against two worlds that are solved by hand, and which ends of a rollout bootstrap."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from kalm.rl.awac import AWAC
+from kalm.rl.awac import AWAC
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bcq import BCQ
+from kalm.rl.combo import COMBO
 from kalm.rl.cql import CQL
 from kalm.rl.iql import IQL
+from kalm.rl.td3_bc import TD3BC
 from kalm.types import TaskSpec
-from tests.rl.helpers import FixedData, stacked_batch, trainer
+from tests.rl.helpers import FixedData, build, stacked_batch, trainer
 from tests.rl.test_algorithms import CASES as ALGORITHM_CASES
 from tests.rl.test_algorithms import each_case
 
 TWO_STATES = TaskSpec(observation_size=2, action_size=2, is_discrete=True, goal_embedding_size=1)
+TWO_STATES_CONTINUOUS = TaskSpec(observation_size=2, action_size=1, is_discrete=False, goal_embedding_size=1)
 
 # Q(A, stay), Q(A, move), Q(B, stay), Q(B, move) of the world of ``two_state_transitions``, discount 1/2.
 #
@@ -31,6 +36,17 @@ BEST = [[1.5, 3.0], [4.0, 1.5]]
 # 7a = 6 + 3b and 5b = 12 + a; so b = 90/32 = 2.8125 and a = 5b - 12 = 2.0625. Q(A, stay) = a/2, Q(A, move) = 1 + b/2,
 # Q(B, stay) = 2 + b/2, Q(B, move) = a/2.
 EXPECTILE = [[1.03125, 2.40625], [3.40625, 1.03125]]
+# A policy that copies both actions alike: 3a = 2 + b and 3b = 4 + a, so b = 14/8 = 1.75 and a = 1.25.
+EVEN = [[0.625, 1.875], [2.875, 0.625]]
+# Q(A, any action), Q(B, any action) of the world of ``alternating_transitions``: a = 1 + b/2 and b = 2 + a/2, so
+# a = 8/3 and b = 10/3. No action matters, so neither does how a policy or a penalty chooses among them.
+ALTERNATING = [[8 / 3], [10 / 3]]
+
+# The value of the policy that weighs actions by the exponential of their Q-values, both being recorded equally often:
+# it moves from A with probability p = 1 / (1 + exp(Q(A, stay) - Q(A, move))), stays in B with r alike. Then
+# a = p (1 + b/2) + (1 - p) a/2 and b = r (2 + b/2) + (1 - r) a/2 are met by p = 0.823926, r = 0.927114,
+# a = 2.542924, b = 3.629275.
+SOFT = [[1.271462, 2.814637], [3.814637, 1.271462]]
 
 
 @dataclass(frozen=True)
@@ -47,9 +63,23 @@ SOLVED = {
     "BCQ, every action allowed": Solved(BCQ, BEST, {"probability_threshold": 0.0}),
     "BCQ, both actions likely": Solved(BCQ, BEST),
     "IQL": Solved(IQL, EXPECTILE, {"expectile": 0.75}),
+    "AWAC at a high temperature": Solved(AWAC, EVEN, {"temperature": 1e6}),
 }
-# Discrete algorithms with Q-values that are not here, and why.
-ELSEWHERE: dict[str, str] = {}
+SOLVED_CONTINUOUS = {
+    "CQL without conservatism": Solved(CQL, ALTERNATING, {"conservative_weight": 0.0}),
+    "BCQ": Solved(BCQ, ALTERNATING),
+    "IQL": Solved(IQL, ALTERNATING),
+    "AWAC": Solved(AWAC, ALTERNATING),
+    "TD3BC": Solved(TD3BC, ALTERNATING),
+    "COMBO without conservatism or imagination": Solved(
+        COMBO,
+        ALTERNATING,
+        {
+            "conservative_weight": 0.0, "real_fraction": 1.0, "num_model_steps": 1, "dynamics_warmup_updates": 0,
+            "num_dynamics_members": 1, "dynamics_hidden_sizes": (8,),
+        },
+    ),
+}  # fmt: skip
 
 
 def two_state_transitions() -> TensorDict:
@@ -75,31 +105,69 @@ def two_state_transitions() -> TensorDict:
     return TensorDict(columns, batch_size=[4]).expand(20, 4)
 
 
-def test_every_algorithm_with_q_values_is_solved_here_or_elsewhere() -> None:
+def alternating_transitions() -> TensorDict:
+    """A world that goes from A to B and back, whatever is done; 20 minibatches of 8 even actions in each state.
+
+    Leaving A earns 1, leaving B earns 2; nothing ever ends, every transition is truncated.
+    """
+    state = (torch.arange(16) % 2).expand(20, 16)
+    columns = {
+        "observation": torch.eye(2)[state],
+        "action": torch.rand(20, 16, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1,
+        "next": {
+            "observation": torch.eye(2)[1 - state],
+            "reward": 1.0 + state,
+            "terminated": torch.zeros(20, 16, dtype=torch.bool),
+            "truncated": torch.ones(20, 16, dtype=torch.bool),
+        },
+        "instruction_id": torch.zeros(20, 16, dtype=torch.int32),
+        "rollout_id": torch.arange(16).expand(20, 16),
+        "step": torch.zeros(20, 16, dtype=torch.int16),
+        "source": torch.zeros(20, 16, dtype=torch.uint8),
+    }
+    return TensorDict(columns, batch_size=[20, 16])
+
+
+def test_every_algorithm_with_q_values_is_solved_here() -> None:
     """The tests below cannot miss a new one."""
-    with_critic = {a.__name__ for a, spec in ALGORITHM_CASES if spec.is_discrete and hasattr(a(spec), "target_critic")}
-    assert {"BCQ", "CQL", "IQL"} <= with_critic
-    assert with_critic == {solved.algorithm.__name__ for solved in SOLVED.values()} | set(ELSEWHERE)
+    with_critic = {(a, spec.is_discrete) for a, spec in ALGORITHM_CASES if hasattr(build(a, spec), "target_critic")}
+    assert len(with_critic) == 10
+    solved = {(one.algorithm, True) for one in SOLVED.values()}
+    assert with_critic == solved | {(one.algorithm, False) for one in SOLVED_CONTINUOUS.values()}
 
 
-@pytest.mark.parametrize("name", SOLVED)
-def test_values_of_a_two_state_world_equal_the_closed_form(name: str, tmp_path: Path) -> None:
-    """N7: to 1e-4, every critic."""
-    solved = SOLVED[name]
+def solve(solved: Solved, spec: TaskSpec, transitions: TensorDict, num_updates: int, folder: Path) -> OfflineRLModule:
+    """Train until nothing moves any more."""
     policy = solved.algorithm(
-        TWO_STATES,
+        spec,
         **solved.options,
         discount=0.5,
         hidden_sizes=[32],
         learning_rate=1e-2,
         learning_rate_schedule="cosine",  # Adam at a constant step size circles the solution
-        schedule_updates=2400,
+        schedule_updates=num_updates,
         target_update_rate=1.0,
         target_update_interval=50,
     )
-    trainer(tmp_path, max_steps=2400).fit(policy, FixedData(TWO_STATES, two_state_transitions()))
+    trainer(folder, max_steps=num_updates).fit(policy, FixedData(spec, transitions))
+    return policy
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_values_of_a_two_state_world_equal_the_closed_form(name: str, tmp_path: Path) -> None:
+    """N7: to 1e-4, every critic."""
+    policy = solve(SOLVED[name], TWO_STATES, two_state_transitions(), 2400, tmp_path)
     q = policy.critic(torch.eye(2), policy.goal_embeddings.expand(2, 1))
-    torch.testing.assert_close(q, torch.tensor(solved.q).expand_as(q), atol=1e-4, rtol=0)
+    torch.testing.assert_close(q, torch.tensor(SOLVED[name].q).expand_as(q), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SOLVED_CONTINUOUS)
+def test_values_of_continuous_actions_equal_the_closed_form(name: str, tmp_path: Path) -> None:
+    """N7: to 1e-4, every critic, at actions that no transition holds."""
+    policy = solve(SOLVED_CONTINUOUS[name], TWO_STATES_CONTINUOUS, alternating_transitions(), 1600, tmp_path)
+    state, action = torch.eye(2).unsqueeze(1), torch.linspace(-1, 1, 9).view(1, 9, 1).expand(2, 9, 1)
+    q = policy.critic(state, policy.goal_embeddings.view(1, 1, 1), action).squeeze(-1)
+    torch.testing.assert_close(q, torch.tensor(SOLVED_CONTINUOUS[name].q).expand_as(q), atol=1e-4, rtol=0)
 
 
 @each_case
@@ -108,7 +176,7 @@ def test_a_truncated_step_still_bootstraps_and_a_terminated_one_does_not(
 ) -> None:
     """N8 from stored transitions on: ``truncated`` changes no loss; ``terminated`` does where values are learned."""
     torch.manual_seed(0)
-    policy = algorithm(spec)
+    policy = build(algorithm, spec)
     stacked = stacked_batch(spec, num_updates=1, sequence_length=policy.sequence_length)
     policy.goal_embeddings = torch.zeros(1, spec.goal_embedding_size)
     noise = torch.randn(1, stacked.shape[1], policy.noise_size)
