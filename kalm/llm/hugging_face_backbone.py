@@ -33,7 +33,11 @@ from kalm.llm.hugging_face_model import (
     read_tokenizer,
 )
 from kalm.llm.key_value_cache import KeyValueCache
+from kalm.llm.reading_check import require_plain_reading
 from kalm.llm.rollout_codec import TOKEN_STD
+
+# How far scores may be off by rounding alone, as a part of the largest; a mask that is not heeded costs more.
+_ROUNDING = {torch.float32: 0.01, torch.bfloat16: 0.05}
 
 
 class HuggingFaceBackbone(Backbone):
@@ -98,7 +102,13 @@ class HuggingFaceBackbone(Backbone):
                     f"{device}; they cannot be moved. Start a new process for another device"
                 )
             return
-        self.model = load_model(self._settings, device).train(self.training)
+        self.model = load_model(self._settings, device).eval()
+        try:
+            require_plain_reading(self, self._own_scores, self._settings.model, _ROUNDING[self._settings.dtype])
+        except KalmError:
+            self.model = None
+            raise
+        self.model.train(self.training)
         weight = self._causal_lm.get_input_embeddings().weight
         self.token_scale = float(weight.detach().float().std()) / TOKEN_STD
 
@@ -107,7 +117,7 @@ class HuggingFaceBackbone(Backbone):
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])
         prompt_mask = torch.arange(padded.shape[1]) < lengths[:, None]
-        return self.embed_tokens(padded.to(self._device)), prompt_mask.to(self._device)
+        return self.embed_tokens(padded), prompt_mask.to(self._device)
 
     def forward(  # noqa: D102
         self, embeddings: Tensor, positions: Tensor, attention_mask: Tensor, cache: KeyValueCache | None = None
@@ -128,17 +138,14 @@ class HuggingFaceBackbone(Backbone):
         return hidden.float()
 
     def make_cache(self, prompt_mask: Tensor, max_new_tokens: int) -> KeyValueCache:  # noqa: D102
-        size, config = prompt_mask.shape[1] + max_new_tokens, self._text_config
+        size = prompt_mask.shape[1] + max_new_tokens
         if self.context_size is not None and size > self.context_size:
             raise DataError(
                 f"a prompt of {prompt_mask.shape[1]} tokens and {max_new_tokens} tokens behind it are {size}; "
                 f"{self._settings.model} reads at most {self.context_size}. Shorten the instruction, allow fewer "
                 "steps, or choose a model with a longer context"
             )
-        num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        dtype = self._settings.dtype
-        return KeyValueCache(config.num_hidden_layers, num_heads, head_size, prompt_mask, max_new_tokens, dtype)
+        return KeyValueCache(self._text_config.num_hidden_layers, prompt_mask, max_new_tokens, self._settings.dtype)
 
     def learn_vocabulary(self, texts: Sequence[str]) -> None:
         """Nothing to do: a pretrained vocabulary writes every text."""
@@ -153,7 +160,7 @@ class HuggingFaceBackbone(Backbone):
         return str(self._tokenizer.decode(until_end, skip_special_tokens=True)).strip()
 
     def embed_tokens(self, token_ids: Tensor) -> Tensor:  # noqa: D102
-        vectors: Tensor = self._causal_lm.get_input_embeddings()(token_ids)
+        vectors: Tensor = self._causal_lm.get_input_embeddings()(token_ids.to(self._device))
         return vectors.float()
 
     def text_logits(self, hidden: Tensor) -> Tensor:  # noqa: D102
@@ -198,6 +205,11 @@ class HuggingFaceBackbone(Backbone):
     def _device(self) -> torch.device:
         device: torch.device = self._causal_lm.get_input_embeddings().weight.device
         return device
+
+    def _own_scores(self, token_ids: Tensor) -> Tensor:
+        with self._autocast():
+            logits: Tensor = self._causal_lm(input_ids=token_ids.to(self._device), use_cache=False).logits
+        return logits
 
     def _autocast(self) -> torch.autocast:
         dtype = self._settings.dtype

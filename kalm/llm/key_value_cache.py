@@ -17,28 +17,19 @@ class KeyValueCache:
     """
 
     def __init__(
-        self,
-        num_layers: int,
-        num_heads: int,
-        head_size: int,
-        prompt_mask: Tensor,
-        max_new_tokens: int,
-        dtype: torch.dtype = torch.float32,
+        self, num_layers: int, prompt_mask: Tensor, max_new_tokens: int, dtype: torch.dtype = torch.float32
     ) -> None:
-        """Allocate room; the prompts come in by the first ``extend``.
+        """Plan for so many tokens; the prompts come in by the first ``extend``, whose shapes decide the rest.
 
         Args:
             num_layers: Layers of the decoder, K.
-            num_heads: Heads of a layer, N.
-            head_size: Numbers a head, D.
             prompt_mask: True at the real tokens of each prompt, bool of shape (B, L).
             max_new_tokens: Tokens that each row may add to its prompt.
             dtype: Kind of number that keys and values are kept as.
         """
-        num_rows, prompt_size = prompt_mask.shape
-        shape = num_layers, num_rows, num_heads, prompt_size + max_new_tokens, head_size
-        self._keys = torch.zeros(shape, device=prompt_mask.device, dtype=dtype)
-        self._values = torch.zeros(shape, device=prompt_mask.device, dtype=dtype)
+        self._num_layers, self._dtype = num_layers, dtype
+        self._num_tokens = prompt_mask.shape[1] + max_new_tokens
+        self._keys = self._values = torch.empty(0)
         self._prompt_mask = prompt_mask
         self._prompt_lengths = prompt_mask.sum(dim=1)
         self._size = 0
@@ -74,6 +65,8 @@ class KeyValueCache:
         Returns:
             Keys and values of all tokens so far, shape (B, N, M + S, D), as views.
         """
+        if not self._keys.numel():
+            self._keys, self._values = self._room_for(keys), self._room_for(values)
         end = self._size + keys.shape[2]
         self._keys[layer, :, :, self._size : end] = keys
         self._values[layer, :, :, self._size : end] = values
@@ -87,6 +80,10 @@ class KeyValueCache:
         """Drop all rows but these, int64 of shape (rows kept,)."""
         self._keys, self._values = (self._kept(tensor, rows) for tensor in (self._keys, self._values))
         self._prompt_mask, self._prompt_lengths = self._prompt_mask[rows], self._prompt_lengths[rows]
+
+    def _room_for(self, tensor: Tensor) -> Tensor:
+        num_rows, num_heads, _, head_size = tensor.shape
+        return tensor.new_zeros(self._num_layers, num_rows, num_heads, self._num_tokens, head_size, dtype=self._dtype)
 
     def _kept(self, tensor: Tensor, rows: Tensor) -> Tensor:
         kept = tensor.new_empty(tensor.shape[0], len(rows), *tensor.shape[2:])

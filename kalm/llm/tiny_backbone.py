@@ -77,8 +77,7 @@ class TinyBackbone(Backbone):
         return self.decoder(embeddings, positions, attention_mask, cache)
 
     def make_cache(self, prompt_mask: Tensor, max_new_tokens: int) -> KeyValueCache:  # noqa: D102
-        decoder = self.decoder
-        return KeyValueCache(len(decoder.layers), decoder.num_heads, decoder.head_size, prompt_mask, max_new_tokens)
+        return KeyValueCache(len(self.decoder.layers), prompt_mask, max_new_tokens)
 
     def learn_vocabulary(self, texts: Sequence[str]) -> None:
         """Take up every token that occurs in ``texts``; what was learned for other tokens is forgotten."""

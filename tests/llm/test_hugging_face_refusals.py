@@ -13,7 +13,7 @@ from torch import nn
 
 from kalm.errors import KalmError
 from kalm.llm.hugging_face_backbone import HuggingFaceBackbone
-from tests.llm.small_models import backbone, edit_json, unloaded_backbone
+from tests.llm.small_models import ARCHITECTURES, backbone, edit_json, unloaded_backbone
 
 
 @pytest.fixture
@@ -118,6 +118,29 @@ def test_flash_attention_that_is_not_installed_is_refused(copy: Path, monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flash_attn" else find_spec(name))
     with pytest.raises(KalmError, match="flash_attn is not installed: .* set attention: sdpa"):
         unloaded_backbone(copy, attention="flash_attention_2")
+
+
+@pytest.mark.parametrize("ignored", ["position_ids", "attention_mask", "inputs_embeds"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_that_reads_in_its_own_way_is_refused(
+    small_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, architecture: str, ignored: str
+) -> None:
+    """One that takes no positions, no masks or no vectors from outside would learn and imagine nonsense in silence."""
+    from transformers import LlamaModel, Qwen2Model
+
+    decoder = {"llama": LlamaModel, "qwen2": Qwen2Model}[architecture]
+    forward = decoder.forward
+
+    def headstrong(self: nn.Module, input_ids: Any = None, **given: Any) -> Any:
+        if given.get(ignored) is not None and input_ids is None:
+            given[ignored] = 2 * given[ignored] if ignored == "inputs_embeds" else None
+        return forward(self, input_ids, **given)
+
+    monkeypatch.setattr(decoder, "forward", headstrong)
+    made = unloaded_backbone(small_models[architecture], tuning="lora")
+    with pytest.raises(KalmError, match="does not read .* as kalm needs: [\\s\\S]*Allowed: models that heed"):
+        made.load(torch.device("cpu"))
+    assert made.model is None
 
 
 def test_layers_that_do_not_exist_are_refused(copy: Path) -> None:
