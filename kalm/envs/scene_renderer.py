@@ -17,13 +17,13 @@ from kalm.errors import SimulatorError
 class SceneRenderer:
     """Renders simulator states with MuJoCo, from one of the world's cameras."""
 
-    def __init__(self, model: mujoco.MjModel, size: int, camera: str = "top") -> None:
+    def __init__(self, model: mujoco.MjModel, size: int, camera: str | mujoco.MjvCamera = "top") -> None:
         """Make a GL context; it belongs to the thread that makes it.
 
         Args:
             model: The compiled world.
             size: Pixels along each side of a picture, at most 1024.
-            camera: Name of a camera of the world.
+            camera: Name of a camera of the world, or a camera of its own.
 
         Raises:
             SimulatorError: If no GL context can be made here.
@@ -33,9 +33,7 @@ class SceneRenderer:
         self._viewport = mujoco.MjrRect(0, 0, size, size)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._options = mujoco.MjvOption()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = model.camera(camera).id
+        self._camera = camera if isinstance(camera, mujoco.MjvCamera) else _fixed_camera(model, camera)
         try:
             self._gl_context = _make_gl_context(size)
             self._gl_context.make_current()
@@ -69,6 +67,13 @@ class SceneRenderer:
     def close(self) -> None:
         """Free the GL context."""
         self._free()
+
+
+def _fixed_camera(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+    camera.fixedcamid = model.camera(name).id
+    return camera
 
 
 def _make_gl_context(size: int) -> Any:

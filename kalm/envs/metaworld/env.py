@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm.envs.metaworld.domain import MetaWorld
 from kalm.envs.metaworld.episode import Start, start_episode
 from kalm.envs.metaworld.scene_pool import borrowed_scene
-
-if TYPE_CHECKING:
-    from kalm.envs.scene_renderer import SceneRenderer
+from kalm.envs.scene_renderer import SceneRenderer
 
 Observation = NDArray[np.float64]
 
@@ -99,13 +98,11 @@ class MetaWorldEnv(gym.Env[Any, Any]):
         """
         if self.render_mode is None or self._start is None:
             return None
-        from kalm.envs.scene_renderer import SceneRenderer
-
         task = self._start.goal.task
         with borrowed_scene(task) as scene:
             if self._renderer is None or self._renderer[0] != task:
                 self.close()
-                self._renderer = task, SceneRenderer(scene.model, self.render_size, camera="corner3")
+                self._renderer = task, SceneRenderer(scene.model, self.render_size, camera=_camera())
             renderer = self._renderer[1]
             scene.show(self._state)
             return renderer.render_data(scene.model, scene.data, self._start.instruction)
@@ -115,3 +112,11 @@ class MetaWorldEnv(gym.Env[Any, Any]):
         if self._renderer is not None:
             self._renderer[1].close()
             self._renderer = None
+
+
+def _camera() -> mujoco.MjvCamera:
+    """From the robot's right, over the table; the package's own cameras show it upside down or from behind the arm."""
+    camera = mujoco.MjvCamera()
+    camera.lookat[:] = 0.0, 0.65, 0.12
+    camera.distance, camera.azimuth, camera.elevation = 1.45, 150.0, -32.0
+    return camera

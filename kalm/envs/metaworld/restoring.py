@@ -22,6 +22,8 @@ ROUNDING = 1e-6  # numbers that come back so near are returned as they were aske
 _EXACT = 1e-10  # metres
 _LONGEST_ROUND = 0.03  # metres that the arm is solved for at once
 _MAX_ROUNDS = 100
+# Of what an arm at its limits cannot do, uprightness is given up, the more the longer the search for a way takes.
+_MOVE_DAMPING, _TURN_DAMPING, _GROWTH = 1e-8, 1e-3, 1.2
 
 
 def restore(scene: Scene, observation: NDArray[np.float64]) -> tuple[SceneState, NDArray[np.float64]]:
@@ -58,9 +60,11 @@ def _move_hand(scene: Scene, observation: NDArray[np.float64]) -> None:
     joints = [model.joint(f"right_j{number}") for number in range(7)]
     places, freedoms = [joint.qposadr[0] for joint in joints], [joint.dofadr[0] for joint in joints]
     low, high = np.array([joint.range for joint in joints]).T
+    low, high = np.minimum(low, data.qpos[places]), np.maximum(high, data.qpos[places])  # limits are soft
     upright, lead = data.xquat[hand].copy(), data.mocap_pos[0] - data.xpos[hand]  # the hand trails what pulls it
     turn, move_jacobian, turn_jacobian = np.empty(3), np.empty((3, model.nv)), np.empty((3, model.nv))
-    for _ in range(_MAX_ROUNDS):
+    for number in range(_MAX_ROUNDS):
+        damping = np.repeat([_MOVE_DAMPING, _TURN_DAMPING * _GROWTH**number], 3)
         way = wanted - data.xpos[hand]
         length = float(np.linalg.norm(way))
         if length < _EXACT:
@@ -69,13 +73,34 @@ def _move_hand(scene: Scene, observation: NDArray[np.float64]) -> None:
         turn[:] = data.xmat[hand].reshape(3, 3) @ turn
         mujoco.mj_jacBody(model, data, move_jacobian, turn_jacobian, hand)
         jacobian = np.concatenate([move_jacobian, turn_jacobian])[:, freedoms]
-        change = np.linalg.pinv(jacobian) @ np.concatenate([way * min(1.0, _LONGEST_ROUND / length), turn])
-        data.qpos[places] = np.clip(data.qpos[places] + change, low, high)
+        wish = np.concatenate([way * min(1.0, _LONGEST_ROUND / length), turn])
+        data.qpos[places] = _turned(data.qpos[places], jacobian, wish, damping, low, high)
         mujoco.mj_kinematics(model, data)
         mujoco.mj_comPos(model, data)
     data.mocap_pos[0] = data.xpos[hand] + lead
     data.qvel[:] = 0.0
     _open_fingers(scene, float(observation[OPENING]))
+
+
+def _turned(
+    angles: NDArray[np.float64],
+    jacobian: NDArray[np.float64],
+    wish: NDArray[np.float64],
+    damping: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Joint angles, shape (7,), that change the hand's pose nearly as wished, shape (6,), within the joints' limits."""
+    free = np.ones(len(angles), dtype=np.bool_)
+    turned = angles
+    for _ in angles:
+        part = jacobian * free
+        turned = angles + part.T @ np.linalg.solve(part @ part.T + np.diag(damping), wish)
+        beyond = free & ((turned < low) | (turned > high))
+        if not beyond.any():
+            break
+        free &= ~beyond  # what stands at its limit leaves the others to do it
+    return np.clip(turned, low, high)
 
 
 def _open_fingers(scene: Scene, opening: float) -> None:
@@ -88,9 +113,6 @@ def _open_fingers(scene: Scene, opening: float) -> None:
         close_by = 0.1 * (apart - opening) / 2.0
         data.qpos[right.qposadr[0]] += close_by
         data.qpos[left.qposadr[0]] -= close_by
-    for joint in (right, left):
-        place = joint.qposadr[0]
-        data.qpos[place] = np.clip(data.qpos[place], *joint.range)
 
 
 def _place(scene: Scene, entity: Entity, observation: NDArray[np.float64]) -> None:

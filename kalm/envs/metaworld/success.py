@@ -17,6 +17,7 @@ Rule = Callable[[FloatArray], BoolArray]
 UNLOCKED_ANGLE = 0.37
 COFFEE_BUTTON_DEPTH = 0.03  # from the face of the coffee machine's button to where it stops
 FAUCET_OPEN_TIP = np.array([-0.04, 0.0, 0.03])  # the package measures from a point beside the observed one
+IDLE_TIPS = np.array([0.0, 0.0043, 0.0])  # the fingers of an idle gripper sag to one side
 NAIL_DEPTH = 0.09  # of 0.1; the target location is where the nail's head would end
 
 
@@ -31,8 +32,8 @@ def distance_along(observation: FloatArray, entity: str, axis: int) -> FloatArra
 
 
 def tip_distance(observation: FloatArray) -> FloatArray:
-    """From the finger tips to the target location, shape (...)."""
-    return np.linalg.norm(finger_tips(observation) - observation[..., TARGET], axis=-1)
+    """From the finger tips of an idle gripper, as reaching leaves it, to the target location, shape (...)."""
+    return np.linalg.norm(finger_tips(observation) + IDLE_TIPS - observation[..., TARGET], axis=-1)
 
 
 def coffee_button_distance(observation: FloatArray) -> FloatArray:
