@@ -205,13 +205,16 @@ def load_base(settings: ModelSettings, device: torch.device) -> PreTrainedModel:
     """The pretrained model on ``device``, in 4 bits for QLoRA, without adapters."""
     from transformers import AutoModelForCausalLM
 
+    # The commit, not the name of a branch: for "main" without safetensors, transformers would have a bot convert the
+    # weights, and load what it proposes.
+    revision = getattr(read_config(settings), "_commit_hash", None) or settings.revision
     options: dict[str, Any] = {"dtype": torch.float32 if settings.tuning == "full" else settings.dtype}
     if settings.tuning == "qlora":
         options["quantization_config"] = _quantisation(settings, device)
     with _explained("weights", settings):
         model = AutoModelForCausalLM.from_pretrained(
             settings.model,
-            revision=settings.revision,
+            revision=revision,
             trust_remote_code=False,
             use_safetensors=True,
             device_map={"": device},

@@ -98,6 +98,24 @@ def test_weights_that_may_run_code_are_refused(copy: Path) -> None:
         backbone(copy)
 
 
+def test_weights_come_from_the_commit_of_the_configuration(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from whatever a branch names by then, and never from a bot's conversion, which is tried for main alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config, load, asked = AutoConfig.from_pretrained(copy), AutoModelForCausalLM.from_pretrained, []
+    config._commit_hash = "c" * 40
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **options: config)
+
+    def recorded(*args: Any, **options: Any) -> nn.Module:
+        asked.append({name: options[name] for name in ("revision", "use_safetensors", "trust_remote_code")})
+        return load(*args, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", recorded)
+    made = backbone(copy, tuning="lora", revision="main")
+    assert asked == [{"revision": "c" * 40, "use_safetensors": True, "trust_remote_code": False}]
+    assert made.description["revision"] == "main"
+
+
 def test_a_model_with_code_of_its_own_is_refused(copy: Path) -> None:
     """Its code is in the folder and is not run."""
     edit_json(copy / "config.json", model_type="its_own", auto_map={"AutoConfig": "code.Config"})
