@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kalm.errors import KalmError
+from kalm.llm import hugging_face_model
 from kalm.llm.hugging_face_backbone import HuggingFaceBackbone
 from tests.llm.small_models import ARCHITECTURES, backbone, edit_json, unloaded_backbone
 
@@ -104,7 +105,7 @@ def test_weights_come_from_the_commit_of_the_configuration(copy: Path, monkeypat
 
     config, load, asked = AutoConfig.from_pretrained(copy), AutoModelForCausalLM.from_pretrained, []
     config._commit_hash = "c" * 40
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *args, **options: config)
+    monkeypatch.setattr(hugging_face_model, "read_config", lambda settings: config)
 
     def recorded(*args: Any, **options: Any) -> nn.Module:
         asked.append({name: options[name] for name in ("revision", "use_safetensors", "trust_remote_code")})
