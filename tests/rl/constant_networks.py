@@ -1,11 +1,12 @@
-"""Gives networks outputs that no input changes, so that a loss can be worked by hand."""
+"""Networks whose outputs are plain enough that a loss can be worked by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kalm.rl.networks import MLP, EnsembleMLP
 
@@ -20,3 +21,16 @@ def make_constant(network: MLP | EnsembleMLP, outputs: Sequence[float] | Sequenc
     nn.init.zeros_(last_weight)
     with torch.no_grad():
         last_bias.copy_(torch.tensor(outputs).view_as(last_bias))
+
+
+class SumCritics(nn.Module):
+    """Two critics: an action's sum, and three times that."""
+
+    def forward(self, *inputs: Any, num_members: int | None = None, frozen: bool = False) -> Tensor:
+        """Shape (2, ..., 1), or (1, ..., 1) of the first; the action is the last input."""
+        total = inputs[-1].sum(-1, keepdim=True)
+        return torch.stack([total, 3 * total])[:num_members]
+
+    def product(self, *inputs: Tensor) -> Tensor:
+        """Something to be given in the place of inputs that do not matter."""
+        return inputs[0]

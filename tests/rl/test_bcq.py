@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from kalm.errors import KalmError
 from kalm.rl.bcq import BCQ
 from kalm.rl.transition_batch import TransitionBatch
 from kalm.types import TaskSpec
-from tests.rl.constant_networks import make_constant
+from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 
 
@@ -91,17 +90,6 @@ def test_continuous_terminated_step_does_not_bootstrap() -> None:
     """N8: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_continuous_policy().losses(known_batch(CONTINUOUS, terminated=True))
     assert losses["critic_loss"].tolist() == [1.0]
-
-
-class SumCritics(nn.Module):
-    """Two critics: an action's sum, and three times that."""
-
-    def forward(
-        self, observation: Tensor, goal_embedding: Tensor, action: Tensor, num_members: int | None = None
-    ) -> Tensor:
-        """Shape (2, ..., 1), or (1, ..., 1) of the first."""
-        total = action.sum(-1, keepdim=True)
-        return torch.stack([total, 3 * total])[:num_members]
 
 
 def test_the_next_value_is_that_of_the_best_sampled_action() -> None:

@@ -1,21 +1,18 @@
-"""Conservative Q-learning: numbers worked by hand, what bootstraps, and a world with a closed form."""
+"""Conservative Q-learning: numbers worked by hand, what each loss trains, what bootstraps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
 
-from kalm.errors import KalmError
 from kalm.rl.cql import CQL
 from kalm.rl.networks import MLP
 from kalm.rl.transition_batch import TransitionBatch, unstack
-from kalm.types import TaskSpec
-from tests.rl.helpers import CONTINUOUS, DISCRETE, FixedData, stacked_batch, trainer, transition_batch
+from tests.rl.helpers import DISCRETE, stacked_batch, transition_batch
 
 
 def make_constant(network: MLP, values: list[float]) -> None:
@@ -101,51 +98,3 @@ def test_the_bootstrapped_value_is_a_constant_to_the_gradient() -> None:
     gradient = policy.critic.output.bias.grad
     assert gradient is not None
     assert gradient.tolist() == [-1.0, 0.0, 0.0]
-
-
-def two_state_transitions() -> TensorDict:
-    """All four transitions of a world with states A, B and actions stay, move; two copies, stacked for K = 20.
-
-    Staying in B earns 2, moving from A to B earns 1, the rest 0; nothing ever ends.
-    """
-    state, next_state = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 0])
-    columns = {
-        "observation": torch.eye(2)[state],
-        "action": torch.tensor([0, 1, 0, 1]),
-        "next": {
-            "observation": torch.eye(2)[next_state],
-            "reward": torch.tensor([0.0, 1.0, 2.0, 0.0]),
-            "terminated": torch.zeros(4, dtype=torch.bool),
-            "truncated": torch.ones(4, dtype=torch.bool),
-        },
-        "instruction_id": torch.zeros(4, dtype=torch.int32),
-        "rollout_id": torch.arange(4),
-        "step": torch.zeros(4, dtype=torch.int16),
-        "source": torch.zeros(4, dtype=torch.uint8),
-    }
-    return TensorDict(columns, batch_size=[4]).expand(20, 4)
-
-
-def test_values_of_a_two_state_world_equal_the_closed_form(tmp_path: Path) -> None:
-    """N7, discount 1/2, no conservatism.
-
-    V(B) = 2 + V(B)/2 = 4; V(A) = max(V(A)/2, 1 + V(B)/2) = 3. So Q(A, stay) = 3/2, Q(A, move) = 1 + 2 = 3,
-    Q(B, stay) = 2 + 2 = 4, Q(B, move) = 3/2.
-    """
-    torch.manual_seed(0)
-    spec = TaskSpec(observation_size=2, action_size=2, is_discrete=True, goal_embedding_size=1)
-    policy = CQL(
-        spec, conservative_weight=0.0, discount=0.5, hidden_sizes=[32], learning_rate=1e-2, target_update_interval=50
-    )
-    data = FixedData(spec, two_state_transitions())
-    trainer(tmp_path, max_steps=1000).fit(policy, data)
-    policy.learning_rate = 1e-4  # Adam at a constant step size circles the solution
-    trainer(tmp_path, max_steps=1000).fit(policy, data)
-    q = policy.critic(torch.eye(2), policy.goal_embeddings.expand(2, 1))
-    torch.testing.assert_close(q, torch.tensor([[1.5, 3.0], [4.0, 1.5]]), atol=1e-4, rtol=0)
-
-
-def test_continuous_actions_are_refused() -> None:
-    """This CQL reads a value for every action."""
-    with pytest.raises(KalmError, match="discrete actions"):
-        CQL(CONTINUOUS)
