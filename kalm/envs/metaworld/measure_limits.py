@@ -3,13 +3,13 @@
     python -m kalm.envs.metaworld.measure_limits
 
 runs the experts of all tasks with little and with much noise, and random actions, and writes ``limits.json``. It takes
-about two minutes on two cores.
+about three minutes on two cores.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -40,22 +40,25 @@ TAIL = 0.0005  # share of real values beyond a limit, before the margin
 MARGIN = 0.05  # by which a limit is moved outwards, as a share of the range or of the limit
 ROUNDING_SLACK = 1e-3  # metres and quaternion units: what standing still may look like after storage or a network
 HORIZON = 200  # long enough to see the second stages of the composed tasks
-NOISE = {0.1: 30, 0.5: 20, 2.0: 10}  # rollouts a task for each standard deviation; 2 is nearly random
+NOISE = {0.1: 40, 0.5: 40, 2.0: 15}  # rollouts a task for each standard deviation; 2 is nearly random
 FAR = 0.15  # metres from the finger tips at which nothing is held
 SEED = 7
 
 
-def real_transitions(rollouts_of_noise: dict[float, int], seed: int) -> tuple[FloatArray, NDArray[Any], FloatArray]:
+def real_transitions(
+    rollouts_of_noise: dict[float, int], seed: int, horizon: int = HORIZON
+) -> tuple[FloatArray, NDArray[Any], FloatArray]:
     """Transitions of the experts in all tasks.
 
     Args:
         rollouts_of_noise: Rollouts a task for each standard deviation of the action noise.
         seed: Seed of all.
+        horizon: Steps after which a rollout ends.
 
     Returns:
         Observations (N, 91), actions (N, 4), next observations (N, 91).
     """
-    domain = MetaWorld(horizon=HORIZON)
+    domain = MetaWorld(horizon=horizon)
     rollouts: list[Rollout] = []
     for noise, count in rollouts_of_noise.items():
         goals = [
@@ -88,8 +91,23 @@ def derive_limits(before: FloatArray, after: FloatArray) -> PlausibilityLimits:
         max_hand_move=_limit(np.linalg.norm(after[:, HAND] - before[:, HAND], axis=-1)),
         max_opening_change=_limit(np.abs(after[:, OPENING] - before[:, OPENING])),
         max_target_move=_limit(np.linalg.norm(after[:, TARGET] - before[:, TARGET], axis=-1)),
-        entities={entity: _entity_limits(before, after, entity) for entity in ENTITIES},
+        entities=_on_one_table({entity: _entity_limits(before, after, entity) for entity in ENTITIES}),
     )
+
+
+def _on_one_table(limits: dict[str, EntityLimits]) -> dict[str, EntityLimits]:
+    """What can move may lie wherever something that can move has lain: the table is the same for all."""
+    low = np.min([limits[entity].low[:2] for entity in MOVABLE], axis=0)
+    high = np.max([limits[entity].high[:2] for entity in MOVABLE], axis=0)
+    shared = {
+        entity: replace(
+            limits[entity],
+            low=(float(low[0]), float(low[1]), limits[entity].low[2]),
+            high=(float(high[0]), float(high[1]), limits[entity].high[2]),
+        )
+        for entity in MOVABLE
+    }
+    return {**limits, **shared}
 
 
 def _entity_limits(before: FloatArray, after: FloatArray, entity: str) -> EntityLimits:
@@ -101,7 +119,8 @@ def _entity_limits(before: FloatArray, after: FloatArray, entity: str) -> Entity
     if entity in MOVABLE:
         tip_distance = np.linalg.norm(place - finger_tips(after), axis=-1)
         resting_height = _round(float(np.quantile(place[tip_distance > FAR, 2], 1 - 2 * TAIL)) + 0.01)
-        held_distance = _limit(tip_distance[place[:, 2] > resting_height])
+        is_up = place[:, 2] > resting_height
+        held_distance = _limit(tip_distance[is_up]) if is_up.any() else 0.0
     return EntityLimits(
         low=low,
         high=high,

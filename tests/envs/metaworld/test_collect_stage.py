@@ -1,0 +1,23 @@
+"""``python -m kalm collect`` on the YAML file, in miniature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kalm.data.store import RolloutStore
+from tests.chain_run import kalm
+
+CONFIG = Path(__file__).parents[3] / "conf" / "metaworld" / "collect.yaml"
+
+
+def test_collects_a_store_that_opens(tmp_path: Path) -> None:
+    """Continuous actions, 91 numbers, verdicts; the settings are kept with the store."""
+    assert kalm("collect", "--config", CONFIG, "--root", tmp_path, "--num_rollouts", 6, "--domain.horizon", 60) == 0
+    store = RolloutStore(tmp_path / "metaworld/collect/expert/seed=0", verify=True)
+    assert store.num_rollouts == 6
+    assert store.manifest["made_by"]["horizon"] == 60
+    assert store.manifest["action"]["size"] == 4
+    assert store.transitions["observation"].shape[1] == 91
+    assert np.isfinite(store.transitions["observation"].numpy()).all()
