@@ -36,7 +36,7 @@ from kalm.llm.explanation import write_answers
 from kalm.llm.generation import Sampling, imagine
 from kalm.llm.losses import action_loss, change_loss, end_loss, text_loss
 from kalm.llm.rollout_codec import RolloutCodec
-from kalm.llm.rollout_reader import read_rollouts
+from kalm.llm.rollout_reader import RolloutHidden, read_rollouts
 from kalm.types import TaskSpec
 
 # A next state matches when every number is within this many standard deviations of the data.
@@ -134,7 +134,9 @@ class GroundedLLM(LightningModule):
             Losses, one number a step, observation or text token; neither reduced nor weighted. A task that the batch
             does not have contributes none.
         """
-        hidden = read_rollouts(self.backbone, self.codec, batch)
+        return self._losses_of(read_rollouts(self.backbone, self.codec, batch), batch)
+
+    def _losses_of(self, hidden: RolloutHidden, batch: GroundingBatch) -> dict[str, Tensor]:
         task = batch.task.repeat_interleave(batch.lengths)
         generates, predicts = task == GroundingTask.GENERATION, task == GroundingTask.DYNAMICS
         change = self.codec.change(batch.observation, batch.next_observation)
@@ -156,7 +158,9 @@ class GroundedLLM(LightningModule):
 
     def training_step(self, batch: GroundingBatch, batch_index: int) -> Tensor:
         """One update over rollouts of every task."""
-        means = {name: values.mean() for name, values in self.losses(self._with_noise(batch)).items()}
+        batch = self._with_noise(batch)
+        hidden = read_rollouts(self.backbone, self.codec, batch)
+        means = {name: values.mean() for name, values in self._losses_of(hidden, batch).items()}
         for name, value in means.items():
             if not torch.isfinite(value):
                 raise DataError(
@@ -164,6 +168,7 @@ class GroundedLLM(LightningModule):
                     "rollouts for extreme numbers, or lower learning_rate"
                 )
         self.log_dict({f"ground/{name}": value.detach() for name, value in means.items()}, batch_size=1)
+        self.log("ground/padding_share", hidden.padding_share, batch_size=1)
         return torch.stack([self._loss_weights[name] * value for name, value in means.items()]).sum()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -43,6 +43,12 @@ class Packing(NamedTuple):
     positions: Tensor
     attention_mask: Tensor
 
+    @property
+    def padding_share(self) -> float:
+        """Part of all columns of all rows that hold nothing, in [0, 1)."""
+        slots = self.prompt_slot, self.observation_slot, self.action_slot, self.final_slot, self.text_slot
+        return 1 - sum(map(len, slots)) / self.positions.numel()
+
 
 def pack(
     prompt_lengths: Tensor, prompt_of_rollout: Tensor, lengths: Tensor, text_lengths: Tensor, row_size: int

@@ -28,6 +28,7 @@ class RolloutHidden(NamedTuple):
         final: At the observation after each rollout's last step, shape (R, H).
         text: Where each text token, and each answer's end, is predicted, shape (m + R, H).
         text_target: What is to be predicted there, int64 of shape (m + R,).
+        padding_share: Part of what the model ran over that was nothing, in [0, 1).
     """
 
     observation: Tensor
@@ -35,6 +36,7 @@ class RolloutHidden(NamedTuple):
     final: Tensor
     text: Tensor
     text_target: Tensor
+    padding_share: float
 
 
 def read_rollouts(
@@ -71,6 +73,7 @@ def read_rollouts(
         final=hidden[packing.final_slot],
         text=hidden[before_text],
         text_target=torch.cat([text, ends]),
+        padding_share=packing.padding_share,
     )
 
 

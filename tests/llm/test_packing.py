@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from kalm.llm.packing import counts, pack
@@ -64,3 +65,10 @@ def test_padding_sees_something() -> None:
 def test_counts() -> None:
     """Counting starts anew for each size, and sizes may be zero."""
     assert counts(torch.tensor([2, 0, 3])).tolist() == [0, 1, 0, 1, 2]
+
+
+def test_padding_share() -> None:
+    """A prompt of 2 with a rollout of 2 steps (5 tokens), and one of 1 with 1 step (3): 11 of 14 columns are used."""
+    packing = pack(torch.tensor([2, 1]), torch.arange(2), torch.tensor([2, 1]), torch.zeros(2).long(), row_size=7)
+    assert packing.positions.shape == (2, 7)
+    assert packing.padding_share == pytest.approx(3 / 14)
