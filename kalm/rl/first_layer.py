@@ -145,5 +145,7 @@ def in_pieces(parts: Sequence[Joined | Product], max_rows: int) -> list[Sequence
 
 def _multiply(part: Joined, weight: Tensor, bias: Tensor) -> Tensor:
     """The part's columns of the layer; the first part brings the bias along."""
-    columns = weight.narrow(-1, part.first_column, part.values.shape[-1])
+    num_columns = part.values.shape[-1]
+    # A slice, even of everything, costs a pass over zeros and a copy backwards.
+    columns = weight if num_columns == weight.shape[-1] else weight.narrow(-1, part.first_column, num_columns)
     return functional.linear(part.values, columns, bias if part.first_column == 0 else None)
