@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 import kalm
 from kalm.data.durable import sync_folder, write_durably
+from kalm.errors import CheckpointError
 from kalm.language.prompts import DYNAMICS, EXPLANATION, GENERATION, prompts_hash
 from kalm.llm.backbone import Backbone
 from kalm.llm.rollout_codec import RolloutCodec
@@ -39,18 +41,35 @@ def write_adapter_folder(folder: Path, backbone: Backbone, codec: RolloutCodec, 
     Returns:
         False, with nothing written, if the backbone has no adapter.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with whole_folder(folder) as temporary:
         if not backbone.save_adapter(temporary):
             return False
         write_heads(temporary, codec.state_dict(), backbone.description, token_scale=codec.token_scale, **facts)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
+    return True
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to that takes the place of ``folder`` if it was made, and only once all of it is written.
+
+    Raises:
+        CheckpointError: If the file system refuses.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if temporary.exists():
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+            sync_folder(folder.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the folder {folder}: {error.strerror or error}. Checkpoints are untouched. Free some space "
+            "or the folder's permissions, then run the same command again"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return True
 
 
 def write_heads(folder: Path, heads: Mapping[str, Tensor], description: Mapping[str, Any], **facts: Any) -> None:

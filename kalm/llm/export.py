@@ -10,7 +10,7 @@ import torch
 
 from kalm.checkpoint_io import VerifiedCheckpointIO
 from kalm.errors import CheckpointError, KalmError
-from kalm.llm.adapter_folder import write_heads
+from kalm.llm.adapter_folder import whole_folder, write_heads
 from kalm.llm.hugging_face_model import ModelSettings, fingerprint, merge_adapters, read_config, read_tokenizer
 
 ExportType = Literal["float32", "bfloat16", "float16"]
@@ -50,10 +50,11 @@ def export_model(checkpoint: Path, output: Path, model: str | None = None, dtype
         )
     trained = _below(content["state_dict"], f"{_BACKBONE}model.")
     merged = merge_adapters(settings, trained).to(getattr(torch, dtype))
-    merged.save_pretrained(output)
-    read_tokenizer(settings).save_pretrained(output)
     heads = _below(content["state_dict"], _CODEC)
-    write_heads(output, heads, description, dtype=dtype, update=int(content["global_step"]))
+    with whole_folder(output) as folder:
+        merged.save_pretrained(folder)
+        read_tokenizer(settings).save_pretrained(folder)
+        write_heads(folder, heads, description, dtype=dtype, update=int(content["global_step"]))
 
 
 def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -86,6 +86,7 @@ class HuggingFaceBackbone(Backbone):
         self._text_config = self._config.get_text_config()
         self._tokenizer = read_tokenizer(self._settings)
         self._token_ids: dict[str, list[int]] = {}
+        self._ids_of_prompt: dict[str, Tensor] = {}
         self.hidden_size = self._text_config.hidden_size
         self.end_of_text = self._tokenizer.eos_token_id
         self.context_size = getattr(self._text_config, "max_position_embeddings", None)
@@ -113,7 +114,10 @@ class HuggingFaceBackbone(Backbone):
         self.token_scale = float(weight.detach().float().std()) / TOKEN_STD
 
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:  # noqa: D102
-        rows = [torch.tensor(self._prompt_ids(prompt)) for prompt in prompts]
+        for prompt in prompts:
+            if prompt not in self._ids_of_prompt:
+                self._ids_of_prompt[prompt] = torch.tensor(self._prompt_ids(prompt))
+        rows = [self._ids_of_prompt[prompt] for prompt in prompts]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])
         prompt_mask = torch.arange(padded.shape[1]) < lengths[:, None]

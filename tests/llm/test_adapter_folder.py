@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.checkpoint_io import VerifiedCheckpointIO
+from kalm.errors import CheckpointError
 from kalm.language.prompts import prompts_hash
+from kalm.llm import adapter_folder
 from kalm.llm.grounded_llm import GroundedLLM
 from tests.chain_run import kalm
 from tests.llm.models import chain_grounding_data, tiny_backbone
@@ -104,6 +106,23 @@ def test_the_adapter_folder_says_what_it_was_made_from(small_models: Any, tmp_pa
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
     assert {path.suffix for path in (tmp_path / "adapter").iterdir()} <= {".json", ".safetensors", ".md", ".jinja"}
+    assert not list(tmp_path.glob(".adapter*"))
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_old_one(
+    small_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: the error names the folder, what was there stays, nothing half-written is left."""
+    model = grounded_run(small_models["llama"], tmp_path, "lora")
+    before = (tmp_path / "adapter" / "kalm.json").read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(adapter_folder, "write_durably", full)
+    with pytest.raises(CheckpointError, match="cannot write the folder .*adapter: No space left on device"):
+        adapter_folder.write_adapter_folder(tmp_path / "adapter", model.backbone, model.codec, update=5)
+    assert (tmp_path / "adapter" / "kalm.json").read_bytes() == before
     assert not list(tmp_path.glob(".adapter*"))
 
 
