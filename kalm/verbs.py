@@ -62,7 +62,7 @@ def _collect(config: Namespace) -> int:
     if config.num_rollouts < 1:
         raise KalmError(f"num_rollouts is {config.num_rollouts}; it must be at least 1")
     domain = _collect_parser().instantiate(config).domain
-    from kalm.data.collect import collect_store
+    from kalm.data.collect import collect_store, success_by_task
 
     store = collect_store(domain, folder, config.num_rollouts, config.seed, show_progress=config.show_progress)
     megabytes = sum(entry["bytes"] for entry in store.manifest["files"].values()) / 1e6
@@ -72,6 +72,8 @@ def _collect(config: Namespace) -> int:
         markup=False,
         soft_wrap=True,
     )
+    rates = [f"{task} {good}/{count}" for task, (good, count) in success_by_task(domain, store).items()]
+    Console().print(f"successful rollouts by task: {', '.join(rates)}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -53,6 +53,18 @@ def collect_store(
     return writer.finish()
 
 
+def success_by_task(domain: Domain, store: RolloutStore) -> dict[str, tuple[int, int]]:
+    """Successful rollouts and all rollouts of each task, sorted by its name."""
+    goals = [row.goal for row in store.instructions]
+    counts: dict[str, tuple[int, int]] = {}
+    columns = (store.rollouts[name].tolist() for name in ("instruction_id", "is_success"))
+    for instruction_id, is_success in zip(*columns, strict=True):
+        task = domain.task(domain.goal_from_json(goals[instruction_id]))
+        num_successes, num_rollouts = counts.get(task, (0, 0))
+        counts[task] = num_successes + int(is_success), num_rollouts + 1
+    return dict(sorted(counts.items()))
+
+
 def _open_equal(path: str | Path, made_by: dict[str, object]) -> RolloutStore:
     store = RolloutStore(path)
     if store.manifest["made_by"] != made_by:

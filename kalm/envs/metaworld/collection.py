@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,8 +13,6 @@ from kalm.envs.metaworld.domain import MetaWorld
 from kalm.envs.metaworld.expert import expert
 from kalm.envs.metaworld.vector_env import MetaWorldVectorEnv
 from kalm.types import GoalSplit, Source
-
-logger = logging.getLogger(__name__)
 
 NUM_RESET_SEEDS = 1_000_000_000  # resets of a collection stay below; those of evaluation begin here
 NUM_ENVS = 250  # episodes at once; more waste less on waiting for the longest one
@@ -32,23 +28,13 @@ def expert_rollouts(domain: MetaWorld, numbers: range, seed: int, action_noise: 
         action_noise: Standard deviation of normal noise on each number of an action, carried out and recorded.
 
     Yields:
-        Rollouts, in the order of their numbers; those that fail within the step limit too. When all are made, how
-        often each task's expert succeeded is logged.
+        Rollouts, in the order of their numbers; those that fail within the step limit too.
     """
     instructed = domain.instructed_goals(GoalSplit.TRAIN)
     order = np.random.default_rng(seed).permutation(len(instructed))
-    tried: Counter[str] = Counter()
-    succeeded: Counter[str] = Counter()
     for first in range(0, len(numbers), NUM_ENVS):
         chunk = numbers[first : first + NUM_ENVS]
-        for rollout in run_experts(
-            domain, [instructed[order[n % len(order)]] for n in chunk], seed, chunk, action_noise
-        ):
-            tried[rollout.goal["task"]] += 1
-            succeeded[rollout.goal["task"]] += rollout.is_success
-            yield rollout
-    rates = ", ".join(f"{task} {succeeded[task]}/{tried[task]}" for task in sorted(tried))
-    logger.info("successful rollouts of the experts within %d steps: %s", domain.horizon, rates)
+        yield from run_experts(domain, [instructed[order[n % len(order)]] for n in chunk], seed, chunk, action_noise)
 
 
 def run_experts(

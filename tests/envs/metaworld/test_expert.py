@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 
 import numpy as np
@@ -34,20 +33,15 @@ def test_expert_succeeds(successes: Counter[str], task: str) -> None:
     assert successes[task] >= LEAST_SUCCESSES.get(task, NUM_ROLLOUTS)
 
 
-def test_failed_rollouts_are_kept_and_success_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """Under a short horizon failures are in the collection too, marked; the log counts the successes of each task."""
-    with caplog.at_level(logging.INFO, logger="kalm.envs.metaworld.collection"):
-        rollouts = list(MetaWorld(horizon=40).collect(30, seed=0))
+def test_failed_rollouts_are_kept_and_marked() -> None:
+    """Under a short horizon failures are in the collection too."""
+    rollouts = list(MetaWorld(horizon=40).collect(30, seed=0))
     verdicts = [rollout.is_success for rollout in rollouts]
     assert 0 < sum(verdicts) < len(verdicts) == 30
     for rollout in rollouts:
         assert rollout.terminated[-1] == rollout.is_success
         assert rollout.truncated[-1] == (not rollout.is_success)
         assert len(rollout) <= 40
-    num_tries = Counter(rollout.goal["task"] for rollout in rollouts)
-    num_successes = Counter(rollout.goal["task"] for rollout in rollouts if rollout.is_success)
-    for task, count in num_tries.items():
-        assert f"{task} {num_successes[task]}/{count}" in caplog.text
 
 
 def test_noise_is_recorded() -> None:
