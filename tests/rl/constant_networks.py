@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kalm.rl.first_layer import Product
 from kalm.rl.networks import MLP, EnsembleMLP
 
 
@@ -31,6 +32,6 @@ class SumCritics(nn.Module):
         total = inputs[-1].sum(-1, keepdim=True)
         return torch.stack([total, 3 * total])[:num_members]
 
-    def product(self, *inputs: Tensor) -> Tensor:
-        """Something to be given in the place of inputs that do not matter."""
-        return inputs[0]
+    def product(self, *inputs: Tensor) -> Product:
+        """To be given in the place of inputs, which do not matter."""
+        return Product(inputs[0], len(inputs))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kalm.rl.losses.advantage_weighting import advantage_weight
-from kalm.rl.losses.conservative import cql_penalty
+from kalm.rl.losses.conservative import cql_penalty, sampled_cql_penalty
+from kalm.rl.losses.entropy import soft_policy_loss, temperature_loss
 from kalm.rl.losses.expectile import expectile_loss
 from kalm.rl.losses.gaussian import gaussian_log_probability, standard_normal_divergence
 from kalm.rl.losses.imitation import imitation_loss, log_probability_penalty, squared_action_error
@@ -69,6 +70,47 @@ def test_cql_penalty_refuses_shapes_that_would_broadcast(q_shape: tuple[int, ...
     """A wrong shape would otherwise give a wrong number rather than an error."""
     with pytest.raises(ValueError, match="needs q of shape"):
         cql_penalty(torch.zeros(q_shape), torch.zeros(action_shape, dtype=torch.int64))
+
+
+def test_sampled_cql_penalty_weighs_each_sample_by_one_over_its_density() -> None:
+    """Q = (1, 3) drawn with densities 1/2 and 1/4: ln(2 e + 4 e^3) - 1 = ln(5.436564 + 80.342148) - 1 = 3.451771.
+
+    Another critic, Q = (0, 0): ln(2 + 4) - 2 = -0.208241; nothing keeps a sampled penalty above 0.
+    """
+    q, log_density = torch.tensor([[[1.0, 3.0]], [[0.0, 0.0]]]), torch.log(torch.tensor([[0.5, 0.25]]))
+    penalty = sampled_cql_penalty(q, log_density, torch.tensor([[1.0], [2.0]]))
+    assert penalty.shape == (2, 1)
+    assert penalty.flatten().tolist() == pytest.approx([3.451771, -0.208241], abs=1e-5)
+
+
+def test_soft_policy_loss_wants_value_and_entropy() -> None:
+    """Temperature 1/2, log-densities -2 and 4, value 3: -1 - 3 = -4; 2 - 3 = -1: the likelier action costs more."""
+    loss = soft_policy_loss(torch.full((2,), 3.0), torch.tensor([-2.0, 4.0]), torch.tensor([0.5]))
+    assert loss.tolist() == [-4.0, -1.0]
+
+
+def test_soft_policy_loss_does_not_train_the_temperature() -> None:
+    """Else the policy's loss would make entropy cheap."""
+    temperature = torch.ones(1, requires_grad=True)
+    assert not soft_policy_loss(torch.ones(2), torch.ones(2), temperature).requires_grad
+
+
+def test_the_temperature_rises_while_the_policy_is_too_sure() -> None:
+    """Target entropy -3. Log-density 4 is an entropy of -4, too little: slope -(4 - 3) = -1; -2 is 2, too much: 5.
+
+    At a temperature of 2 the losses are ln 2 times that.
+    """
+    log_temperature = torch.tensor([log(2)], requires_grad=True)
+    loss = temperature_loss(log_temperature, torch.tensor([4.0, -2.0]), -3.0)
+    assert loss.tolist() == pytest.approx([-0.693147, 3.465736], abs=1e-5)
+    slopes = [torch.autograd.grad(one, [log_temperature], retain_graph=True)[0].item() for one in loss]
+    assert slopes == pytest.approx([-1.0, 5.0])
+
+
+def test_the_temperatures_loss_does_not_train_the_policy() -> None:
+    """It reads how sure the policy is, and leaves it so."""
+    log_probability = torch.ones(2, requires_grad=True)
+    assert not temperature_loss(torch.zeros(1), log_probability, -3.0).requires_grad
 
 
 def test_expectile_loss_charges_being_too_low_more() -> None:
