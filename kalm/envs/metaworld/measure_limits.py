@@ -37,6 +37,7 @@ from kalm.types import GoalSplit
 
 # Shapes: N transitions.
 TAIL = 0.0005  # share of real values beyond a limit, before the margin
+HELD_TAIL = 0.005  # the same of the distance to the gripper, for which dropped things are many among the few lifted
 MARGIN = 0.05  # by which a limit is moved outwards, as a share of the range or of the limit
 ROUNDING_SLACK = 1e-3  # metres and quaternion units: what standing still may look like after storage or a network
 HORIZON = 200  # long enough to see the second stages of the composed tasks
@@ -120,7 +121,7 @@ def _entity_limits(before: FloatArray, after: FloatArray, entity: str) -> Entity
         tip_distance = np.linalg.norm(place - finger_tips(after), axis=-1)
         resting_height = _round(float(np.quantile(place[tip_distance > FAR, 2], 1 - 2 * TAIL)) + 0.01)
         is_up = place[:, 2] > resting_height
-        held_distance = _limit(tip_distance[is_up]) if is_up.any() else 0.0
+        held_distance = _limit(tip_distance[is_up], HELD_TAIL) if is_up.any() else 0.0
     return EntityLimits(
         low=low,
         high=high,
@@ -137,8 +138,8 @@ def _box(values: FloatArray) -> tuple[Any, Any]:
     return tuple(map(_round, low - margin)), tuple(map(_round, high + margin))
 
 
-def _limit(values: FloatArray) -> float:
-    return _round(float(np.quantile(values, 1 - TAIL)) * (1 + MARGIN) + ROUNDING_SLACK)
+def _limit(values: FloatArray, tail: float = TAIL) -> float:
+    return _round(float(np.quantile(values, 1 - tail)) * (1 + MARGIN) + ROUNDING_SLACK)
 
 
 def _round(value: float) -> float:
