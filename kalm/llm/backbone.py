@@ -53,9 +53,14 @@ class Backbone(nn.Module, ABC):
         return False
 
     @property
-    def description(self) -> dict[str, Any]:
-        """Plain types that say what this is; goes into every checkpoint."""
+    def identity(self) -> dict[str, Any]:
+        """Plain types that must be the same where a checkpoint is saved and where it is loaded."""
         return {"class": type(self).__name__, "frozen": self.frozen_fingerprint}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Plain types that say what this is, ``identity`` among them; goes into every checkpoint."""
+        return self.identity
 
     @abstractmethod
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from kalm.changes import changes
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem
@@ -81,8 +82,8 @@ class GroundedLLM(LightningModule):
             end_weight: Weight of the end loss.
             text_weight: Weight of the loss of explanations.
             observation_noise: Standard deviation of the noise on the observations that training reads, in units of the
-                data's. It keeps the model from knowing rollouts by their digits, and next states are learned as
-                changes that lead back to the real ones, so that imagination does not drift.
+                spread of a step's change. It keeps the model from knowing rollouts by their digits, and next states are
+                learned as changes that lead back to the real ones, so that imagination does not drift.
             temperature: How freely imagined actions are drawn; 0 takes the likeliest, which leaves out the random
                 actions in the data.
             end_threshold: Probability of the end at which an imagined rollout stops without having met its goal. 1 goes
@@ -219,11 +220,12 @@ class GroundedLLM(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained on top of others."""
-        found, expected = checkpoint.get("backbone", {}).get("frozen"), self.backbone.frozen_fingerprint
-        if found not in (None, expected):
+        expected = self.backbone.identity
+        found = {name: checkpoint["backbone"].get(name) for name in expected} if "backbone" in checkpoint else expected
+        if found != expected:
             raise CheckpointError(
-                f"the checkpoint was trained on other frozen weights: {found} -> {expected}. Give the model "
-                "and revision that it was grounded on, and the same tuning"
+                f"the checkpoint is of another backbone: {'; '.join(changes(found, expected))}. Give the model and the "
+                "tuning that it was grounded with (frozen is the identity of the weights that it does not hold)"
             )
 
     def provenance(self) -> dict[str, Any]:
@@ -247,7 +249,7 @@ class GroundedLLM(LightningModule):
         if not self._observation_noise:
             return batch
         # A number that never changes cannot drift, and noise on it would be unlike anything that imagination meets.
-        size = self._observation_noise * self.codec.observation_std * self.codec.changes
+        size = self._observation_noise * self.codec.change_std * self.codec.changes
         return batch._replace(
             observation=batch.observation + size * torch.randn_like(batch.observation),
             final_observation=batch.final_observation + size * torch.randn_like(batch.final_observation),

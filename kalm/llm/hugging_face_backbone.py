@@ -177,6 +177,13 @@ class HuggingFaceBackbone(Backbone):
         return fingerprint(self._settings, self._config)
 
     @property
+    def identity(self) -> dict[str, Any]:  # noqa: D102
+        names = (
+            ("tuning",) if self._settings.tuning == "full" else ("tuning", "lora_rank", "lora_alpha", "lora_targets")
+        )
+        return {**super().identity, **{name: getattr(self._settings, name) for name in names}}
+
+    @property
     def description(self) -> dict[str, Any]:  # noqa: D102
         return {**super().description, **asdict(self._settings)}
 

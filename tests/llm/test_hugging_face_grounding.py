@@ -93,15 +93,20 @@ def test_a_checkpoint_without_an_adapter_is_refused(small_models: Any, tmp_path:
 
 
 def test_a_checkpoint_of_another_base_is_refused(small_models: Any, tmp_path: Path) -> None:
-    """Adapters mean nothing on weights that they were not trained on; the message names both."""
+    """Adapters mean nothing on weights that they were not trained on, or at another scale; the message names both."""
     data = chain_grounding_data(tmp_path)
     run = trainer(tmp_path, max_steps=1)
     run.fit(model_on(small_models["llama"], data), datamodule=data)
     run.save_checkpoint(tmp_path / "it.ckpt")
-    for folder, tuning in ((small_models["qwen2"], "qlora"), (small_models["llama"], "lora")):
-        with pytest.raises(CheckpointError, match="trained on other frozen weights: [0-9a-f]{64} nf4 -> [0-9a-f]{64}"):
+    for folder, options, message in (
+        (small_models["qwen2"], {}, "frozen: '[0-9a-f]{64} nf4' -> '[0-9a-f]{64} nf4'"),
+        (small_models["llama"], {"tuning": "full"}, "frozen: .*; tuning: 'qlora' -> 'full'"),
+        (small_models["llama"], {"lora_alpha": 17}, "another backbone: lora_alpha: 16 -> 17. Give the model"),
+    ):
+        model = model_on(folder, data, **options)
+        with pytest.raises(CheckpointError, match=message):
             trainer(tmp_path, max_steps=2).fit(
-                model_on(folder, data, tuning), datamodule=data, ckpt_path=tmp_path / "it.ckpt", weights_only=True
+                model, datamodule=data, ckpt_path=tmp_path / "it.ckpt", weights_only=True
             )
 
 
