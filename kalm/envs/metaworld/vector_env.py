@@ -59,7 +59,9 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[NDArray[np.float64], NDArray[np.fl
         self.single_action_space = domain.action_space
         self.observation_space = batch_space(domain.observation_space, num_envs)
         self.action_space = batch_space(domain.action_space, num_envs)
-        self._num_threads = min(num_threads or len(os.sched_getaffinity(0)), num_envs)
+        if num_threads is None:
+            num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._num_threads = max(1, min(num_threads, num_envs))
         self._threads = ThreadPoolExecutor(self._num_threads, "metaworld") if self._num_threads > 1 else None
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self._starts: list[Start | None] = [None] * num_envs
