@@ -248,8 +248,8 @@ class GroundedLLM(LightningModule):
     def _with_noise(self, batch: GroundingBatch) -> GroundingBatch:
         if not self._observation_noise:
             return batch
-        # A number that never changes cannot drift, and noise on it would be unlike anything that imagination meets.
-        size = self._observation_noise * self.codec.change_std * self.codec.changes
+        # None on a number that never changes: it cannot drift, and imagination never meets it changed.
+        size = self._observation_noise * self.codec.change_std
         return batch._replace(
             observation=batch.observation + size * torch.randn_like(batch.observation),
             final_observation=batch.final_observation + size * torch.randn_like(batch.final_observation),
