@@ -46,7 +46,8 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_file_is_found() -> None:
     """The parametrised tests below cannot pass on an empty list."""
     assert {"collect", "ground", "imagine", "bc", "cql"} <= {path.stem for path in STAGES}
-    assert {"clevr_robot_demo", "clevr_robot_smoke", "metaworld_paper", "metaworld_small", "metaworld_smoke"} <= {path.stem for path in STUDIES}
+    studies = {"clevr_robot_demo", "clevr_robot_smoke", "metaworld_paper", "metaworld_small", "metaworld_smoke"}
+    assert studies <= {path.stem for path in STUDIES}
     assert SMOKE in OVERLAYS
     assert len(PRETRAINED) == 5
     assert len(STAGES) + len(STUDIES) + len(OVERLAYS) == len(FILES) == len(list(CONF.rglob("*.y*ml")))

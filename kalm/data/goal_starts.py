@@ -24,13 +24,13 @@ def make_work_items(
     starts: NDArray[np.float32],
     seed: Sequence[int],
 ) -> list[WorkItem]:
-    """Spread rollouts evenly over instructions, each from a drawn start at which its goal is not yet met.
+    """Spread rollouts evenly over instructions, each from a start of its own at which its goal is not yet met.
 
     Args:
         domain: Whose goals they are.
         instructed_goals: Instructions to cycle through; fewer rollouts than that take evenly spaced ones.
         num_rollouts: Work items to make.
-        starts: First observations of real rollouts, shape (M, O).
+        starts: First observations of real rollouts, shape (M, O), for goals that the domain has no own ones for.
         seed: Numbers that decide the draws; item i depends on them and on i alone.
 
     Raises:
@@ -52,6 +52,9 @@ def make_work_items(
 def _draw_start(
     domain: Domain, instructed: InstructedGoal, starts: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
+    own = domain.first_observation(instructed.goal, rng)
+    if own is not None:
+        return own.astype(np.float32)
     for _ in range(_MAX_TRIES):
         start = starts[rng.integers(len(starts))]
         if not domain.success(instructed.goal, start):

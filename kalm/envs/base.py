@@ -139,6 +139,18 @@ class Domain(ABC):
         """
         return None
 
+    def first_observation(self, goal: Goal, rng: np.random.Generator) -> FloatArray | None:
+        """A real observation to imagine ``goal`` from, shape (O,), where it matters what the goal is.
+
+        Args:
+            goal: What is to be imagined.
+            rng: Source of chance.
+
+        Returns:
+            None where every first observation of the data will do, as in a world that looks the same for all goals.
+        """
+        return None
+
     # --- the simulator ----------------------------------------------------------------------------------------------
 
     @abstractmethod

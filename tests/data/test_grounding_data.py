@@ -16,10 +16,11 @@ from kalm.data.grounding_data import GroundingData
 from kalm.data.moments import Moments
 from kalm.data.rollout import Rollout
 from kalm.data.task_batches import TaskBatches
+from kalm.envs.base import Goal
 from kalm.errors import DataError
 from kalm.language.prompts import DYNAMICS, EXPLANATION, GENERATION, generation_prompt
 from kalm.types import GoalSplit
-from tests.chain_domain import ChainDomain
+from tests.chain_domain import CellGoal, ChainDomain
 from tests.data.rollouts import real_rollouts, write_store
 from tests.llm.models import chain_grounding_data, one_hot_starts
 
@@ -262,3 +263,17 @@ def test_data_begin_again_where_the_trainer_stands(tmp_path: Path) -> None:
     data: GroundingData = chain_grounding_data(tmp_path)
     data.trainer = Trainer()  # type: ignore[assignment]
     assert_equal(next(iter(data.train_dataloader())), data.batch(10))
+
+
+def test_a_domain_may_have_starts_of_its_own() -> None:
+    """Where every goal has a scene of its own, imagination begins there, whatever the data's first observations are."""
+
+    class OwnStarts(ChainDomain):
+        def first_observation(self, goal: Goal, rng: np.random.Generator) -> np.ndarray:
+            assert isinstance(goal, CellGoal)
+            return one_hot_starts([4 - goal.cell])[0]
+
+    goals = DOMAIN.instructed_goals(GoalSplit.TRAIN)
+    for item in make_work_items(OwnStarts(), goals, 6, one_hot_starts([2]), (0,)):
+        assert isinstance(item.instructed.goal, CellGoal)
+        assert item.start.argmax() == 4 - item.instructed.goal.cell

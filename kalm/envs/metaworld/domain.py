@@ -90,6 +90,12 @@ class MetaWorld(Domain):
     ) -> dict[str, BoolArray]:
         return violations(observation, action, next_observation)
 
+    def first_observation(self, goal: Goal, rng: np.random.Generator) -> FloatArray:
+        """The task's own scene, laid out anew: no other task's shows what the goal is about."""
+        from kalm.envs.metaworld.episode import start_episode  # brings MuJoCo
+
+        return start_episode(self, rng, goal=goal).observation
+
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> gym.vector.VectorEnv:  # noqa: D102
         from kalm.envs.metaworld.vector_env import MetaWorldVectorEnv  # brings MuJoCo
 

@@ -164,3 +164,16 @@ def test_the_domain_alone_imports_no_simulator() -> None:
         "sys.exit(bool({'mujoco', 'metaworld'} & set(sys.modules)))\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("task", ["reach", "door-close", "hammer"])
+def test_imagination_begins_in_the_tasks_own_scene(task: str) -> None:
+    """What the environment shows after a reset to the same task by the same chance; not the same twice."""
+    domain, goal = MetaWorld(), TaskGoal(task)
+    env = gym.make("kalm/MetaWorld-v0")
+    shown, _ = env.reset(seed=3, options={"goal": goal})
+    rng = np.random.default_rng(np.random.PCG64(np.random.SeedSequence(3)))
+    first = domain.first_observation(goal, rng)
+    np.testing.assert_array_equal(first, shown)
+    assert not np.array_equal(first, domain.first_observation(goal, rng))
+    env.close()
