@@ -1,4 +1,4 @@
-"""Imagined rollouts judged by the domain's own rules, beside the real ones and the paper (KALM, tables 1 and 4)."""
+"""Imagined rollouts judged by the domain's own rules, beside the real ones and the paper (KALM, tables 1, 4 and 5)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class StoreVerdicts:
 
     Attributes:
         name: Its folder below the folder that was searched.
+        domain: Name of the domain it belongs to.
         source: ``real`` or ``imaginary``; a store that mixes them says ``mixed``.
         flags: Names of the domain's plausibility flags.
         counts: Goal split -> what ``kalm.data.filters.verdict_counts`` counts.
@@ -36,6 +37,7 @@ class StoreVerdicts:
     """
 
     name: str
+    domain: str
     source: str
     flags: tuple[str, ...]
     counts: dict[str, dict[str, int]]
@@ -71,7 +73,9 @@ def load_verdicts(
         source = Source(sources.pop()).label if len(sources) == 1 else "mixed"
         name = folder_name(path, roots or folders)
         flags, rejected = tuple(store.plausibility_flags), _rejected(path.parent / REJECTED_FILE)
-        verdicts.append(StoreVerdicts(name, source, flags, verdict_counts(store), rejected))
+        verdicts.append(
+            StoreVerdicts(name, str(store.manifest["domain"]), source, flags, verdict_counts(store), rejected)
+        )
     return verdicts, problems
 
 
@@ -82,7 +86,7 @@ def imagination_table(verdicts: Sequence[StoreVerdicts]) -> Table:
         if store.source == Source.REAL.label:
             continue
         total = counts["num_rollouts"]
-        in_paper = paper.IMAGINED_MATCH.get(split)
+        in_paper = paper.IMAGINED_MATCH.get(store.domain, {}).get(split)
         cells.append(
             (
                 f"{split} ({store.name})",
@@ -106,11 +110,12 @@ def imagination_table(verdicts: Sequence[StoreVerdicts]) -> Table:
 
 
 def plausibility_table(verdicts: Sequence[StoreVerdicts]) -> Table:
-    """Share of transitions with each plausibility flag, real and imagined; the paper's table 4 beside."""
+    """Share of transitions with each plausibility flag, real and imagined; the paper's tables 4 and 5 beside."""
     flags = tuple(dict.fromkeys(flag for store in verdicts for flag in store.flags))
     cells = []
     for store, split, counts in _by_split(verdicts):
-        in_paper = paper.IMPLAUSIBLE.get(split) if store.source == Source.IMAGINARY.label else None
+        of_flag = paper.IMPLAUSIBLE.get(store.domain, {}) if store.source == Source.IMAGINARY.label else {}
+        in_paper = [of_flag[flag][split] for flag in flags if split in of_flag.get(flag, {})]
         cells.append(
             (
                 f"{store.source}, {split} ({store.name})",
@@ -119,16 +124,16 @@ def plausibility_table(verdicts: Sequence[StoreVerdicts]) -> Table:
                     _percent(counts[flag], counts["num_transitions"], 2) if flag in store.flags else EMPTY
                     for flag in flags
                 ),
-                EMPTY if in_paper is None else f"{in_paper[0]} / {in_paper[1]}",
+                " / ".join(map(str, in_paper)) or EMPTY,
             )
         )
     header = (
         "rollouts",
         "transitions",
         *(f"{flag.replace('_', ' ')} %" for flag in flags),
-        "paper: out of workbench / beyond dynamics %",
+        "paper, in this order %",
     )
-    note = "Percent of transitions, before any filter. The paper's column is its table 4."
+    note = "Percent of transitions, before any filter. The paper's column is its table 4 or 5."
     return Table("Plausibility", header, tuple(cells), note)
 
 

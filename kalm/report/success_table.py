@@ -173,8 +173,7 @@ def _note(rows: Sequence[EpisodeRow], has_novel: bool, show_interval: bool) -> s
     interval = " (Wilson 95 % interval of all episodes pooled)" if show_interval else ""
     note = f"Percent of episodes: mean ± standard deviation over seeds{interval}. Stage: {stages}."
     if has_novel:
-        note += (
-            f" novel: mean of {', '.join(NOVEL_SPLITS)}; the paper's CQL has {CQL_NOVEL[0]} without and {CQL_NOVEL[1]}"
-            " with imagined rollouts."
-        )
+        note += f" novel: mean of {', '.join(NOVEL_SPLITS)}."
+        if all(row.experiment.startswith("clevr_robot/") for row in rows):
+            note += f" The paper's CQL has {CQL_NOVEL[0]} without and {CQL_NOVEL[1]} with imagined rollouts."
     return note

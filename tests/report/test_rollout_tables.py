@@ -21,7 +21,7 @@ from kalm.report.rollout_tables import (
 )
 from kalm.types import GoalSplit, Source
 
-FLAGS = ("out_of_workbench", "beyond_dynamics")
+FLAGS = ("out_of_workbench", "beyond_dynamics_limits")
 
 
 def _rollout(num_steps: int, is_success: bool, violations: tuple[int, int], goal_split=GoalSplit.EASY) -> Rollout:
@@ -82,7 +82,7 @@ def test_plausibility_is_a_share_of_transitions(root):
     """Easy has 4 + 2 + 3 + 1 = 10 transitions, one with each flag: 10 %; the paper's pair beside."""
     verdicts, _ = load_verdicts([root])
     table = plausibility_table(verdicts)
-    assert table.header[2:4] == ("out of workbench %", "beyond dynamics %")
+    assert table.header[2:4] == ("out of workbench %", "beyond dynamics limits %")
     assert table.rows == (
         ("imaginary, easy (clevr_robot/imagine/store)", "10", "10.00", "10.00", "0.0 / 0.2"),
         ("imaginary, hard (clevr_robot/imagine/store)", "5", "0.00", "0.00", "4.3 / 0.2"),
@@ -123,9 +123,25 @@ def test_files_are_called_what_their_writers_call_them():
 def test_real_rollouts_come_first_and_only_in_the_plausibility_table():
     """Real data is the yardstick; it has no number in the paper's table."""
     counts = {"num_rollouts": 2, "success": 2, "plausible": 1, "both": 1, "num_transitions": 8, "out_of_workbench": 2}
-    imagined = StoreVerdicts("a", "imaginary", FLAGS[:1], {"train": counts})
-    real = StoreVerdicts("z", "real", FLAGS[:1], {"train": counts})
+    imagined = StoreVerdicts("a", "clevr_robot", "imaginary", FLAGS[:1], {"train": counts})
+    real = StoreVerdicts("z", "clevr_robot", "real", FLAGS[:1], {"train": counts})
     assert [row[0] for row in imagination_table([imagined, real]).rows] == ["train (a)"]
     table = plausibility_table([imagined, real])
     assert [row[0] for row in table.rows] == ["real, train (z)", "imaginary, train (a)"]
     assert table.rows[0][2:] == ("25.00", "-")
+
+
+def test_each_domain_is_held_against_its_own_table_of_the_paper():
+    """Table 5, easy goals; table 1 is of the other domain; a domain of one's own has none."""
+    flags = ("floating_object", "out_of_workbench", "implausible_arm_pose", "beyond_dynamics_limits")
+    counts = {
+        "num_rollouts": 1,
+        "success": 1,
+        "plausible": 1,
+        "both": 1,
+        "num_transitions": 8,
+        **dict.fromkeys(flags, 2),
+    }
+    arm, own = (StoreVerdicts(name, name, "imaginary", flags, {"easy": counts}) for name in ("metaworld", "own"))
+    assert [row[-1] for row in plausibility_table([arm, own]).rows] == ["35.5 / 10.9 / 39.2 / 47.9", "-"]
+    assert [row[-1] for row in imagination_table([arm, own]).rows] == ["-", "-"]
