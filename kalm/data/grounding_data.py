@@ -173,6 +173,11 @@ class GroundingData(LightningDataModule):
         """Standard deviation of the change in one step, float32 of shape (O,); 0 where a number never changes."""
         return self._moments[1].spread
 
+    @property
+    def outcome_range(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest of each number after a step of the training rollouts, float32 of shape (O,) each."""
+        return self._moments[2].least, self._moments[2].greatest
+
     def batch(self, index: int) -> GroundingBatch:
         """Rollouts of every task that is not left out; a pure function of seed and index."""
         return join_batches([batches(index) for batches in self._task_batches])
@@ -240,9 +245,9 @@ class GroundingData(LightningDataModule):
         ]
 
     @cached_property
-    def _moments(self) -> tuple[Moments, Moments]:
-        """Of observations and of changes, read piece by piece so that memory does not grow with the store."""
-        of_observation, of_change = Moments(), Moments()
+    def _moments(self) -> tuple[Moments, Moments, Moments]:
+        """Of observations, changes and next observations, read piece by piece: memory does not grow with the store."""
+        of_observation, of_change, of_outcome = Moments(), Moments(), Moments()
         transitions = self.store.transitions
         starts, lengths = (
             self.store.rollouts[key][torch.from_numpy(self._training)].long() for key in ("start", "length")
@@ -250,10 +255,11 @@ class GroundingData(LightningDataModule):
         ends = lengths.cumsum(0)
         steps = torch.arange(int(ends[-1])) + (starts - (ends - lengths)).repeat_interleave(lengths)
         for piece in steps.split(_CHUNK):
-            observation = transitions[types.OBSERVATION][piece]
+            observation, outcome = (transitions[key][piece] for key in (types.OBSERVATION, types.NEXT_OBSERVATION))
             of_observation.add(observation)
-            of_change.add(transitions[types.NEXT_OBSERVATION][piece] - observation)
-        return of_observation, of_change
+            of_change.add(outcome - observation)
+            of_outcome.add(outcome)
+        return of_observation, of_change, of_outcome
 
     @cached_property
     def _instruction_rows(self) -> list[InstructionRow]:

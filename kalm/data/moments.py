@@ -1,4 +1,4 @@
-"""Mean and standard deviation of more numbers than fit into memory."""
+"""Mean, standard deviation and range of more numbers than fit into memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Moments:
         self._count = 0
         self._centre: Tensor | None = None
         self._total = self._squares = torch.zeros(())
+        self._least, self._greatest = torch.tensor(torch.inf), torch.tensor(-torch.inf)
 
     def add(self, rows: Tensor) -> None:
         """Take in rows, shape (n, O), n at least 1 for the first piece."""
@@ -29,12 +30,24 @@ class Moments:
         self._count += len(offset)
         self._total = self._total + offset.sum(0)
         self._squares = self._squares + offset.square().sum(0)
+        self._least = torch.minimum(self._least, rows.amin(0))
+        self._greatest = torch.maximum(self._greatest, rows.amax(0))
 
     @property
     def mean(self) -> Tensor:
         """Float32 of shape (O,)."""
         assert self._centre is not None, "no rows were added"
         return (self._centre + self._total / self._count).float()
+
+    @property
+    def least(self) -> Tensor:
+        """Least of each number, shape (O,)."""
+        return self._least
+
+    @property
+    def greatest(self) -> Tensor:
+        """Greatest of each number, shape (O,)."""
+        return self._greatest
 
     @property
     def std(self) -> Tensor:

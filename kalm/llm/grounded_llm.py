@@ -6,9 +6,10 @@ are learned at every step at once), dynamics (next states without a goal) and ex
 Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
 3.2) in ``generation.py``.
 
-Differences from the paper: (1) a next state is predicted as its change; (2) an end head says when the goal is met, so
-that continuous actions need no end token; (3) a rollout contributes all its steps to one sequence, where the paper
-has one dynamics sequence a transition; (4) tasks are mixed in the proportion of the data module, not equally.
+Differences from the paper: (1) a next state is predicted as its change, and kept to the range of the data; (2) an
+end head says when the goal is met, so that continuous actions need no end token; (3) a rollout contributes all its
+steps to one sequence, where the paper has one dynamics sequence a transition; (4) tasks are mixed in the proportion of
+the data module, not equally.
 
 Shape letters: R rollouts, n steps of all rollouts, O numbers in an observation.
 """
@@ -118,6 +119,7 @@ class GroundedLLM(LightningModule):
         if stage == "fit":
             data = self._data
             self.codec.set_statistics(data.observation_mean, data.observation_std, data.change_std)
+            self.codec.set_range(*data.outcome_range)
             self.backbone.learn_vocabulary(data.answers)
 
     def configure_model(self) -> None:

@@ -27,7 +27,8 @@ class RolloutCodec(nn.Module):
 
     A next observation is predicted as its change, in units of the spread of changes: most numbers hardly move in one
     step, and an absolute prediction would spend itself on repeating them. A number that never changes within a rollout
-    of the data is not predicted at all: it stays exactly what it was.
+    of the data is not predicted at all: it stays exactly what it was. The others stay within the range that steps of
+    the data led to: small errors add up in imagination, and would carry it out of the world.
 
     Attributes:
         token_scale: Multiplies the vectors of states and actions; a pretrained model's embeddings are short.
@@ -69,6 +70,10 @@ class RolloutCodec(nn.Module):
         self.register_buffer("observation_mean", torch.zeros(spec.observation_size))
         self.register_buffer("observation_std", torch.ones(spec.observation_size))
         self.register_buffer("change_std", torch.ones(spec.observation_size))
+        self.least_outcome: Tensor
+        self.greatest_outcome: Tensor
+        self.register_buffer("least_outcome", torch.full((spec.observation_size,), -torch.inf))
+        self.register_buffer("greatest_outcome", torch.full((spec.observation_size,), torch.inf))
         self.token_scale = 1.0
 
     def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
@@ -83,6 +88,11 @@ class RolloutCodec(nn.Module):
         self.observation_std.copy_(observation_std)
         at_least = torch.maximum(change_std, _LEAST_CHANGE * observation_std)
         self.change_std.copy_(torch.where(change_std > 0, at_least, 0.0))
+
+    def set_range(self, least_outcome: Tensor, greatest_outcome: Tensor) -> None:
+        """Take the least and the greatest of each number that steps of the training data led to, shape (O,)."""
+        self.least_outcome.copy_(least_outcome)
+        self.greatest_outcome.copy_(greatest_outcome)
 
     @property
     def changes(self) -> Tensor:
@@ -116,5 +126,7 @@ class RolloutCodec(nn.Module):
         return torch.where(self.changes, difference / torch.where(self.changes, self.change_std, 1.0), 0.0)
 
     def apply_change(self, observation: Tensor, change: Tensor) -> Tensor:
-        """The next observation, shape (..., O)."""
-        return observation + change * self.change_std
+        """The next observation, shape (..., O): no step leads out of the range of the data, or farther out of it."""
+        least = torch.minimum(self.least_outcome, observation)
+        greatest = torch.maximum(self.greatest_outcome, observation)
+        return (observation + change * self.change_std).clamp(least, greatest)

@@ -197,6 +197,8 @@ def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.observation_mean, observations.mean(0), atol=1e-6)
     np.testing.assert_allclose(data.observation_std, observations.std(0), atol=1e-6)
     np.testing.assert_allclose(data.change_std, changes.std(0), atol=1e-6)
+    outcomes = np.concatenate([r.observations[1:] for r in used[:-30]])
+    np.testing.assert_array_equal(data.outcome_range, [outcomes.min(0), outcomes.max(0)])
 
 
 @pytest.mark.parametrize(
@@ -252,6 +254,8 @@ def test_moments_in_pieces_equal_those_of_the_whole() -> None:
     torch.testing.assert_close(moments.mean, exact.mean(0).float())
     torch.testing.assert_close(moments.std[:2], exact[:, :2].std(0, correction=0).float(), rtol=1e-5, atol=1e-6)
     assert moments.std[2] == 1.0
+    assert torch.equal(moments.least, values.amin(0))
+    assert torch.equal(moments.greatest, values.amax(0))
 
 
 def test_data_begin_again_where_the_trainer_stands(tmp_path: Path) -> None:

@@ -17,6 +17,14 @@ def test_a_change_is_measured_in_its_spread_and_applied_again() -> None:
     assert codec.apply_change(torch.ones(5), change).tolist() == [3, 1, 1, 1, 0]
 
 
+def test_no_step_leads_out_of_the_range_of_the_data() -> None:
+    """In [-1, 2]: 1 + 4 stops at 2, 0 - 0.5 is free; 3, which lies outside, may stay or come back, not go on."""
+    codec = RolloutCodec(DISCRETE, hidden_size=8, inner_size=8)
+    codec.set_range(torch.full((5,), -1.0), torch.full((5,), 2.0))
+    observation = torch.tensor([1.0, 0.0, 0.0, 3.0, 3.0])
+    assert codec.apply_change(observation, torch.tensor([4.0, -0.5, -9.0, 1.0, -2.0])).tolist() == [2, -0.5, -1, 3, 1]
+
+
 def test_observations_are_normalised_before_they_are_encoded() -> None:
     """Mean 2, deviation 0.5: 3 is encoded as 2 was without statistics."""
     codec = RolloutCodec(DISCRETE, hidden_size=8, inner_size=8)
@@ -29,8 +37,10 @@ def test_statistics_travel_with_the_weights() -> None:
     """They are in the state dict, and a loaded codec encodes alike."""
     codec, other = (RolloutCodec(DISCRETE, hidden_size=8, inner_size=8) for _ in range(2))
     codec.set_statistics(torch.ones(5), torch.full((5,), 3.0), torch.full((5,), 2.0))
+    codec.set_range(torch.zeros(5), torch.ones(5))
     other.load_state_dict(codec.state_dict())
     assert other.change_std.tolist() == [2.0] * 5
+    assert other.greatest_outcome.tolist() == [1.0] * 5
     torch.testing.assert_close(other.encode_observation(torch.zeros(5)), codec.encode_observation(torch.zeros(5)))
 
 
