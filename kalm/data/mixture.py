@@ -182,15 +182,18 @@ class MixtureSampler(SamplerEnsemble):
         """Positions in a part of the steps of rows, and whether each is real; both (num_updates, num_rows * T)."""
         windows, (sampler, _) = self._windows[stream], self._parts[stream]
         if windows is None:
-            words = self._random_words(stream, num_updates, num_rows) % np.uint64(sampler.num_transitions)
+            words = self.random_words(stream, num_updates, num_rows) % np.uint64(sampler.num_transitions)
             position = torch.from_numpy(words.astype(np.int64))
             return position, torch.ones((), dtype=torch.bool).expand_as(position)
-        seeds = self._random_words(stream, num_updates, 1)[:, 0] >> np.uint64(1)  # torch's generators take 63 bits
+        seeds = self.random_words(stream, num_updates, 1)[:, 0] >> np.uint64(1)  # torch's generators take 63 bits
         drawn = [windows.draw(num_rows, int(seed)) for seed in seeds]
         return torch.stack([position for position, _ in drawn]), torch.stack([is_step for _, is_step in drawn])
 
-    def _random_words(self, stream: int, num_updates: int, num_words: int) -> NDArray[np.uint64]:
-        """Random 64-bit words, shape (num_updates, num_words); row k depends on (seed, rank, stream, update) only."""
+    def random_words(self, stream: int, num_updates: int, num_words: int) -> NDArray[np.uint64]:
+        """Random 64-bit words for the next updates, shape (num_updates, num_words).
+
+        Those of an update depend on (seed, rank, stream, update) only. The parts of the mixture are streams 0, 1, ...
+        """
         blocks = -(-num_words // _WORDS_A_BLOCK)
         key = [self.seed, (self._rank << 8) + stream]
         generator = np.random.Philox(key=key, counter=self.next_update * blocks)

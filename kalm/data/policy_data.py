@@ -11,6 +11,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from tensordict import TensorDict
@@ -26,6 +27,7 @@ from kalm.data.goal_split_parts import goal_split_parts
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.mixture import MixturePart, mixture_buffer, rollout_sampler
 from kalm.data.moments import Moments
+from kalm.data.relabelled import RelabelledTransitions
 from kalm.data.store import RolloutStore
 from kalm.data.store_layout import Key, transition_columns
 from kalm.data.task_spec import task_spec
@@ -41,6 +43,7 @@ from kalm.types import TaskSpec
 # Evaluation is the same for every run, whatever its seed; validation and test never share a start.
 _VALIDATION_SEED, _TEST_SEED = 0, 1
 _EPISODES_A_BATCH = 128
+_RELABELLING_STREAM = 255  # of the sampler's random words; far from those of the mixture's parts
 _CHUNK = 1 << 16
 
 
@@ -65,6 +68,7 @@ class PolicyData(LightningDataModule):
         filter: RolloutFilter = RolloutFilter.both,
         imagined_fraction: float = 0.5,
         balance_goal_splits: bool = False,
+        relabel: bool = False,
         verdict_weights: dict[str, float] | None = None,
         top_return_fraction: float = 1.0,
         return_discount: float = 1.0,
@@ -91,6 +95,9 @@ class PolicyData(LightningDataModule):
             imagined_fraction: Part of every minibatch that is imagined, in (0, 1], to the nearest row (paper: 0.5).
             balance_goal_splits: Whether the imagined rows are shared out evenly among the goal splits that were
                 imagined, rather than by how many transitions of each are left (paper).
+            relabel: Whether every row is shown under a random one of the domain's relabellings, such as the colours of
+                equal balls exchanged, in observation, action and sentence alike (paper: no). Sentences must name what
+                is exchanged.
             verdict_weights: How much imagined rollouts count that are ``implausible`` (a flag marks one of their
                 transitions) or ``missed`` (their goal was not met), where others count 1; one that is both counts the
                 product. Instead of a filter, so use ``filter: none``; null weighs all alike.
@@ -119,7 +126,7 @@ class PolicyData(LightningDataModule):
         self.spec: TaskSpec = task_spec(domain, encoder)
         self._real, self._imagined, self._filter = real, list(imagined), filter
         self._verdict_weights = dict(verdict_weights or {})
-        self._balance_goal_splits = balance_goal_splits
+        self._balance_goal_splits, self._relabel = balance_goal_splits, relabel
         self._top_return_fraction, self._return_discount = top_return_fraction, return_discount
         self._max_real_rollouts = max_real_rollouts
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
@@ -140,6 +147,8 @@ class PolicyData(LightningDataModule):
             )
         if seed < 0:
             raise DataError(f"seed is {seed}; it must be 0 or more")
+        if relabel and not domain.relabellings:
+            raise DataError(f"relabel is true, but the domain {domain.name} has no relabellings; set it to false")
         self._num_imagined_rows = round(batch_size * imagined_fraction) if self._imagined else 0
         if self._imagined and not 0 < self._num_imagined_rows <= batch_size:
             raise DataError(
@@ -175,6 +184,7 @@ class PolicyData(LightningDataModule):
             **{"max_real_rollouts": self._max_real_rollouts, "sequence_length": self.sequence_length},
             **{"top_return_fraction": self._top_return_fraction, "return_discount": self._return_discount},
             **{"verdict_weights": self._verdict_weights, "balance_goal_splits": self._balance_goal_splits},
+            "relabel": self._relabel,
             "num_devices": self.trainer.world_size if self.trainer is not None else 1,
         }
 
@@ -205,8 +215,8 @@ class PolicyData(LightningDataModule):
 
     @cached_property
     def instructions(self) -> list[str]:
-        """The distinct sentences of all stores; ``instruction_id`` in a batch counts them."""
-        return list(dict.fromkeys(row.instruction for store in self.stores for row in store.instructions))
+        """The distinct sentences of all stores, and what relabelling makes of them; ``instruction_id`` counts them."""
+        return self._relabelled.instructions if self._relabelled is not None else self._recorded_instructions
 
     @cached_property
     def goal_embeddings(self) -> Tensor:
@@ -250,6 +260,7 @@ class PolicyData(LightningDataModule):
         size = (self.updates_per_step, self.batch_size, *window)
         self.buffer.sampler.seed = seed
         self.buffer.sampler.next_update = index * self.updates_per_step
+        relabelling = self._draw_relabelling() if self._relabelled is not None else None
         sample = self.buffer.sample(prod(size))
         member = sample["index", "buffer_ids"]
         store = torch.where(member > 0, (member - 1) % max(1, len(self._imagined)) + 1, member)
@@ -258,6 +269,8 @@ class PolicyData(LightningDataModule):
         local = first_instruction[store] + columns[types.INSTRUCTION_ID]
         columns[types.INSTRUCTION_ID] = instruction_id[local]
         columns[types.ROLLOUT_ID] = first_rollout[store] + columns[types.ROLLOUT_ID]
+        if self._relabelled is not None and relabelling is not None:
+            columns = self._relabelled(columns, relabelling)
         if self._verdict_weights:
             columns[types.WEIGHT] = self._rollout_weights[columns[types.ROLLOUT_ID]]
         if window:
@@ -265,6 +278,13 @@ class PolicyData(LightningDataModule):
             columns[types.RETURN_TO_GO] = to_go[first_transition[store] + sample["index", "index"]]
             columns[types.PADDING_MASK] = sample["index", "padding_mask"]
         return TensorDict({key: column.unflatten(0, size) for key, column in columns.items()}, batch_size=size)
+
+    def _draw_relabelling(self) -> Tensor:
+        """Relabelling of every transition of a training step, (K * B * T,); the steps of a window share theirs."""
+        assert self._relabelled is not None
+        words = self.buffer.sampler.random_words(_RELABELLING_STREAM, self.updates_per_step, self.batch_size)
+        drawn = torch.from_numpy((words % np.uint64(len(self._relabelled))).astype(np.int64))
+        return drawn.flatten().repeat_interleave(self.sequence_length)
 
     def train_dataloader(self) -> DataLoader[TensorDict]:
         """Training steps' minibatches without end, going on where the trainer's update counter stands."""
@@ -336,11 +356,19 @@ class PolicyData(LightningDataModule):
     @cached_property
     def _numbering(self) -> tuple[Tensor, Tensor, Tensor]:
         """With stores lined up: each one's first instruction, its first rollout; each instruction's table row."""
-        table = {instruction: row for row, instruction in enumerate(self.instructions)}
+        table = {instruction: row for row, instruction in enumerate(self._recorded_instructions)}
         lined_up = [table[row.instruction] for store in self.stores for row in store.instructions]
         num_instructions = [len(store.instructions) for store in self.stores]
         num_rollouts = [store.num_rollouts for store in self.stores]
         return _firsts(num_instructions), _firsts(num_rollouts), torch.tensor(lined_up)
+
+    @cached_property
+    def _recorded_instructions(self) -> list[str]:
+        return list(dict.fromkeys(row.instruction for store in self.stores for row in store.instructions))
+
+    @cached_property
+    def _relabelled(self) -> RelabelledTransitions | None:
+        return RelabelledTransitions(self._recorded_instructions, self.domain.relabellings) if self._relabel else None
 
     @cached_property
     def _observation_moments(self) -> tuple[Tensor, Tensor]:

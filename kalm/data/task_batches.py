@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kalm import types
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
+from kalm.data.relabelled import RelabelledTexts
 from kalm.data.store import RolloutStore
 from kalm.envs.relabelling import Relabelling
 
@@ -28,7 +29,7 @@ class _Place(NamedTuple):
     Attributes:
         rollout: Which of the rollouts in use.
         group: The group it shares a prompt with.
-        prompt: What it is behind, a number of ``TaskBatches.prompts``.
+        prompt: What it is behind, a number of ``RelabelledTexts.distinct``.
         relabelling: Which relabelling it is shown under.
         skipped: Steps of its beginning that are left out.
     """
@@ -76,7 +77,7 @@ class TaskBatches:
         self._store, self._task = store, task
         self._rollouts = rollouts
         self._answers = list(answers)
-        self._texts = _RelabelledTexts(prompts, relabellings)
+        self._texts = RelabelledTexts(prompts, relabellings)
         self._lengths = store.rollouts["length"].numpy()[rollouts].astype(np.int64)
         self._num_tokens = 2 * self._lengths + 1 + np.asarray(num_answer_tokens)
         self._tokens_per_prompt, self._crop_probability = tokens_per_prompt, crop_probability
@@ -99,7 +100,7 @@ class TaskBatches:
         rng = np.random.default_rng([*self._seed, epoch])
         shuffled = rng.permutation(len(self._rollouts))
         relabelling = rng.integers(len(self._relabellings), size=len(shuffled)) if self._relabellings else 0 * shuffled
-        prompt = self._texts.prompts_of(shuffled, relabelling)
+        prompt = self._texts.numbers_of(shuffled, relabelling)
         order = np.argsort(prompt, kind="stable")
         chosen, relabelling, prompt = shuffled[order], relabelling[order], prompt[order]
         group = self._group(chosen, prompt)
@@ -139,7 +140,7 @@ class TaskBatches:
             observation, next_observation = observation.gather(1, order), next_observation.gather(1, order)
             action = self._action_of[relabelling, action.long()]
         return GroundingBatch(
-            prompts=[self._texts.prompts[prompt] for prompt in place.prompt[first]],
+            prompts=[self._texts.distinct[prompt] for prompt in place.prompt[first]],
             prompt_of_rollout=torch.from_numpy(prompt_of_rollout),
             task=torch.full_like(lengths, int(self._task)),
             lengths=lengths,
@@ -156,26 +157,3 @@ class TaskBatches:
         if not self._relabellings:
             return answers
         return [self._relabellings[k].text(answer) for k, answer in zip(place.relabelling, answers, strict=True)]
-
-
-class _RelabelledTexts:
-    """Numbers the prompts of rollouts, under every relabelling, so that equal prompts have equal numbers."""
-
-    def __init__(self, texts: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
-        """Relabel every distinct text in every way.
-
-        Args:
-            texts: Text of each rollout.
-            relabellings: May be empty.
-        """
-        distinct = list(dict.fromkeys(texts))
-        rows = [[relabelling.text(text) for text in distinct] for relabelling in relabellings] or [distinct]
-        self.prompts = list(dict.fromkeys(text for row in rows for text in row))
-        number_of = {text: number for number, text in enumerate(self.prompts)}
-        self._number = np.array([[number_of[text] for text in row] for row in rows])
-        column_of = {text: column for column, text in enumerate(distinct)}
-        self._column = np.array([column_of[text] for text in texts])
-
-    def prompts_of(self, rollouts: NDArray[np.int64], relabelling: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Number of each rollout's prompt under a relabelling; both of shape (R,)."""
-        return self._number[relabelling, self._column[rollouts]]

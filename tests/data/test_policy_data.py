@@ -19,6 +19,7 @@ from kalm.errors import CheckpointError, DataError
 from kalm.types import GoalSplit, Source
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
+from tests.line_domain import LineDomain
 from tests.word_encoder import WordEncoder
 
 
@@ -312,3 +313,49 @@ def test_policies_side_by_side_get_the_minibatches_of_their_own_seeds(folder: Pa
         assert (together[:, number] == make_data(folder, seed=5 + number).batch(2)).all()
     data.num_seeds = 1
     assert (data.batch(2) == together[:, 0]).all()
+
+
+def test_relabelled_rows_are_the_recorded_ones_under_other_names(folder: Path) -> None:
+    """Half of the rows are mirrored: cells, actions and the words of the sentence; the rest of a row stays."""
+    plain, shown = make_data(folder), make_data(folder, relabel=True)
+    mirror = DOMAIN.relabellings[1]
+    num_mirrored, num_rows = 0, 0
+    for index in range(20):
+        recorded, relabelled = plain.batch(index).flatten(), shown.batch(index).flatten()
+        for row in range(len(recorded)):
+            before, after = recorded[row], relabelled[row]
+            sentences = (
+                plain.instructions[before[types.INSTRUCTION_ID]],
+                shown.instructions[after[types.INSTRUCTION_ID]],
+            )
+            assert after[types.ROLLOUT_ID] == before[types.ROLLOUT_ID]
+            is_mirrored = not torch.equal(after[types.ACTION], before[types.ACTION])
+            num_mirrored, num_rows = num_mirrored + is_mirrored, num_rows + 1
+            if not is_mirrored:
+                assert torch.equal(after[types.OBSERVATION], before[types.OBSERVATION])
+                assert sentences[0] == sentences[1]
+                continue
+            assert torch.equal(after[types.OBSERVATION], before[types.OBSERVATION].flip(0))
+            assert torch.equal(after[types.NEXT_OBSERVATION], before[types.NEXT_OBSERVATION].flip(0))
+            assert mirror.text(sentences[0]) == sentences[1]
+    assert 0.45 < num_mirrored / num_rows < 0.55
+    assert len(shown.goal_embeddings) == len(shown.instructions)
+
+
+def test_relabelling_is_the_same_for_every_number_of_updates_per_step_and_for_a_whole_window(folder: Path) -> None:
+    """Four updates at once are four updates one by one, and the steps of a window are all mirrored or none."""
+    at_once = make_data(folder, relabel=True, updates_per_step=4).batch(1)
+    one_by_one = make_data(folder, relabel=True, updates_per_step=1)
+    for number in range(4):
+        assert torch.equal(at_once[types.OBSERVATION][number], one_by_one.batch(4 + number)[types.OBSERVATION][0])
+    windows = make_data(folder, relabel=True, sequence_length=3).batch(0)
+    assert (windows[types.INSTRUCTION_ID] == windows[types.INSTRUCTION_ID][..., :1]).all()
+    is_real = windows[types.PADDING_MASK][..., 1:]
+    follows = windows[types.OBSERVATION][..., 1:, :] == windows[types.NEXT_OBSERVATION][..., :-1, :]
+    assert follows[is_real & windows[types.PADDING_MASK][..., :-1]].all()
+
+
+def test_a_domain_without_relabellings_cannot_relabel() -> None:
+    """The error names the domain."""
+    with pytest.raises(DataError, match="the domain line has no relabellings"):
+        PolicyData(LineDomain(), WordEncoder(), "nowhere", relabel=True)

@@ -1,0 +1,93 @@
+"""Transitions and texts under a domain's relabellings, such as the colours of equal balls exchanged.
+
+A relabelled transition is as true as the recorded one, so a store of N transitions becomes as many times N as there
+are relabellings, under sentences that nobody recorded or imagined.
+
+Shape letters: L relabellings, I texts, B transitions, T steps of a window, O numbers in an observation, A discrete
+actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kalm.envs.relabelling import Relabelling
+from kalm.types import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION
+
+
+class RelabelledTexts:
+    """Numbers texts under every relabelling, so that equal texts have equal numbers.
+
+    Attributes:
+        distinct: The text of each number; those that were given come first.
+    """
+
+    def __init__(self, texts: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
+        """Relabel every distinct text in every way.
+
+        Args:
+            texts: Sentences; they may repeat.
+            relabellings: May be empty.
+        """
+        given = list(dict.fromkeys(texts))
+        rows = [[relabelling.text(text) for text in given] for relabelling in relabellings] or [given]
+        self.distinct = list(dict.fromkeys([*given, *(text for row in rows for text in row)]))
+        number_of = {text: number for number, text in enumerate(self.distinct)}
+        column_of = {text: column for column, text in enumerate(given)}
+        self._number = np.array([[number_of[text] for text in row] for row in rows])
+        self._column = np.array([column_of[text] for text in texts])
+
+    def numbers_of(self, texts: NDArray[np.int64], relabelling: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of each text, given by its place, under a relabelling; shapes broadcast."""
+        return self._number[relabelling, self._column[texts]]
+
+
+class RelabelledTransitions:
+    """Shows transitions under relabellings.
+
+    Attributes:
+        instructions: Sentences that ``instruction_id`` counts afterwards; those of before come first.
+    """
+
+    def __init__(self, instructions: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
+        """Prepare the tables.
+
+        Args:
+            instructions: The distinct sentences that ``instruction_id`` counts, I.
+            relabellings: At least one, L.
+        """
+        texts = RelabelledTexts(instructions, relabellings)
+        self.instructions = texts.distinct
+        everything, each = np.arange(len(instructions)), np.arange(len(relabellings))[:, None]
+        self._instruction = torch.from_numpy(texts.numbers_of(everything, each))  # (L, I)
+        self._observation_order = torch.from_numpy(np.array([r.observation_order for r in relabellings]))  # (L, O)
+        self._action_of = torch.from_numpy(np.array([r.action_of for r in relabellings]))  # (L, A)
+
+    def __len__(self) -> int:
+        """Relabellings, L."""
+        return len(self._instruction)
+
+    def __call__(self, columns: Mapping[Any, Tensor], relabelling: Tensor) -> dict[Any, Tensor]:
+        """The same transitions, each under its relabelling.
+
+        Args:
+            columns: Transitions with the keys of ``kalm.types``, shape (B, ...).
+            relabelling: Number of each one's relabelling, int64 of shape (B,).
+
+        Returns:
+            All columns; observations, actions and ``instruction_id`` are new tensors.
+        """
+        order = self._observation_order[relabelling]
+        return {
+            **columns,
+            OBSERVATION: columns[OBSERVATION].gather(1, order),
+            NEXT_OBSERVATION: columns[NEXT_OBSERVATION].gather(1, order),
+            ACTION: self._action_of[relabelling, columns[ACTION].long()],
+            INSTRUCTION_ID: self._instruction[relabelling, columns[INSTRUCTION_ID].long()],
+        }
