@@ -62,7 +62,7 @@ class GoalData(LightningDataModule):
         goals_file: str | None = None,
         num_collected_rollouts: int = 10000,
         collect_seed: int = 0,
-        rollouts_per_shard: int = 512,
+        rollouts_per_shard: int = 1024,
         seed: int = 0,
     ) -> None:
         """Describe the work; nothing is read yet.
@@ -76,7 +76,8 @@ class GoalData(LightningDataModule):
             goals_file: JSON lines of your own goals, in place of the domain's.
             num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
             collect_seed: Seed of that collection.
-            rollouts_per_shard: Rollouts that are imagined as one batch and stored at once; what a kill can cost.
+            rollouts_per_shard: Rollouts that are handed to the model and stored at once; what a kill can cost. Several times
+                the model's ``imagination_batch_size``, so that most of the time nothing in its batch is idle.
             seed: Decides the first observations and the model's luck.
 
         Raises:

@@ -5,7 +5,7 @@ text behind them, lets the backbone run over all, and lets it write text. Everyt
 (weights, tokenizer, quantisation, adapters) stays behind this class. ``TinyBackbone`` is the one for a laptop,
 ``HuggingFaceBackbone`` stands for any pretrained causal language model.
 
-Shape letters: B rows, L tokens of a prompt or a text, S new tokens of a row, M remembered tokens, H hidden size,
+Shape letters: B rows, L tokens of a prompt or a text, S new tokens of a row, M columns of a cache, H hidden size,
 V vocabulary.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kalm.errors import DataError
 from kalm.llm.key_value_cache import KeyValueCache
 
 
@@ -75,16 +76,53 @@ class Backbone(nn.Module, ABC):
         Args:
             embeddings: Their vectors, shape (B, S, H).
             positions: Their positions, int64 of shape (B, S).
-            attention_mask: Which tokens each may see, bool of shape (B, 1, S, M + S).
-            cache: Remembers the M tokens before and gets the new ones; None if there is nothing before and after.
+            attention_mask: Which tokens each may see, bool of shape (B, 1, S, M).
+            cache: Has M columns in use, those of the new tokens among them; None if there is nothing before and after.
 
         Returns:
             Hidden vectors, shape (B, S, H).
         """
 
     @abstractmethod
-    def make_cache(self, prompt_mask: Tensor, max_new_tokens: int) -> KeyValueCache:
-        """An empty cache for prompts (True at real tokens, shape (B, L)) and as many tokens behind each."""
+    def make_cache(self, num_rows: int, num_columns: int, column_step: int = 1) -> KeyValueCache:
+        """An empty cache; see ``KeyValueCache``.
+
+        Raises:
+            DataError: If ``num_columns`` is more than ``context_size``.
+        """
+
+    def require_room(self, num_tokens: int) -> None:
+        """Refuse rows of more tokens than the model can tell apart.
+
+        Raises:
+            DataError: If ``num_tokens`` is more than ``context_size``.
+        """
+        if self.context_size is not None and num_tokens > self.context_size:
+            raise DataError(
+                f"a prompt and what comes behind it need {num_tokens} tokens; the language model reads at most "
+                f"{self.context_size}. Shorten the instruction, allow fewer steps, or choose a model with a longer "
+                "context"
+            )
+
+    def read(self, vectors: Tensor, cache: KeyValueCache) -> Tensor:
+        """Run over the next tokens of each row, and remember them.
+
+        Args:
+            vectors: Shape (B, S, H); B is the number of rows of the cache.
+            cache: What was read before, of every row as much as it is.
+
+        Returns:
+            Hidden vectors, shape (B, S, H).
+        """
+        cache.make_room(vectors.shape[1])
+        return self.read_on(vectors, cache)
+
+    def read_on(self, vectors: Tensor, cache: KeyValueCache) -> Tensor:
+        """``read`` where ``cache.make_room`` was called before: tensors only, which a compiler wants."""
+        size = vectors.shape[1]
+        hidden: Tensor = self(vectors, cache.positions(size), cache.attention_mask(size), cache)
+        cache.advance(size)
+        return hidden
 
     @abstractmethod
     def learn_vocabulary(self, texts: Sequence[str]) -> None:

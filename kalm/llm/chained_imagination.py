@@ -5,7 +5,7 @@ one reached; which one, the domain decides by that observation (``Domain.next_su
 make up is judged by the whole goal, under whose own instruction it is stored. Goals without sub-goals are imagined as
 ever.
 
-Shape letters: B rollouts, O numbers in an observation.
+Shape letters: O numbers in an observation.
 """
 
 from __future__ import annotations
@@ -20,79 +20,75 @@ from numpy.typing import NDArray
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, Goal, InstructedGoal
-from kalm.llm.backbone import Backbone
-from kalm.llm.generation import Sampling, imagine
-from kalm.llm.rollout_codec import RolloutCodec
+from kalm.llm.generation import Generated
+from kalm.llm.rollout_engine import Plan, RolloutEngine, WholeRollout
 from kalm.types import GoalSplit, Source
 
 _MAX_LINK_STEPS = 15  # then the sub-goal is chosen anew; an expert's placement takes six
 
 
-def imagine_chained(
-    backbone: Backbone, codec: RolloutCodec, domain: Domain, items: Sequence[WorkItem], sampling: Sampling
-) -> list[Rollout]:
+def imagine_chained(engine: RolloutEngine, items: Sequence[WorkItem]) -> list[Rollout]:
     """Imagine one rollout for each work item, by sub-goals where its goal has some.
 
     Args:
-        backbone: The grounded language model.
-        codec: Its inputs and outputs for observations and actions.
-        domain: Whose rules name sub-goals and judge the outcome.
+        engine: The language model and the world, whose rules name sub-goals and judge the outcome.
         items: What to imagine.
-        sampling: How freely.
 
     Returns:
         Rollouts in the order of ``items``; those made of links say their instructions and lengths as provenance.
     """
-    sentences = _sentences(domain)
-    chains = [_Chain(domain, item, sentences) for item in items]
-    whole = [item for item, chain in zip(items, chains, strict=True) if chain.next_link is None]
-    rollouts = iter(imagine(backbone, codec, domain, whole, sampling) if whole else [])
-    while going := [(chain, chain.next_link) for chain in chains if chain.next_link is not None]:
-        links = imagine(backbone, codec, domain, [link for _, link in going], sampling)
-        for (chain, _), link in zip(going, links, strict=True):
-            chain.add(link)
-    return [chain.rollout() if chain.links else next(rollouts) for chain in chains]
+    sentences = _sentences(engine.domain)
+    chains = [_Chain(engine.domain, item, sentences) for item in items]
+    plans: list[Plan] = [
+        chain if chain.next_item is not None else WholeRollout(engine.domain, item)
+        for chain, item in zip(chains, items, strict=True)
+    ]
+    return engine.carry_out(plans)
 
 
 class _Chain:
     """One rollout in the making.
 
     Attributes:
-        next_link: What to imagine next; None if the goal has no sub-goals, is met, or is out of steps.
-        links: What was imagined so far.
+        next_item: The next link; None if the goal has no sub-goals, is met, or is out of steps.
     """
 
     def __init__(self, domain: Domain, item: WorkItem, sentences: Mapping[Goal, Sequence[InstructedGoal]]) -> None:
         self._domain, self._item, self._sentences = domain, item, sentences
         self._rng = np.random.default_rng([item.seed, 1])
-        self.links: list[Rollout] = []
-        self.next_link = self._choose(item.start)
+        self._links: list[tuple[WorkItem, Generated]] = []
+        self.next_item = self._choose(item.start)
 
-    def add(self, link: Rollout) -> None:
+    def add(self, piece: Generated) -> None:
         """Add a link that was imagined and choose the next."""
-        self.links.append(link)
-        judged = self._domain.label_rollout(self._item.instructed, link.observations, link.actions, Source.IMAGINARY)
-        self.next_link = None if judged.is_success else self._choose(link.observations[-1])
+        assert self.next_item is not None
+        self._links.append((self.next_item, piece))
+        before, after = piece.observations[:-1], piece.observations[1:]
+        is_met = self._domain.success(self._item.instructed.goal, after, before, piece.actions).any()
+        self.next_item = None if is_met else self._choose(piece.observations[-1])
 
     def rollout(self) -> Rollout:
         """The links one after the other, judged by the goal that they serve."""
-        observations = [self._item.start[None], *(link.observations[1:] for link in self.links)]
+        pieces = [piece for _, piece in self._links]
         labelled = self._domain.label_rollout(
             self._item.instructed,
-            np.concatenate(observations),
-            np.concatenate([link.actions for link in self.links]),
+            np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)]),
+            np.concatenate([piece.actions for piece in pieces]),
             Source.IMAGINARY,
         )
         facts = {
             "seed": self._item.seed,
             "stopped_by": "goal" if labelled.is_success else "limit",
-            "links": [{"instruction": link.instruction, "num_steps": len(link)} for link in self.links],
+            "links": [
+                {"instruction": link.instructed.instruction, "num_steps": len(piece.actions)}
+                for link, piece in self._links
+            ],
         }
         return replace(labelled, provenance=facts)
 
     def _choose(self, observation: NDArray[Any]) -> WorkItem | None:
         """The link that goes on from ``observation``, shape (O,)."""
-        num_left = self._item.max_steps - sum(map(len, self.links))
+        num_left = self._item.max_steps - sum(len(piece.actions) for _, piece in self._links)
         sub_goal = self._domain.next_sub_goal(self._item.instructed.goal, observation) if num_left else None
         if sub_goal is None:
             return None

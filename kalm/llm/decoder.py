@@ -4,7 +4,7 @@ Written here rather than taken from transformers because it is a fifth faster on
 queries, keys and values, one complex product rotates them, and LayerNorm, which has a fused CPU kernel, stands
 where Llama has RMSNorm.
 
-Shape letters: B rows, S new tokens of a row, M remembered tokens before them, H hidden size, N heads, D numbers a head.
+Shape letters: B rows, S new tokens of a row, M columns of the cache in use, H hidden size, N heads, D numbers a head.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Decoder(nn.Module):
         Args:
             embeddings: New tokens, shape (B, S, H).
             positions: Their positions, int64 of shape (B, S).
-            attention_mask: Which tokens each new one may see, bool of shape (B, 1, S, M + S).
-            cache: Remembers the M tokens before and gets the new ones; None if there is nothing before and after.
+            attention_mask: Which tokens each new one may see, bool of shape (B, 1, S, M).
+            cache: Has M columns in use, those of the new tokens among them; None if there is nothing before and after.
 
         Returns:
             Hidden vectors, shape (B, S, H).
@@ -75,8 +75,6 @@ class Decoder(nn.Module):
         hidden = embeddings
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, rotation, bias, cache, index)
-        if cache is not None:
-            cache.advance(embeddings.shape[1])
         return self.output_norm(hidden)
 
 

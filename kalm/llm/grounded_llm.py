@@ -4,7 +4,7 @@ Three tasks teach it what states and actions mean: generation (goal in, rollout 
 are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out).
 
 Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
-3.2) in ``generation.py``.
+3.2) in ``rollout_engine.py``.
 
 Differences from the paper: (1) a next state is predicted as its change, and kept to the range of the data; (2) an
 end head says when the goal is met, so that continuous actions need no end token; (3) a rollout contributes all its
@@ -35,9 +35,10 @@ from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
 from kalm.llm.backbone import Backbone
 from kalm.llm.chained_imagination import imagine_chained
 from kalm.llm.explanation import write_answers
-from kalm.llm.generation import Sampling, imagine
+from kalm.llm.generation import Sampling
 from kalm.llm.losses import action_loss, change_loss, end_loss, text_loss
 from kalm.llm.rollout_codec import RolloutCodec
+from kalm.llm.rollout_engine import MAX_ROWS, RolloutEngine
 from kalm.llm.rollout_reader import RolloutHidden, read_rollouts
 from kalm.types import TaskSpec
 
@@ -65,6 +66,7 @@ class GroundedLLM(LightningModule):
         temperature: float = 0.0,
         end_threshold: float = 1.0,
         chain_sub_goals: bool = False,
+        imagination_batch_size: int = MAX_ROWS,
     ) -> None:
         """Build it; data and the weights of a frozen encoder are not touched yet.
 
@@ -91,6 +93,8 @@ class GroundedLLM(LightningModule):
                 on until the domain's rule or the step limit ends it, which meets more goals.
             chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another
                 (``chained_imagination.py``); the paper imagines them whole.
+            imagination_batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What
+                is imagined does not depend on it.
         """
         super().__init__()
         if not 0 <= warmup_steps < schedule_steps:
@@ -103,6 +107,10 @@ class GroundedLLM(LightningModule):
         self._observation_noise = observation_noise
         self.sampling = Sampling(temperature, end_threshold)
         self.chain_sub_goals = chain_sub_goals
+        if imagination_batch_size < 1:
+            raise ValueError(f"imagination_batch_size is {imagination_batch_size}; it must be 1 or more")
+        self._imagination_batch_size = imagination_batch_size
+        self._engine: RolloutEngine | None = None
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
         self._backbone_learning_rate = learning_rate * backbone_learning_rate_scale
         self._warmup_steps, self._schedule_steps = warmup_steps, schedule_steps
@@ -207,8 +215,16 @@ class GroundedLLM(LightningModule):
     @torch.inference_mode()
     def predict_step(self, batch: Sequence[WorkItem], batch_index: int) -> list[Rollout]:
         """Imagine one rollout for each work item, labelled by the domain's own rules."""
-        how = imagine_chained if self.chain_sub_goals else imagine
-        return how(self.backbone, self.codec, self._data.domain, batch, self.sampling)
+        engine = self._engine or self._make_engine()
+        return imagine_chained(engine, batch) if self.chain_sub_goals else engine.imagine(batch)
+
+    def on_predict_start(self) -> None:
+        """Set up imagination once: the weights stay what they are until the end."""
+        self._engine = self._make_engine()
+
+    def on_predict_end(self) -> None:
+        """Free its memory."""
+        self._engine = None
 
     @torch.inference_mode()
     def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION) -> list[str]:
@@ -242,6 +258,9 @@ class GroundedLLM(LightningModule):
             "end_threshold": self.sampling.end_threshold,
             "chain_sub_goals": self.chain_sub_goals,
         }
+
+    def _make_engine(self) -> RolloutEngine:
+        return RolloutEngine(self.backbone, self.codec, self._data.domain, self.sampling, self._imagination_batch_size)
 
     @property
     def _data(self) -> Any:

@@ -5,7 +5,7 @@ the model's own head reads text off the hidden vectors. Packing, losses and gene
 
 Matrix products are computed in ``compute_type``, adapters and everything else that is trained in float32.
 
-Shape letters: B rows, L tokens of a prompt, S new tokens of a row, M remembered tokens, H hidden size, V vocabulary.
+Shape letters: B rows, L tokens of a prompt, S new tokens of a row, M columns of a cache, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -136,20 +136,15 @@ class HuggingFaceBackbone(Backbone):
                 past_key_values=None if cache is None else _CacheOfTransformers(cache),
                 use_cache=cache is not None,
             )
-        if cache is not None:
-            cache.advance(embeddings.shape[1])
         hidden: Tensor = output.last_hidden_state
         return hidden.float()
 
-    def make_cache(self, prompt_mask: Tensor, max_new_tokens: int) -> KeyValueCache:  # noqa: D102
-        size = prompt_mask.shape[1] + max_new_tokens
-        if self.context_size is not None and size > self.context_size:
-            raise DataError(
-                f"a prompt of {prompt_mask.shape[1]} tokens and {max_new_tokens} tokens behind it are {size}; "
-                f"{self._settings.model} reads at most {self.context_size}. Shorten the instruction, allow fewer "
-                "steps, or choose a model with a longer context"
-            )
-        return KeyValueCache(self._text_config.num_hidden_layers, prompt_mask, max_new_tokens, self._settings.dtype)
+    def make_cache(  # noqa: D102
+        self, num_rows: int, num_columns: int, column_step: int = 1
+    ) -> KeyValueCache:
+        self.require_room(num_columns)
+        num_layers, dtype = self._text_config.num_hidden_layers, self._settings.dtype
+        return KeyValueCache(num_layers, num_rows, num_columns, self._device, dtype, column_step)
 
     def learn_vocabulary(self, texts: Sequence[str]) -> None:
         """Nothing to do: a pretrained vocabulary writes every text."""
@@ -256,7 +251,7 @@ class _CacheOfTransformers:
         return self._cache.extend(layer, keys, values)
 
     def get_seq_length(self, layer: int = 0) -> int:
-        return self._cache.size
+        return self._cache.num_used
 
 
 def _drop_frozen(backbone: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

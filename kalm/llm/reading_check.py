@@ -74,8 +74,9 @@ def _scores_packed(backbone: Backbone, vectors: Tensor) -> Tensor:
 def _scores_with_cache(backbone: Backbone, vectors: Tensor) -> Tensor:
     """A prompt of two tokens, padded to three, then one token after the other."""
     prompt = torch.cat([vectors[:, :2], torch.zeros_like(vectors[:, :1])], dim=1)
-    cache = backbone.make_cache(torch.tensor([[True, True, False]], device=vectors.device), 2)
-    hidden = backbone(prompt, cache.positions(3), cache.attention_mask(3), cache)
+    cache = backbone.make_cache(1, len(_TOKENS))
+    backbone.read(prompt, cache)
+    cache.trim(torch.tensor([2], device=vectors.device))
     for step in (2, 3):
-        hidden = backbone(vectors[:, [step]], cache.positions(1), cache.attention_mask(1), cache)
+        hidden = backbone.read(vectors[:, [step]], cache)
     return backbone.text_logits(hidden[0, -1])

@@ -76,8 +76,11 @@ class TinyBackbone(Backbone):
     ) -> Tensor:
         return self.decoder(embeddings, positions, attention_mask, cache)
 
-    def make_cache(self, prompt_mask: Tensor, max_new_tokens: int) -> KeyValueCache:  # noqa: D102
-        return KeyValueCache(len(self.decoder.layers), prompt_mask, max_new_tokens)
+    def make_cache(  # noqa: D102
+        self, num_rows: int, num_columns: int, column_step: int = 1
+    ) -> KeyValueCache:
+        device = self.prompt_projection.weight.device
+        return KeyValueCache(len(self.decoder.layers), num_rows, num_columns, device, column_step=column_step)
 
     def learn_vocabulary(self, texts: Sequence[str]) -> None:
         """Take up every token that occurs in ``texts``; what was learned for other tokens is forgotten."""

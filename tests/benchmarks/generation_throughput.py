@@ -14,7 +14,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kalm.data.work_item import WorkItem
+from kalm.envs.base import InstructedGoal
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.language.encoder import SentenceEncoder
-from kalm.language.prompts import generation_prompt
 from kalm.llm.backbone import Backbone
-from kalm.llm.generation import CachedReader, Reader, Sampling, generate
+from kalm.llm.generation import Generated, Sampling, generate
+from kalm.llm.reader import CachedReader, Reader
 from kalm.llm.rollout_codec import RolloutCodec
 from kalm.llm.tiny_backbone import TinyBackbone
 from kalm.types import GoalSplit, TaskSpec
@@ -38,25 +40,34 @@ LEAST_SPEED_UP = 8.0
 class RecomputingReader:
     """Forgets everything after each token but the vectors, as a model without a cache does."""
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[str]) -> None:
-        """Embed the prompts."""
+    def __init__(self, backbone: Backbone) -> None:
+        """Begin with nothing read."""
         self._backbone = backbone
-        self._prompts, self._prompt_mask = backbone.embed_prompts(prompts)
-        self._tokens: list[Tensor] = []
+        self._vectors = torch.empty(0)
+
+    def admit(self, rows: Sequence[int], prompts: Sequence[str], num_tokens: int) -> None:
+        """Embed the prompts; they have the same length."""
+        vectors, is_real = self._backbone.embed_prompts(prompts)
+        assert is_real.all()
+        self._vectors = vectors
+
+    def make_room(self, num_tokens: int) -> None:
+        """Nothing is planned for."""
 
     def extend(self, vectors: Tensor) -> Tensor:
         """Run the prompts and all tokens so far."""
-        self._tokens.append(vectors)
-        cache = self._backbone.make_cache(self._prompt_mask, len(self._tokens))
-        for part in (self._prompts, torch.stack(self._tokens, dim=1)):
-            size = part.shape[1]
-            hidden = self._backbone(part, cache.positions(size), cache.attention_mask(size), cache)
+        self._vectors = torch.cat([self._vectors, vectors[:, None]], dim=1)
+        size = self._vectors.shape[1]
+        causal = torch.ones(size, size, dtype=torch.bool).tril()[None, None]
+        hidden: Tensor = self._backbone(self._vectors, torch.arange(size)[None], causal)
         return hidden[:, -1]
 
-    def keep(self, rows: Tensor) -> None:
+    def release(self, rows: NDArray[np.int64]) -> None:
+        """Nothing to free."""
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
         """Drop all rollouts but these."""
-        self._prompts, self._prompt_mask = self._prompts[rows], self._prompt_mask[rows]
-        self._tokens = [token[rows] for token in self._tokens]
+        self._vectors = self._vectors[torch.from_numpy(rows)]
 
 
 def main() -> int:
@@ -70,20 +81,22 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
 
-    domain, encoder = ClevrRobot(), SentenceEncoder(cache_dir=None)
+    encoder = SentenceEncoder(cache_dir=None)
     spec = TaskSpec(observation_size=10, action_size=40, is_discrete=True, goal_embedding_size=encoder.embedding_size)
     torch.manual_seed(0)
     backbone = TinyBackbone(encoder).eval()
     codec = RolloutCodec(spec, backbone.hidden_size, inner_size=256).eval()
-    goals = domain.instructed_goals(GoalSplit.REPHRASE)
-    prompts = [generation_prompt(goals[7 * i % len(goals)].instruction) for i in range(options.rollouts)]
-    backbone.embed_prompts(prompts)  # the encoder runs here, once
+    goal = ClevrRobot().instructed_goals(GoalSplit.REPHRASE)[0]
+    readers: dict[str, Callable[[], Reader]] = {
+        "with cache": lambda: CachedReader(backbone, options.rollouts),
+        "without": lambda: RecomputingReader(backbone),
+    }
     for num_steps in NUM_STEPS:
-        seconds: dict[str, list[float]] = {"with cache": [], "without": []}
+        seconds: dict[str, list[float]] = {name: [] for name in readers}
         for _ in range(options.repeats):
             for name, times in seconds.items():
                 began = clock()
-                _run(_reader(name, backbone, prompts, num_steps), codec, options.rollouts, num_steps)
+                _run(readers[name](), codec, goal, options.rollouts, num_steps)
                 times.append(clock() - began)
         rates = {name: options.rollouts / statistics.median(times) for name, times in seconds.items()}
         speed_up = rates["with cache"] / rates["without"]
@@ -92,22 +105,16 @@ def main() -> int:
     return 0 if speed_up >= LEAST_SPEED_UP else 1
 
 
-def _reader(name: str, backbone: Backbone, prompts: Sequence[str], num_steps: int) -> Reader:
-    with torch.inference_mode():
-        if name == "without":
-            return RecomputingReader(backbone, prompts)
-        return CachedReader(backbone, prompts, 2 * num_steps)
+def _run(reader: Reader, codec: RolloutCodec, goal: InstructedGoal, num_rollouts: int, num_steps: int) -> None:
+    def never(items: Sequence[WorkItem], *step: NDArray[Any]) -> NDArray[np.bool_]:
+        return np.zeros(len(items), dtype=np.bool_)
 
-
-def _run(reader: Reader, codec: RolloutCodec, num_rollouts: int, num_steps: int) -> None:
-    def never(rows: NDArray[np.int64], *step: NDArray[Any]) -> NDArray[np.bool_]:
-        return np.zeros(len(rows), dtype=np.bool_)
+    def finish(index: int, made: Generated) -> None:
+        assert len(made.actions) == num_steps
 
     starts = np.random.default_rng(0).uniform(-0.5, 0.5, (num_rollouts, 10)).astype(np.float32)
-    made = generate(
-        reader, codec, starts, np.full(num_rollouts, num_steps), range(num_rollouts), never, Sampling(0.0, 1.0)
-    )
-    assert all(len(rollout.actions) == num_steps for rollout in made)
+    items = [WorkItem(goal, start, num_steps, seed) for seed, start in enumerate(starts)]
+    generate(reader, codec, Sampling(0.0, 1.0), items, never, finish, num_rollouts)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from kalm.data.validation import validate_rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import FloatArray, Goal, InstructedGoal
 from kalm.llm.chained_imagination import imagine_chained
-from kalm.llm.generation import Sampling, imagine
+from kalm.llm.generation import Sampling
+from kalm.llm.rollout_engine import RolloutEngine
 from kalm.types import GoalSplit
 from tests.chain_domain import NUM_CELLS, CellGoal, ChainDomain
 from tests.llm.models import grounded_llm, one_hot_starts
@@ -45,10 +46,15 @@ def items(domain: ChainDomain, goal_split: GoalSplit, num_items: int) -> list[Wo
     return [WorkItem(goals[i % len(goals)], starts[i % 2], LIMIT, 100 + i) for i in range(num_items)]
 
 
-def run(domain: ChainDomain, work: Sequence[WorkItem]) -> list[Rollout]:
-    """Imagine with an untrained model."""
+def engine(domain: ChainDomain, max_rows: int = 8) -> RolloutEngine:
+    """An untrained model."""
     model = grounded_llm()
-    return imagine_chained(model.backbone, model.codec, domain, work, SAMPLING)
+    return RolloutEngine(model.backbone, model.codec, domain, SAMPLING, max_rows)
+
+
+def run(domain: ChainDomain, work: Sequence[WorkItem], max_rows: int = 8) -> list[Rollout]:
+    """Imagine by sub-goals."""
+    return imagine_chained(engine(domain, max_rows), work)
 
 
 def test_links_make_up_one_rollout_of_the_whole_goal() -> None:
@@ -74,11 +80,11 @@ def test_links_make_up_one_rollout_of_the_whole_goal() -> None:
 
 def test_goals_without_sub_goals_are_imagined_as_ever() -> None:
     """The same rollouts, in the same places among goals that have some."""
-    domain, model = CellByCell(), grounded_llm()
+    domain = CellByCell()
     plain, hard = items(domain, GoalSplit.EASY, 6), items(domain, GoalSplit.HARD, 3)
     mixed = [plain[0], hard[0], *plain[1:4], hard[1], hard[2], *plain[4:]]
     rollouts = run(domain, mixed)
-    alone = imagine(model.backbone, model.codec, domain, plain, SAMPLING)
+    alone = engine(domain).imagine(plain)
     found = [rollout for rollout in rollouts if "links" not in rollout.provenance]
     assert len(found) == 6
     for one, other in zip(found, alone, strict=True):
@@ -88,13 +94,14 @@ def test_goals_without_sub_goals_are_imagined_as_ever() -> None:
 
 
 def test_a_chain_does_not_depend_on_its_batch() -> None:
-    """Its seed decides its wordings and its luck."""
+    """Its seed decides its wordings and its luck, however many are imagined at a time."""
     domain = CellByCell()
     work = items(domain, GoalSplit.HARD, 8)
-    for one, item in zip(run(domain, work), work, strict=True):
-        (alone,) = run(domain, [item])
-        assert_array_equal(one.actions, alone.actions)
-        assert one.provenance == alone.provenance
+    for max_rows in (2, 3, 8):
+        for one, item in zip(run(domain, work, max_rows), work, strict=True):
+            (alone,) = run(domain, [item])
+            assert_array_equal(one.actions, alone.actions)
+            assert one.provenance == alone.provenance
 
 
 def test_a_domain_without_sub_goals_chains_nothing() -> None:

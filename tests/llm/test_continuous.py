@@ -14,13 +14,15 @@ from kalm.data.grounding_data import GroundingData
 from kalm.data.validation import validate_rollout
 from kalm.data.work_item import WorkItem
 from kalm.data.writer import RolloutStoreWriter
-from kalm.llm.generation import CachedReader, Sampling, generate, imagine
+from kalm.llm.generation import Sampling
 from kalm.llm.grounded_llm import GroundedLLM
+from kalm.llm.reader import CachedReader
 from kalm.llm.rollout_codec import RolloutCodec
+from kalm.llm.rollout_engine import RolloutEngine
 from kalm.types import GoalSplit
 from tests.llm.models import CONTINUOUS, grounded_llm, hand_made_batch, tiny_backbone
 from tests.llm.parked_line import ABSENT, CONSTANT, PARKED, TREMBLING, ParkedLineDomain, where_actions_lead
-from tests.llm.test_generation import never
+from tests.llm.test_generation import made_of, work_item
 from tests.llm.test_grounded_llm import LOSSES, trainer
 from tests.llm.token_encoder import TokenEncoder
 
@@ -108,11 +110,8 @@ def test_noise_is_gaussian_of_the_temperature_and_clipped_to_the_space(temperatu
     with torch.no_grad():
         model.codec.action_head.weight.zero_()
         model.codec.action_head.bias.copy_(torch.tensor([0.5, -0.95]))
-    starts = np.zeros((200, 5), dtype=np.float32)
-    reader = CachedReader(model.backbone, ["imagine"] * 200, 20)
-    made = generate(
-        reader, model.codec, starts, np.full(200, 10), range(200), never, Sampling(temperature, end_threshold=1.0)
-    )
+    items = [work_item("go", np.zeros(5, dtype=np.float32), 10, seed) for seed in range(200)]
+    made = made_of(CachedReader(model.backbone, 64), model, items, 64, Sampling(temperature, end_threshold=1.0))
     actions = np.concatenate([entry.actions for entry in made])
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 1
@@ -137,7 +136,7 @@ def test_an_out_of_reach_prediction_is_clipped_in_what_follows_too() -> None:
         model.codec.action_head.weight.zero_()
     goal = domain.instructed_goals(GoalSplit.TRAIN)[0]
     items = [WorkItem(goal, np.zeros(5, dtype=np.float32), 3, 0)]
-    (rollout,) = imagine(model.backbone, model.codec, domain, items, Sampling())
+    (rollout,) = RolloutEngine(model.backbone, model.codec, domain, Sampling()).imagine(items)
     assert (rollout.actions == 1).all()
     assert all((action == 1).all() for action in read)
 

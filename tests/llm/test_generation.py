@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,32 +16,45 @@ from kalm.data.validation import validate_rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
 from kalm.llm.backbone import Backbone
-from kalm.llm.generation import CachedReader, Generated, Sampling, generate, imagine
+from kalm.llm.generation import Generated, GoalReached, Sampling, generate
 from kalm.llm.grounded_llm import GroundedLLM
+from kalm.llm.reader import CachedReader, Reader
+from kalm.llm.rollout_engine import RolloutEngine
 from kalm.types import GoalSplit, Source
 from tests.chain_domain import CellGoal, ChainDomain
 from tests.llm.models import CONTINUOUS, DISCRETE, grounded_llm, one_hot_starts
 
-PROMPTS = ["imagine : go to the left end", "imagine", "imagine : walk", "imagine : walk to the end"]
+INSTRUCTIONS = ["go to the left end", "go", "walk", "walk to the end"]
+LIMITS = [10, 3, 7, 5]
 
 
 class UncachedReader:
-    """Runs every token of a rollout again for each new one; what the cache must equal."""
+    """Runs every token of a rollout again for each new one, row by row; what the cache must equal."""
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[str]) -> None:
-        """Embed the prompts, one row each."""
-        vectors, prompt_mask = backbone.embed_prompts(prompts)
+    def __init__(self, backbone: Backbone, num_rows: int) -> None:
+        """Begin with rows that have read nothing."""
         self._backbone = backbone
-        self._rows = [row[mask] for row, mask in zip(vectors, prompt_mask, strict=True)]
+        self._rows = [torch.zeros(0, backbone.hidden_size)] * num_rows
+
+    def admit(self, rows: Sequence[int], prompts: Sequence[str], num_tokens: int) -> None:
+        """Put a prompt into each row."""
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._rows[row] = self._backbone.embed_prompts([prompt])[0][0]
+
+    def make_room(self, num_tokens: int) -> None:
+        """Lists grow by themselves."""
 
     def extend(self, vectors: Tensor) -> Tensor:
         """Hidden vectors of the last tokens."""
         self._rows = [torch.cat([row, vector[None]]) for row, vector in zip(self._rows, vectors, strict=True)]
         return torch.cat([self._last_hidden(row) for row in self._rows])
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rollouts but these."""
-        self._rows = [self._rows[row] for row in rows.tolist()]
+    def release(self, rows: NDArray[np.int64]) -> None:
+        """Nothing is kept that could be freed."""
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Drop all rows but these."""
+        self._rows = [self._rows[row] for row in rows]
 
     def _last_hidden(self, row: Tensor) -> Tensor:
         size = len(row)
@@ -49,24 +63,53 @@ class UncachedReader:
         return hidden
 
 
-def never(rows: NDArray[Any], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bool_]:
+def never(items: Sequence[WorkItem], *step: NDArray[Any]) -> NDArray[np.bool_]:
     """No goal is ever met."""
-    return np.zeros(len(rows), dtype=np.bool_)
+    return np.zeros(len(items), dtype=np.bool_)
 
 
-def run(model: GroundedLLM, rows: Sequence[int] = (0, 1, 2, 3), cached: bool = True, **options: Any) -> list[Generated]:
-    """Generate for some of four prompts, each with its own start, limit and seed."""
-    prompts = [PROMPTS[row] for row in rows]
-    reader = CachedReader(model.backbone, prompts, 20) if cached else UncachedReader(model.backbone, prompts)
-    return generate(
-        reader,
-        model.codec,
-        one_hot_starts([0, 1, 2, 3])[list(rows)],
-        np.array([10, 3, 7, 5])[list(rows)],
-        [11 + row for row in rows],
-        options.pop("reached", never),
-        Sampling(**{"end_threshold": 1.0, **options}),
-    )
+def work_item(instruction: str, start: NDArray[np.float32], max_steps: int, seed: int) -> WorkItem:
+    """What to generate, for a goal that nobody looks at."""
+    return WorkItem(InstructedGoal(CellGoal(0), instruction, GoalSplit.EASY), start, max_steps, seed)
+
+
+def made_of(
+    reader: Reader,
+    model: GroundedLLM,
+    items: Sequence[WorkItem],
+    num_rows: int,
+    sampling: Sampling,
+    reached: GoalReached = never,
+    **options: Any,
+) -> list[Generated]:
+    """What is generated for each work item, in their order; each finishes once."""
+    made: dict[int, Generated] = {}
+
+    def finish(index: int, piece: Generated) -> None:
+        assert index not in made
+        made[index] = piece
+
+    generate(reader, model.codec, sampling, items, reached, finish, num_rows, **options)
+    return [made[index] for index in range(len(items))]
+
+
+def run(
+    model: GroundedLLM,
+    rows: Sequence[int] = (0, 1, 2, 3),
+    cached: bool = True,
+    num_rows: int = 4,
+    reached: GoalReached = never,
+    drops_rows: bool = True,
+    column_step: int = 1,
+    **sampling: Any,
+) -> list[Generated]:
+    """Generate for some of four instructions, each with its own start, limit and seed."""
+    starts = one_hot_starts([0, 1, 2, 3])
+    items = [work_item(INSTRUCTIONS[row], starts[row], LIMITS[row], 11 + row) for row in rows]
+    size = min(num_rows, len(items)) if drops_rows else num_rows
+    reader = CachedReader(model.backbone, size, column_step) if cached else UncachedReader(model.backbone, size)
+    how = Sampling(**{"end_threshold": 1.0, **sampling})
+    return made_of(reader, model, items, size, how, reached, drops_rows=drops_rows)
 
 
 def assert_same(left: Sequence[Generated], right: Sequence[Generated]) -> None:
@@ -85,13 +128,73 @@ def test_cached_generation_equals_running_everything_again(spec: Any, temperatur
     assert_same(run(model, temperature=temperature), run(model, cached=False, temperature=temperature))
 
 
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_rollout_does_not_depend_on_its_batch(temperature: float) -> None:
-    """Alone or among others, in any place: its luck is its own."""
-    model = grounded_llm()
+def test_a_rollout_does_not_depend_on_its_batch(spec: Any, temperature: float) -> None:
+    """Alone or among others, in any place, one, two or three at a time while the others wait for a row."""
+    model = grounded_llm(spec)
     together = run(model, temperature=temperature)
     assert_same(run(model, [2], temperature=temperature), [together[2]])
     assert_same(run(model, [3, 0], temperature=temperature), [together[3], together[0]])
+    many = [0, 1, 2, 3, 3, 1, 0, 2, 1, 1]
+    for num_rows in (1, 2, 3, 7, 10):
+        assert_same(run(model, many, num_rows=num_rows, temperature=temperature), [together[row] for row in many])
+
+
+@pytest.mark.parametrize(("num_rows", "column_step"), [(3, 1), (3, 16), (20, 64)])
+def test_fixed_shapes_change_nothing(num_rows: int, column_step: int) -> None:
+    """Rows that nothing waits for stay, idle; columns are used by the dozen."""
+    model, many = grounded_llm(), [0, 1, 2, 3, 3, 1, 0]
+    fixed = run(model, many, num_rows=num_rows, drops_rows=False, column_step=column_step)
+    assert_same(fixed, run(model, many))
+
+
+def test_free_rows_go_to_what_waits() -> None:
+    """Ten rollouts of one step in four rows take three steps of the batch, never of more or fewer rows than needed."""
+    model, sizes = grounded_llm(), []
+
+    class Counting(CachedReader):
+        def extend(self, vectors: Tensor) -> Tensor:
+            sizes.append(len(vectors))
+            return super().extend(vectors)
+
+    items = [work_item("go", one_hot_starts([0])[0], 1, seed) for seed in range(10)]
+    made_of(Counting(model.backbone, 4), model, items, 4, Sampling())
+    assert sizes == [4, 4, 4, 4, 2, 2]
+
+
+def test_what_a_finished_rollout_asks_for_comes_next() -> None:
+    """Three links of one chain, before what else waits, each from its own start; all go by the number of the first."""
+    model, asked = grounded_llm(), []
+    chain = [work_item("walk", start, 2, 5) for start in one_hot_starts([1, 2, 3])]
+    other = work_item("go", one_hot_starts([0])[0], 4, 6)
+
+    def finish(index: int, made: Generated) -> WorkItem | None:
+        asked.append((index, int(made.observations[0].argmax())))
+        return chain[len(asked)] if index == 0 and len(asked) < 3 else None
+
+    generate(CachedReader(model.backbone, 1), model.codec, Sampling(), [chain[0], other], never, finish, 1)
+    assert asked == [(0, 1), (0, 2), (0, 3), (1, 0)]
+
+
+def test_what_is_not_finite_spoils_nothing_but_itself() -> None:
+    """Rows are used again after a rollout that ran out of numbers, and columns that it wrote are not read."""
+    model, many = grounded_llm(), [0, 1, 2, 3]
+    starts = one_hot_starts([0, 1, 2, 3])
+    spoiled = [work_item("go", np.full(5, np.nan, dtype=np.float32), 12, seed) for seed in range(2)]
+    sound = [work_item(INSTRUCTIONS[row], starts[row], LIMITS[row], 11 + row) for row in many]
+    made = made_of(CachedReader(model.backbone, 2), model, [*spoiled, *sound], 2, Sampling())
+    assert all(np.isnan(entry.observations).any() for entry in made[:2])
+    assert_same(made[2:], run(model, many))
+
+
+def test_each_prompt_is_read_once() -> None:
+    """However many rollouts share it, and however many rows there are."""
+    model, read = grounded_llm(), []
+    embed = model.backbone.embed_prompts
+    model.backbone.embed_prompts = lambda prompts: (read.extend(prompts), embed(prompts))[1]  # type: ignore[method-assign]
+    run(model, [0, 1, 2, 3] * 3, num_rows=2)
+    assert len(read) == len(set(read)) == 4
 
 
 def test_temperature_draws_by_seed_and_zero_does_not_draw() -> None:
@@ -110,15 +213,8 @@ def test_frequencies_of_drawn_actions_follow_the_scores() -> None:
         head.weight.zero_()
         head.bias.copy_(torch.tensor([0.0, np.log(3)]))
     for temperature, share in ((1.0, 0.75), (0.5, 0.9)):
-        made = generate(
-            CachedReader(model.backbone, ["imagine"] * 500, 16),
-            model.codec,
-            one_hot_starts([0] * 500),
-            np.full(500, 8),
-            range(500),
-            never,
-            Sampling(temperature, 1.0),
-        )
+        items = [work_item("go", one_hot_starts([0])[0], 8, seed) for seed in range(500)]
+        made = made_of(CachedReader(model.backbone, 100), model, items, 100, Sampling(temperature, 1.0))
         assert np.mean([entry.actions for entry in made]) == pytest.approx(share, abs=0.03)
 
 
@@ -132,17 +228,16 @@ def test_each_rollout_stops_at_its_own_limit() -> None:
 
 def test_a_rollout_stops_when_its_goal_is_met() -> None:
     """Rollout 2 meets its goal at its second step; the others go on to their limits."""
-    steps = np.zeros(4, dtype=int)
+    steps: Counter[int] = Counter()
 
-    def reached(
-        rows: NDArray[Any], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
-    ) -> NDArray[np.bool_]:
-        steps[rows] += 1
-        return (rows == 2) & (steps[rows] == 2)
+    def reached(items: Sequence[WorkItem], *step: NDArray[Any]) -> NDArray[np.bool_]:
+        steps.update(item.seed for item in items)
+        return np.array([item.seed == 13 and steps[13] == 2 for item in items])
 
     made = run(grounded_llm(), reached=reached)
     assert [len(entry.actions) for entry in made] == [10, 3, 2, 5]
     assert [entry.stopped_by for entry in made] == ["limit", "limit", "goal", "limit"]
+    assert steps == {11: 10, 12: 3, 13: 2, 14: 5}  # nobody asks about a rollout that has stopped
 
 
 def test_a_rollout_stops_where_the_model_says_that_it_ends() -> None:
@@ -162,10 +257,10 @@ def test_the_rule_sees_the_last_step() -> None:
     seen: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
     def reached(
-        rows: NDArray[Any], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
+        items: Sequence[WorkItem], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
     ) -> NDArray[np.bool_]:
         seen.append((before.copy(), after.copy()))
-        return np.zeros(len(rows), dtype=np.bool_)
+        return np.zeros(len(items), dtype=np.bool_)
 
     made = run(grounded_llm(), [0], reached=reached)
     np.testing.assert_array_equal(np.stack([before[0] for before, _ in seen]), made[0].observations[:-1])
@@ -187,7 +282,8 @@ def test_imagined_rollouts_are_labelled_by_the_domain() -> None:
     items = [
         WorkItem(goal, one_hot_starts([2])[0], domain.max_steps(goal.goal), seed) for seed, goal in enumerate(goals * 4)
     ]
-    rollouts = imagine(model.backbone, model.codec, domain, items, Sampling(1.0, 1.0))
+    engine = RolloutEngine(model.backbone, model.codec, domain, Sampling(1.0, 1.0), max_rows=6)
+    rollouts = engine.imagine(items)
     assert len(rollouts) == 20
     for rollout, item in zip(rollouts, items, strict=True):
         assert rollout.source is Source.IMAGINARY

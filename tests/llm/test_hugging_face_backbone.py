@@ -57,9 +57,10 @@ def test_cached_steps_equal_one_full_pass(small_model: Path, compute_type: str) 
     made = backbone(small_model, compute_type=compute_type).eval()
     prompts, prompt_mask = made.embed_prompts(PROMPTS)
     tokens = 0.1 * torch.randn(3, 5, made.hidden_size, generator=torch.Generator().manual_seed(0))
-    cache = made.make_cache(prompt_mask, 5)
-    made(prompts, cache.positions(prompts.shape[1]), cache.attention_mask(prompts.shape[1]), cache)
-    steps = [made(tokens[:, [i]], cache.positions(1), cache.attention_mask(1), cache) for i in range(5)]
+    cache = made.make_cache(3, prompts.shape[1] + 5)
+    made.read(prompts, cache)
+    cache.trim(prompt_mask.sum(dim=1))
+    steps = [made.read(tokens[:, [i]], cache) for i in range(5)]
     tolerance = 1e-4 if compute_type == "float32" else 0.1
     for row, length in enumerate(prompt_mask.sum(dim=1).tolist()):
         whole = torch.cat([prompts[row, :length], tokens[row]])[None]
@@ -199,7 +200,7 @@ def test_what_is_longer_than_the_context_is_refused(small_model: Path) -> None:
     with pytest.raises(DataError, match=f"tokens; .* reads at most {CONTEXT_SIZE}. Shorten the instruction"):
         made.embed_prompts(["go left " * CONTEXT_SIZE])
     with pytest.raises(DataError, match=f"reads at most {CONTEXT_SIZE}. Shorten the instruction, allow fewer steps"):
-        made.make_cache(torch.ones(1, 5, dtype=torch.bool), CONTEXT_SIZE - 4)
+        made.make_cache(1, CONTEXT_SIZE + 1)
     with pytest.raises(DataError, match=f"reads at most {CONTEXT_SIZE}. Collect shorter rollouts"):
         read_rollouts(made, model.codec, batch._replace(answers=["", "", "", "go left " * CONTEXT_SIZE]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,9 +23,10 @@ def test_cached_steps_equal_one_full_pass() -> None:
     backbone = tiny_backbone()
     prompts, prompt_mask = backbone.embed_prompts(PROMPTS)
     tokens = torch.randn(3, 5, 32)
-    cache = backbone.make_cache(prompt_mask, 5)
-    backbone(prompts, cache.positions(prompts.shape[1]), cache.attention_mask(prompts.shape[1]), cache)
-    steps = [backbone(tokens[:, [i]], cache.positions(1), cache.attention_mask(1), cache) for i in range(5)]
+    cache = backbone.make_cache(3, prompts.shape[1] + 5)
+    backbone.read(prompts, cache)
+    cache.trim(prompt_mask.sum(dim=1))
+    steps = [backbone.read(tokens[:, [i]], cache) for i in range(5)]
     for row, length in enumerate(prompt_mask.sum(dim=1).tolist()):
         whole = torch.cat([prompts[row, :length], tokens[row]])[None]
         size = whole.shape[1]
@@ -33,18 +35,18 @@ def test_cached_steps_equal_one_full_pass() -> None:
 
 
 def test_dropping_rows_leaves_the_others_as_they_were() -> None:
-    """Rows 0 and 2 go on as if row 1 were still there."""
+    """Rows 0 and 2 go on as if row 1, whose place row 2 takes, were still there."""
     backbone = tiny_backbone()
     prompts, prompt_mask = backbone.embed_prompts(PROMPTS)
     tokens = torch.randn(2, 3, 1, 32)
     results = []
-    for kept in (torch.arange(3), torch.tensor([0, 2])):
-        cache = backbone.make_cache(prompt_mask, 2)
-        size = prompts.shape[1]
-        backbone(prompts, cache.positions(size), cache.attention_mask(size), cache)
-        backbone(tokens[0], cache.positions(1), cache.attention_mask(1), cache)
+    for kept in (np.arange(3), np.array([0, 2])):
+        cache = backbone.make_cache(3, prompts.shape[1] + 2)
+        backbone.read(prompts, cache)
+        cache.trim(prompt_mask.sum(dim=1))
+        backbone.read(tokens[0], cache)
         cache.keep(kept)
-        results.append(backbone(tokens[1][kept], cache.positions(1), cache.attention_mask(1), cache))
+        results.append(backbone.read(tokens[1][kept], cache))
     torch.testing.assert_close(results[0][[0, 2]], results[1], atol=1e-6, rtol=1e-5)
 
 

@@ -1,0 +1,122 @@
+"""Imagination (KALM, section 3.2): a goal and a real first state in, a rollout out. One engine for every backbone.
+
+Shape letters: B rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm.data.rollout import Rollout
+from kalm.data.work_item import WorkItem
+from kalm.envs.base import Domain, success_of_each
+from kalm.llm.backbone import Backbone
+from kalm.llm.generation import Generated, Sampling, generate
+from kalm.llm.reader import CachedReader
+from kalm.llm.rollout_codec import RolloutCodec
+from kalm.types import Source
+
+MAX_ROWS = 256
+
+
+class Plan(Protocol):
+    """One rollout in the making, out of one or more pieces that are imagined one after the other.
+
+    Attributes:
+        next_item: What to imagine next; None if nothing more is needed.
+    """
+
+    next_item: WorkItem | None
+
+    def add(self, piece: Generated) -> None:
+        """Take what was imagined for ``next_item``, and decide what is next."""
+
+    def rollout(self) -> Rollout:
+        """What the pieces make up, judged by the domain."""
+
+
+class WholeRollout:
+    """A rollout of one piece, as in the paper."""
+
+    def __init__(self, domain: Domain, item: WorkItem) -> None:
+        """Ask for ``item`` and nothing else."""
+        self._domain, self._item = domain, item
+        self.next_item: WorkItem | None = item
+
+    def add(self, piece: Generated) -> None:  # noqa: D102
+        self._piece, self.next_item = piece, None
+
+    def rollout(self) -> Rollout:  # noqa: D102
+        made, item = self._piece, self._item
+        facts = {"seed": item.seed, "stopped_by": made.stopped_by}
+        return self._domain.label_rollout(item.instructed, made.observations, made.actions, Source.IMAGINARY, facts)
+
+
+class RolloutEngine:
+    """A language model set up to imagine. What it has read of prompts for one batch of work serves the next.
+
+    Use it only as long as the weights stay what they are.
+    """
+
+    def __init__(
+        self, backbone: Backbone, codec: RolloutCodec, domain: Domain, sampling: Sampling, max_rows: int = MAX_ROWS
+    ) -> None:
+        """Take the model and the world.
+
+        Args:
+            backbone: The grounded language model.
+            codec: Its inputs and outputs for observations and actions.
+            domain: Whose rules say when a goal is met, what a step is worth and which steps are implausible.
+            sampling: How freely actions are drawn.
+            max_rows: Rollouts that take their steps together.
+        """
+        self.domain = domain
+        self._codec, self._sampling, self._max_rows = codec, sampling, max_rows
+        self._reader = CachedReader(backbone, max_rows)
+
+    def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
+        """Imagine one rollout for each work item, and let the domain judge it.
+
+        Returns:
+            Rollouts in the order of ``items``, with how each stopped and its seed as provenance.
+        """
+        return self.carry_out([WholeRollout(self.domain, item) for item in items])
+
+    def carry_out(self, plans: Sequence[Plan]) -> list[Rollout]:
+        """Imagine what each plan asks for until none asks any more.
+
+        Returns:
+            The plans' rollouts, in their order.
+        """
+        wanted = [(plan, plan.next_item) for plan in _by_instruction(plans) if plan.next_item is not None]
+
+        def finish(index: int, made: Generated) -> WorkItem | None:
+            plan = wanted[index][0]
+            plan.add(made)
+            return plan.next_item
+
+        num_rows = min(self._max_rows, len(wanted))
+        if wanted:
+            self._reader.begin(num_rows)
+            items = [item for _, item in wanted]
+            generate(self._reader, self._codec, self._sampling, items, self._reached, finish, num_rows)
+        return [plan.rollout() for plan in plans]
+
+    def _reached(
+        self, items: Sequence[WorkItem], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        return success_of_each(self.domain, [item.instructed.goal for item in items], after, before, action)
+
+
+def _by_instruction(plans: Sequence[Plan]) -> list[Plan]:
+    """Those of one goal next to each other, and among them those of one instruction."""
+    groups: dict[Any, dict[str, list[Plan]]] = {}
+    for plan in plans:
+        if plan.next_item is not None:
+            instructed = plan.next_item.instructed
+            groups.setdefault(instructed.goal, {}).setdefault(instructed.instruction, []).append(plan)
+    return [plan for of_goal in groups.values() for of_instruction in of_goal.values() for plan in of_instruction]
