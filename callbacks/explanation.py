@@ -19,8 +19,8 @@ _PROMPTS = {"seen": EXPLANATION, "unseen": UNSEEN_EXPLANATION}
 class Explanation(Callback):
     """Has held-out real rollouts explained in words, and compares the words with the goal by the domain's own rule.
 
-    Logged: ``explain/seen_prompt_accuracy`` for the prompt of training and ``explain/unseen_prompt_accuracy`` for
-    another wording, which shows whether the model understands the task or has learned its prompt by heart.
+    Logged: ``explain/seen_prompt_accuracy`` for a prompt of training and ``explain/unseen_prompt_accuracy`` for
+    another wording, which shows whether the model understands the task or has learned its prompts by heart.
     TensorBoard also gets a table of what was said of the first rollouts.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import cycle, islice
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +29,7 @@ from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain
 from kalm.errors import DataError
 from kalm.language.encoder import SentenceEncoder
-from kalm.language.prompts import DYNAMICS, EXPLANATION, generation_prompt
+from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
 from kalm.types import GoalSplit, TaskSpec
 
 # Validation is the same for every run, whatever its seed.
@@ -226,7 +227,7 @@ class GroundingData(LightningDataModule):
                 *nothing,
             ),
             GroundingTask.DYNAMICS: ([DYNAMICS] * count, *nothing),
-            GroundingTask.EXPLANATION: ([EXPLANATION] * count, self.answers, answer_tokens),
+            GroundingTask.EXPLANATION: (list(islice(cycle(EXPLANATIONS), count)), self.answers, answer_tokens),
         }
         return [
             TaskBatches(

@@ -1,4 +1,6 @@
-"""What the language model is asked, one prompt a grounding task (KALM, section 3.1), in kalm's own words.
+"""What the language model is asked, a prompt for each grounding task (KALM, section 3.1), in kalm's own words.
+
+Explanation has several, where the paper has one: a model that was asked in one way only understands no other.
 
 A prompt is plain text in front of a rollout's tokens. Instructions are put in by replacing one marker, never by a
 template language, so that braces or markup in a user's sentence stay what they are.
@@ -13,6 +15,16 @@ _INSTRUCTION = "<instruction>"
 GENERATION = "Imagine how to do this: <instruction>"
 DYNAMICS = "Predict what every action changes."
 EXPLANATION = "Explain which instruction this rollout follows."
+EXPLANATIONS = (
+    EXPLANATION,
+    "Say in one sentence what these steps are meant to achieve.",
+    "Which command does this rollout carry out?",
+    "Here is what happened; what was the task?",
+    "Name the goal that was reached.",
+    "Describe the purpose of these actions.",
+    "What did the person who did this want?",
+    "Tell me how you would have asked for that.",
+)
 UNSEEN_EXPLANATION = "What was somebody told to do here?"  # for evaluation only: training never shows it
 
 
@@ -22,5 +34,5 @@ def generation_prompt(instruction: str) -> str:
 
 
 def prompts_hash() -> str:
-    """SHA-256 of the prompts above; kept with every imagined rollout."""
-    return hashlib.sha256("\n".join((GENERATION, DYNAMICS, EXPLANATION)).encode()).hexdigest()
+    """SHA-256 of the prompts of training; kept with every imagined rollout."""
+    return hashlib.sha256("\n".join((GENERATION, DYNAMICS, *EXPLANATIONS)).encode()).hexdigest()

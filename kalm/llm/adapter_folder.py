@@ -21,7 +21,7 @@ from torch import Tensor
 import kalm
 from kalm.data.durable import sync_folder, write_durably
 from kalm.errors import CheckpointError
-from kalm.language.prompts import DYNAMICS, EXPLANATION, GENERATION, prompts_hash
+from kalm.language.prompts import DYNAMICS, EXPLANATIONS, GENERATION, prompts_hash
 from kalm.llm.backbone import Backbone
 from kalm.llm.rollout_codec import RolloutCodec
 
@@ -86,7 +86,7 @@ def write_heads(folder: Path, heads: Mapping[str, Tensor], description: Mapping[
         "kalm": kalm.__version__,
         "backbone": description,
         "prompts_sha256": prompts_hash(),
-        "prompts": {"generation": GENERATION, "dynamics": DYNAMICS, "explanation": EXPLANATION},
+        "prompts": {"generation": GENERATION, "dynamics": DYNAMICS, "explanation": EXPLANATIONS},
         **facts,
     }
     write_durably(folder / FACTS_FILE, (json.dumps(content, indent=1) + "\n").encode())

@@ -18,7 +18,7 @@ from kalm.data.rollout import Rollout
 from kalm.data.task_batches import TaskBatches
 from kalm.envs.base import Goal
 from kalm.errors import DataError
-from kalm.language.prompts import DYNAMICS, EXPLANATION, GENERATION, generation_prompt
+from kalm.language.prompts import DYNAMICS, EXPLANATIONS, GENERATION, UNSEEN_EXPLANATION, generation_prompt
 from kalm.types import GoalSplit
 from tests.chain_domain import CellGoal, ChainDomain
 from tests.data.rollouts import real_rollouts, write_store
@@ -152,6 +152,13 @@ def test_rollouts_with_the_same_prompt_share_it_up_to_the_limit(tmp_path: Path) 
     assert total / 24 <= num_groups < 50
 
 
+def test_explanation_is_asked_for_in_every_wording_but_that_of_the_evaluation(tmp_path: Path) -> None:
+    """Over an epoch all of them come up."""
+    data = chain_grounding_data(tmp_path, num_generation=0, num_dynamics=0, num_explanation=16)
+    assert {prompt for index in range(8) for prompt in data.batch(index).prompts} == set(EXPLANATIONS)
+    assert UNSEEN_EXPLANATION not in EXPLANATIONS
+
+
 def test_tasks_come_together_with_their_prompts_and_answers(tmp_path: Path) -> None:
     """Each task's rollouts follow its prompt; only explanations have answers, one sentence a goal."""
     batch = chain_grounding_data(tmp_path).batch(3)
@@ -161,7 +168,7 @@ def test_tasks_come_together_with_their_prompts_and_answers(tmp_path: Path) -> N
         by_task[task].add(prompt)
         assert bool(answer) == (task == GroundingTask.EXPLANATION)
     assert by_task[GroundingTask.DYNAMICS] == {DYNAMICS}
-    assert by_task[GroundingTask.EXPLANATION] == {EXPLANATION}
+    assert by_task[GroundingTask.EXPLANATION] <= set(EXPLANATIONS)
     assert all(prompt.startswith(GENERATION.partition("<")[0]) for prompt in by_task[GroundingTask.GENERATION])
     assert set(batch.answers) <= {
         "",

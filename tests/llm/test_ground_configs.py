@@ -11,7 +11,7 @@ import yaml
 
 from kalm.data.store import RolloutStore
 from kalm.envs.clevr_robot import ClevrRobot
-from kalm.language.prompts import DYNAMICS, EXPLANATION, generation_prompt
+from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
 from kalm.types import GoalSplit
 from tests.chain_run import kalm
 from tests.llm.small_models import save_small_model
@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     collect = REPOSITORY / "conf" / "clevr_robot" / "collect.yaml"
     assert kalm("collect", "--config", collect, "--root", root, "--num_rollouts", 60) == 0
     instructions = [entry.instruction for split in GoalSplit for entry in ClevrRobot().instructed_goals(split)[::40]]
-    texts = [*instructions, *map(generation_prompt, instructions), DYNAMICS, EXPLANATION]
+    texts = [*instructions, *map(generation_prompt, instructions), DYNAMICS, *EXPLANATIONS]
     for architecture in ("llama", "qwen2"):
         save_small_model(root / architecture, architecture, texts, num_updates=2, context_size=512)
     return root
