@@ -50,13 +50,14 @@ def seed_of(folder: Path) -> int | None:
     return int(match[1] or match[2]) if match else None
 
 
-def find_checkpoint(name: str, folder: Path) -> Path:
+def find_checkpoint(name: str, folder: Path, option: str = "--ckpt_path") -> Path:
     """Turn what a user gives as ``--ckpt_path`` into a file.
 
     Args:
         name: A file; a folder that holds ``last.ckpt``; or a bare name such as ``last`` or ``update=2000``, which is
             looked for in the run's own folder.
         folder: The run's folder.
+        option: What the name was given as, for the message.
 
     Raises:
         CheckpointError: If there is no such file; a run never starts afresh in silence.
@@ -70,8 +71,8 @@ def find_checkpoint(name: str, folder: Path) -> Path:
             return candidate
     searched = folder if _BARE_NAME.fullmatch(name) else (given if given.is_dir() else given.parent)
     raise CheckpointError(
-        f"--ckpt_path {name}: no such checkpoint; {describe_folder(searched)}. Give the path of a .ckpt file, or train "
-        "first: the same command with the verb fit and without --ckpt_path"
+        f"{option} {name}: no such checkpoint; {describe_folder(searched)}. Give the path of a .ckpt file, or train "
+        f"first: the same command with the verb fit and without {option}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,18 +17,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kalm import types
+from kalm.changes import changes
 from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
 from kalm.data.filters import RolloutFilter, select_rollouts
 from kalm.data.goal_starts import make_work_items
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, join_batches
 from kalm.data.index_batches import IndexedBatches
+from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.moments import Moments
 from kalm.data.store import InstructionRow, RolloutStore
 from kalm.data.task_batches import TaskBatches
 from kalm.data.task_spec import task_spec
+from kalm.data.verified_rollouts import verified_rollouts
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain
-from kalm.errors import DataError
+from kalm.errors import CheckpointError, DataError
 from kalm.language.encoder import SentenceEncoder
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
 from kalm.types import GoalSplit, TaskSpec
@@ -36,6 +40,7 @@ from kalm.types import GoalSplit, TaskSpec
 _VALIDATION_SEED = 0
 _ROLLOUTS_A_BATCH = 128
 _CHUNK = 1 << 16
+_IMAGINED_STREAM = 1 << 8  # beyond the numbers of the tasks, which seed the streams of real rollouts
 
 
 class GroundingData(LightningDataModule):
@@ -53,6 +58,10 @@ class GroundingData(LightningDataModule):
         encoder: SentenceEncoder,
         real: str,
         filter: RolloutFilter = RolloutFilter.success,
+        imagined: Sequence[str] = (),
+        imagined_filter: RolloutFilter = RolloutFilter.both,
+        imagined_fraction: float = 0.5,
+        num_least_imagined: int = 0,
         max_rollouts: int | None = None,
         num_collected_rollouts: int = 10000,
         collect_seed: int = 0,
@@ -74,7 +83,14 @@ class GroundingData(LightningDataModule):
             encoder: Tells about how long a text is; link it to the backbone's.
             real: Folder of the store of real rollouts; collected there when absent.
             filter: What a rollout must be to be learned from; one that missed its goal explains nothing (paper: all).
-            max_rollouts: Use the first so many rollouts; null uses all (paper: 100000).
+            imagined: Folders of stores of imagined rollouts to learn generation from as well; the paper has none. The
+                other tasks, the answers and the statistics stay with real rollouts: what the world does, and what was
+                meant, is not for imagination to say.
+            imagined_filter: What an imagined rollout must be: none, plausible, success or both.
+            imagined_fraction: Part of the rollouts of generation that are imagined, in (0, 1], to the nearest rollout.
+            num_least_imagined: Imagined rollouts that each task should have; where fewer pass the filter, those of the
+                highest return join that pass all of it but success.
+            max_rollouts: Use the first so many real rollouts; null uses all (paper: 100000).
             num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
             collect_seed: Seed of that collection.
             num_generation: Rollouts a batch for the task goal to rollout; 0 leaves the task out. The paper mixes
@@ -85,7 +101,8 @@ class GroundingData(LightningDataModule):
             crop_probability: How often a rollout is shown from a random later step on, in [0, 1]; what is left is a
                 rollout for the same goal, from a start that no other has.
             relabel: Whether every rollout is shown under a random one of the domain's relabellings each time, such as
-                the colours of equal balls exchanged: far more different true rollouts than were collected.
+                the colours of equal balls exchanged: far more different true rollouts than were collected. Sentences
+                must name whatever is exchanged.
             num_held_out: Rollouts that are validated on and never trained on.
             num_imagined: Rollouts a split to imagine in every validation.
             goal_splits: Splits to imagine for.
@@ -98,9 +115,12 @@ class GroundingData(LightningDataModule):
         self.domain, self.encoder = domain, encoder
         self.spec: TaskSpec = task_spec(domain, encoder)
         self._real, self._filter, self._max_rollouts = real, filter, max_rollouts
+        self._imagined, self._imagined_filter = list(imagined), imagined_filter
+        self._num_least_imagined = num_least_imagined
+        self._num_imagined_generation = round(num_generation * imagined_fraction) if self._imagined else 0
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
         self._task_sizes = {
-            GroundingTask.GENERATION: num_generation,
+            GroundingTask.GENERATION: num_generation - self._num_imagined_generation,
             GroundingTask.DYNAMICS: num_dynamics,
             GroundingTask.EXPLANATION: num_explanation,
         }
@@ -109,7 +129,10 @@ class GroundingData(LightningDataModule):
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
         self._goal_splits = parse_goal_splits(goal_splits)
         for name, value, least in (
-            *((f"num_{task.name.lower()}", size, 0) for task, size in self._task_sizes.items()),
+            ("num_generation", num_generation, 0),
+            ("num_dynamics", num_dynamics, 0),
+            ("num_explanation", num_explanation, 0),
+            ("num_least_imagined", num_least_imagined, 0),
             ("tokens_per_prompt", tokens_per_prompt, 1),
             ("num_held_out", num_held_out, 1),
             ("num_imagined", num_imagined, 0),
@@ -121,7 +144,13 @@ class GroundingData(LightningDataModule):
             raise DataError(f"crop_probability is {crop_probability}; it is a share, in [0, 1]")
         if relabel and not self._relabellings:
             raise DataError(f"relabel is true, but the domain {domain.name} has no relabellings; set it to false")
-        if not any(self._task_sizes.values()):
+        if self._imagined and not 0 < self._num_imagined_generation <= num_generation:
+            raise DataError(
+                f"imagined_fraction {imagined_fraction} of num_generation {num_generation} makes "
+                f"{self._num_imagined_generation} imagined rollouts; it must make 1 to {num_generation}. To ground on "
+                "real rollouts only, leave imagined empty"
+            )
+        if not (num_generation or num_dynamics or num_explanation):
             raise DataError("num_generation, num_dynamics and num_explanation are all 0; one task must be left")
 
     def prepare_data(self) -> None:
@@ -129,11 +158,16 @@ class GroundingData(LightningDataModule):
         collect_if_absent(self.domain, self._real, self._num_collected_rollouts, self._collect_seed)
 
     def setup(self, stage: str) -> None:
-        """Open the store, so that what is wrong with it shows at once."""
+        """Open the stores, so that what is wrong with them shows at once."""
         if len(self._chosen) <= self._num_held_out:
             raise DataError(
                 f"{len(self._chosen)} rollouts of {self._real} pass filter: {self._filter.name}; with num_held_out "
                 f"{self._num_held_out} none is left to train on. Collect more, or lower num_held_out"
+            )
+        if self._imagined and not len(self._imagined_rollouts):
+            raise DataError(
+                f"no rollout of {', '.join(self._imagined)} passes imagined_filter: {self._imagined_filter.name}; "
+                "imagine more, raise num_least_imagined, or leave imagined empty"
             )
 
     @cached_property
@@ -141,10 +175,38 @@ class GroundingData(LightningDataModule):
         """The real rollouts."""
         return open_domain_store(self.domain, self._real)
 
+    @cached_property
+    def imagined_stores(self) -> list[RolloutStore]:
+        """The stores of imagined rollouts."""
+        return [open_domain_store(self.domain, path) for path in self._imagined]
+
     @property
     def fingerprint(self) -> str:
-        """Identity of the data, for resuming."""
-        return self.store.fingerprint
+        """Identity of the data: of the store, or, with imagined ones, of all together."""
+        parts = [store.fingerprint for store in (self.store, *self.imagined_stores)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest() if len(parts) > 1 else parts[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides, with seed and update, which rollouts an update gets; Lightning puts it into checkpoints."""
+        return {
+            "real": self.store.fingerprint[:12],
+            "imagined": [store.fingerprint[:12] for store in self.imagined_stores],
+            "filter": self._filter.name,
+            "imagined_filter": self._imagined_filter.name,
+            "num_least_imagined": self._num_least_imagined,
+            "num_imagined_generation": self._num_imagined_generation,
+            **{f"num_{task.name.lower()}": size for task, size in self._task_sizes.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on training with other data than those of the checkpoint."""
+        is_resumed = self.trainer is not None and self.trainer.state.fn == "fit"
+        changed = changes(state_dict, self.state_dict()) if is_resumed else []
+        if changed:
+            raise CheckpointError(
+                f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back; or, "
+                "to go on from its weights, start another --experiment with model.weights_from"
+            )
 
     @cached_property
     def answers(self) -> list[str]:
@@ -208,6 +270,12 @@ class GroundingData(LightningDataModule):
     def _chosen(self) -> Tensor:
         return select_rollouts(self.store, self._filter, self._max_rollouts)
 
+    @cached_property
+    def _imagined_rollouts(self) -> JoinedRollouts:
+        """The imagined rollouts that may be learned from."""
+        chosen = verified_rollouts(self.domain, self.imagined_stores, self._imagined_filter, self._num_least_imagined)
+        return JoinedRollouts(self.imagined_stores, [rows.numpy() for rows in chosen])
+
     @property
     def _held_out(self) -> NDArray[np.int64]:
         return self._chosen[len(self._chosen) - self._num_held_out :].numpy()
@@ -218,32 +286,52 @@ class GroundingData(LightningDataModule):
 
     @cached_property
     def _task_batches(self) -> list[TaskBatches]:
-        count = len(self._training)
+        real = JoinedRollouts([self.store], [self._training])
+        count = len(real)
         answer_tokens = [len(answer.split()) for answer in self.answers]  # nearly: punctuation is not counted
         nothing = [""] * count, [0] * count
         texts = {
-            GroundingTask.GENERATION: (
-                [generation_prompt(row.instruction) for row in self._instruction_rows],
-                *nothing,
-            ),
+            GroundingTask.GENERATION: (_generation_prompts(self._instruction_rows), *nothing),
             GroundingTask.DYNAMICS: ([DYNAMICS] * count, *nothing),
             GroundingTask.EXPLANATION: (list(islice(cycle(EXPLANATIONS), count)), self.answers, answer_tokens),
         }
-        return [
-            TaskBatches(
-                self.store,
-                self._training,
-                task,
-                *texts[task],
-                rollouts_per_batch=size,
-                tokens_per_prompt=self._tokens_per_prompt,
-                crop_probability=self._crop_probability,
-                relabellings=self._relabellings,
-                seed=(self._seed, int(task)),
-            )
+        batches = [
+            self._batches_of(real, task, *texts[task], size, (self._seed, int(task)))
             for task, size in self._task_sizes.items()
             if size
         ]
+        if self._num_imagined_generation:
+            imagined = self._imagined_rollouts
+            count, seed = len(imagined), (self._seed, _IMAGINED_STREAM)
+            prompts = _generation_prompts(imagined.instruction_rows)
+            size = self._num_imagined_generation
+            batches.append(
+                self._batches_of(imagined, GroundingTask.GENERATION, prompts, [""] * count, [0] * count, size, seed)
+            )
+        return batches
+
+    def _batches_of(
+        self,
+        rollouts: JoinedRollouts,
+        task: GroundingTask,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        num_answer_tokens: Sequence[int],
+        rollouts_per_batch: int,
+        seed: Sequence[int],
+    ) -> TaskBatches:
+        return TaskBatches(
+            rollouts,
+            task,
+            prompts,
+            answers,
+            num_answer_tokens,
+            rollouts_per_batch=rollouts_per_batch,
+            tokens_per_prompt=self._tokens_per_prompt,
+            crop_probability=self._crop_probability,
+            relabellings=self._relabellings,
+            seed=seed,
+        )
 
     @cached_property
     def _moments(self) -> tuple[Moments, Moments, Moments]:
@@ -280,6 +368,10 @@ class GroundingData(LightningDataModule):
                 (_VALIDATION_SEED, int(split)),
             )
         ]
+
+
+def _generation_prompts(rows: Sequence[InstructionRow]) -> list[str]:
+    return [generation_prompt(row.instruction) for row in rows]
 
 
 def _key(goal: Mapping[str, Any]) -> str:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from kalm import types
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
+from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.relabelled import RelabelledTexts
-from kalm.data.store import RolloutStore
 from kalm.envs.relabelling import Relabelling
 
 
@@ -46,8 +46,7 @@ class TaskBatches:
 
     def __init__(
         self,
-        store: RolloutStore,
-        rollouts: NDArray[np.int64],
+        rollouts: JoinedRollouts,
         task: GroundingTask,
         prompts: Sequence[str],
         answers: Sequence[str],
@@ -61,8 +60,7 @@ class TaskBatches:
         """Describe the batches; none is made yet.
 
         Args:
-            store: Where the rollouts lie.
-            rollouts: Rows of ``store.rollouts`` to use.
+            rollouts: The rollouts to use.
             task: What they are for.
             prompts: Prompt of each rollout, in the order of ``rollouts``.
             answers: Text to be written behind each; empty but for explanation.
@@ -74,12 +72,10 @@ class TaskBatches:
                 it as it was recorded.
             seed: Numbers that decide the order.
         """
-        self._store, self._task = store, task
-        self._rollouts = rollouts
+        self._rollouts, self._task = rollouts, task
         self._answers = list(answers)
         self._texts = RelabelledTexts(prompts, relabellings)
-        self._lengths = store.rollouts["length"].numpy()[rollouts].astype(np.int64)
-        self._num_tokens = 2 * self._lengths + 1 + np.asarray(num_answer_tokens)
+        self._num_tokens = 2 * rollouts.lengths + 1 + np.asarray(num_answer_tokens)
         self._tokens_per_prompt, self._crop_probability = tokens_per_prompt, crop_probability
         self._relabellings = list(relabellings)
         self._observation_order = torch.from_numpy(np.array([r.observation_order for r in relabellings]))
@@ -109,7 +105,7 @@ class TaskBatches:
         for place, groups in enumerate(batches):
             batch_of_group[groups] = place
         is_cropped = rng.random(len(chosen)) < self._crop_probability
-        skipped = np.where(is_cropped, rng.integers(self._lengths[chosen]), 0)
+        skipped = np.where(is_cropped, rng.integers(self._rollouts.lengths[chosen]), 0)
         by_batch = [np.flatnonzero(batch_of_group[group] == place) for place in range(self._num_batches)]
         return [_Place(chosen[r], group[r], prompt[r], relabelling[r], skipped[r]) for r in by_batch]
 
@@ -126,13 +122,10 @@ class TaskBatches:
 
     def _read(self, place: _Place) -> GroundingBatch:
         _, first, prompt_of_rollout = np.unique(place.group, return_index=True, return_inverse=True)
-        starts = self._store.rollouts["start"][self._rollouts[place.rollout]] + torch.from_numpy(place.skipped)
-        lengths = torch.from_numpy(self._lengths[place.rollout] - place.skipped)
-        ends = lengths.cumsum(0)
-        steps = torch.arange(int(ends[-1])) + (starts - (ends - lengths)).repeat_interleave(lengths)
-        transitions = self._store.transitions
-        observation, action, next_observation = (
-            transitions[key][steps] for key in (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION)
+        lengths = torch.from_numpy(self._rollouts.lengths[place.rollout] - place.skipped)
+        last = lengths.cumsum(0) - 1
+        observation, action, next_observation, terminated = self._rollouts.read(
+            (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION, types.TERMINATED), place.rollout, place.skipped
         )
         if self._relabellings:
             relabelling = torch.from_numpy(place.relabelling).repeat_interleave(lengths)
@@ -147,8 +140,8 @@ class TaskBatches:
             observation=observation,
             action=action,
             next_observation=next_observation,
-            final_observation=next_observation[ends - 1],
-            is_terminated=transitions[types.TERMINATED][steps[ends - 1]],
+            final_observation=next_observation[last],
+            is_terminated=terminated[last],
             answers=self._answers_of(place),
         )
 

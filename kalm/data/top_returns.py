@@ -32,15 +32,20 @@ def top_return_rollouts(
     num_candidates = sum(len(rows) for rows in rollouts)
     if fraction == 1 or not num_candidates:
         return list(rollouts)
-    returns = torch.cat([_returns(store, discount)[rows] for store, rows in zip(stores, rollouts, strict=True)])
+    returns = torch.cat([rollout_returns(store, discount)[rows] for store, rows in zip(stores, rollouts, strict=True)])
     num_kept = max(1, round(fraction * num_candidates))
     is_kept = torch.zeros(num_candidates, dtype=torch.bool)
     is_kept[returns.argsort(descending=True, stable=True)[:num_kept]] = True
     return [rows[kept] for rows, kept in zip(rollouts, is_kept.split([len(rows) for rows in rollouts]), strict=True)]
 
 
-def _returns(store: RolloutStore, discount: float) -> Tensor:
-    """Return of every rollout of a store, in double precision so that equal rollouts have equal returns."""
+def rollout_returns(store: RolloutStore, discount: float) -> Tensor:
+    """Return of every rollout of a store, float64 of shape (R,): equal rollouts have equal returns.
+
+    Args:
+        store: Holds R rollouts.
+        discount: Worth of a reward one step later.
+    """
     step, reward = store.transitions[types.STEP], store.transitions[types.REWARD].double()
     returns = torch.zeros(store.num_rollouts, dtype=torch.float64)
     return returns.index_add_(0, store.transitions[types.ROLLOUT_ID].long(), reward * discount ** step.double())

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from kalm.changes import changes
+from kalm.checkpoint_io import VerifiedCheckpointIO
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem
@@ -40,6 +42,7 @@ from kalm.llm.losses import action_loss, change_loss, end_loss, text_loss
 from kalm.llm.rollout_codec import RolloutCodec
 from kalm.llm.rollout_engine import MAX_ROWS, RolloutEngine
 from kalm.llm.rollout_reader import RolloutHidden, read_rollouts
+from kalm.run_folder import find_checkpoint
 from kalm.types import TaskSpec
 
 # A next state matches when every number is within this many standard deviations of the data.
@@ -67,6 +70,7 @@ class GroundedLLM(LightningModule):
         end_threshold: float = 1.0,
         chain_sub_goals: bool = False,
         imagination_batch_size: int = MAX_ROWS,
+        weights_from: str | None = None,
     ) -> None:
         """Build it; data and the weights of a frozen encoder are not touched yet.
 
@@ -95,6 +99,9 @@ class GroundedLLM(LightningModule):
                 (``chained_imagination.py``); the paper imagines them whole.
             imagination_batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What
                 is imagined does not depend on it.
+            weights_from: Checkpoint, or run folder, of an earlier grounding of the same backbone, whose weights and
+                statistics ``fit`` begins with; the optimizer and its schedule begin anew. A run that is resumed goes
+                on from its own checkpoint instead.
         """
         super().__init__()
         if not 0 <= warmup_steps < schedule_steps:
@@ -111,6 +118,7 @@ class GroundedLLM(LightningModule):
             raise ValueError(f"imagination_batch_size is {imagination_batch_size}; it must be 1 or more")
         self._imagination_batch_size = imagination_batch_size
         self._engine: RolloutEngine | None = None
+        self._weights_from = weights_from
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
         self._backbone_learning_rate = learning_rate * backbone_learning_rate_scale
         self._warmup_steps, self._schedule_steps = warmup_steps, schedule_steps
@@ -134,6 +142,9 @@ class GroundedLLM(LightningModule):
         """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
         self.backbone.load(self.device if self._trainer is None else self.trainer.strategy.root_device)
         self.codec.token_scale = self.backbone.token_scale
+        is_new = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+        if self._weights_from is not None and is_new:
+            self._load_weights(self._weights_from)
 
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """What the tasks ask of the model, in the order of the paper's section 3.1.
@@ -245,6 +256,12 @@ class GroundedLLM(LightningModule):
                 f"the checkpoint is of another backbone: {'; '.join(changes(found, expected))}. Give the model and the "
                 "tuning that it was grounded with (frozen is the identity of the weights that it does not hold)"
             )
+
+    def _load_weights(self, name: str) -> None:
+        """Begin with the weights of an earlier run, and with what they count in: its statistics, its vocabulary."""
+        checkpoint = VerifiedCheckpointIO().load_checkpoint(find_checkpoint(name, Path(name), "model.weights_from"))
+        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
 
     def provenance(self) -> dict[str, Any]:
         """Plain JSON types that say what imagines: hashes of weights and prompts, and how actions are drawn."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,16 @@ import torch
 from kalm.data.goal_starts import make_work_items
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts, join_batches
 from kalm.data.grounding_data import GroundingData
+from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.moments import Moments
 from kalm.data.rollout import Rollout
 from kalm.data.task_batches import TaskBatches
 from kalm.envs.base import Goal
-from kalm.errors import DataError
+from kalm.errors import CheckpointError, DataError
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, GENERATION, UNSEEN_EXPLANATION, generation_prompt
 from kalm.types import GoalSplit
-from tests.chain_domain import CellGoal, ChainDomain
-from tests.data.rollouts import real_rollouts, write_store
+from tests.chain_domain import CellGoal, ChainDomain, step
+from tests.data.rollouts import imagined_rollouts, real_rollouts, write_store
 from tests.llm.models import chain_grounding_data, one_hot_starts
 
 DOMAIN = ChainDomain()
@@ -46,8 +48,7 @@ def task_batches(folder: Path, **options: Any) -> tuple[TaskBatches, list[Rollou
     }
     prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
     batches = TaskBatches(
-        store,
-        np.arange(50),
+        JoinedRollouts([store], [np.arange(50)]),
         GroundingTask.GENERATION,
         prompts,
         [""] * 50,
@@ -208,9 +209,74 @@ def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.outcome_range, [outcomes.min(0), outcomes.max(0)])
 
 
+def write_imagined(folder: Path) -> list[str]:
+    """Two stores of imagined rollouts for goals that the real ones do not have; many miss theirs, many jump."""
+    splits = (GoalSplit.EASY, GoalSplit.HARD)
+    for split in splits:
+        write_store(folder / split.label, imagined_rollouts(40, split))
+    return [str(folder / split.label) for split in splits]
+
+
+def test_verified_imagined_rollouts_join_generation_alone(tmp_path: Path) -> None:
+    """Of 16 rollouts of generation 8 are imagined, all of them sound; the other tasks show real ones only."""
+    real = chain_grounding_data(tmp_path, tokens_per_prompt=1)
+    data = chain_grounding_data(tmp_path, tokens_per_prompt=1, imagined=write_imagined(tmp_path))
+    for index in range(4):
+        batch = data.batch(index)
+        prompts = [batch.prompts[prompt] for prompt in batch.prompt_of_rollout.tolist()]
+        is_imagined = np.array([any(word in prompt for word in ("middle", "centre")) for prompt in prompts])
+        generates = batch.task.numpy() == GroundingTask.GENERATION
+        assert generates.sum() == pytest.approx(16, abs=2)
+        assert is_imagined.sum() == pytest.approx(8, abs=1)
+        assert not is_imagined[~generates].any()
+        assert batch.is_terminated.numpy()[is_imagined].all()
+    walks = [entry for index in range(4) for entry in rollouts_of(data.batch(index)) if "come back" in entry[0]]
+    for _, cells, actions in walks:  # no jump: the filter is both
+        assert step(np.array(cells), np.array(actions)).tolist() == [*cells[1:], 2]
+    assert walks
+    assert torch.equal(data.observation_mean, real.observation_mean)
+    assert data.answers == real.answers
+    assert data.fingerprint != real.fingerprint == real.store.fingerprint
+
+
+def test_relabelled_imagined_rollouts_stay_true(tmp_path: Path) -> None:
+    """Seen in the mirror, an imagined walk to the left middle is one to the right middle, and its sentence says so."""
+    data = chain_grounding_data(tmp_path, relabel=True, imagined=write_imagined(tmp_path), imagined_fraction=1.0)
+    ends = set()
+    for index in range(6):
+        batch = data.batch(index)
+        prompts = [batch.prompts[prompt] for prompt in batch.prompt_of_rollout.tolist()]
+        for prompt, task, final in zip(prompts, batch.task, batch.final_observation, strict=True):
+            if task == GroundingTask.GENERATION:
+                cell = "left middle", "centre", "right middle"
+                assert cell[int(final.argmax()) - 1] in prompt
+                ends.add(int(final.argmax()))
+    assert ends == {1, 2, 3}
+
+
+def test_imagined_stores_without_a_sound_rollout_are_refused(tmp_path: Path) -> None:
+    """Before training; the message names the filter."""
+    missed = [rollout for rollout in imagined_rollouts(40, GoalSplit.HARD) if not rollout.is_success]
+    write_store(tmp_path / "missed", missed)
+    data = chain_grounding_data(tmp_path, imagined=[str(tmp_path / "missed")])
+    with pytest.raises(DataError, match="no rollout of .*missed passes imagined_filter: both"):
+        data.setup("fit")
+
+
+def test_going_on_with_other_imagined_rollouts_is_refused(tmp_path: Path) -> None:
+    """Resuming names what changed; evaluation does not mind."""
+    before, after = chain_grounding_data(tmp_path), chain_grounding_data(tmp_path, imagined=write_imagined(tmp_path))
+    after.load_state_dict(before.state_dict())
+    after.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]
+    with pytest.raises(CheckpointError, match="num_imagined_generation: 0 -> 8"):
+        after.load_state_dict(before.state_dict())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"imagined": ["somewhere"], "imagined_fraction": 0.01}, "makes 0 imagined rollouts; it must make 1 to 16"),
+        ({"num_least_imagined": -1}, "num_least_imagined is -1; it must be 0 or more"),
         ({"num_generation": 0, "num_dynamics": 0, "num_explanation": 0}, "one task must be left"),
         ({"tokens_per_prompt": 0}, "tokens_per_prompt is 0; it must be 1 or more"),
         ({"crop_probability": 1.5}, "crop_probability is 1.5; it is a share"),

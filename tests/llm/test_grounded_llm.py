@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from kalm.checkpoint_io import VerifiedCheckpointIO
 from kalm.data.grounding_data import GroundingData
 from kalm.data.index_batches import IndexedBatches
-from kalm.errors import DataError
+from kalm.errors import CheckpointError, DataError
 from kalm.language.prompts import UNSEEN_EXPLANATION
 from kalm.llm.grounded_llm import GroundedLLM
 from kalm.types import GoalSplit
+from tests.data.rollouts import real_rollouts, write_store
 from tests.llm.models import (
     CONTINUOUS,
     DISCRETE,
@@ -223,3 +225,61 @@ def test_provenance_names_the_weights() -> None:
     with torch.no_grad():
         model.codec.end_head.bias += 1e-3
     assert before["model_sha256"] != model.provenance()["model_sha256"]
+
+
+def grounded_once(folder: Path) -> Path:
+    """The checkpoint of five updates."""
+    run = trainer(folder, max_steps=5, plugins=[VerifiedCheckpointIO()])
+    run.fit(new_model(folder), datamodule=chain_grounding_data(folder))
+    run.save_checkpoint(folder / "first" / "last.ckpt")
+    return folder / "first"
+
+
+def new_model(folder: Path, **options: Any) -> GroundedLLM:
+    """One whose weights, statistics and vocabulary are still its own."""
+    lightning.seed_everything(1, verbose=False)
+    return GroundedLLM(chain_grounding_data(folder).spec, tiny_backbone(), inner_size=16, **options)
+
+
+def test_a_run_may_begin_with_the_weights_of_another(tmp_path: Path) -> None:
+    """All that the first run's checkpoint holds, its statistics too; updates and optimizer begin at zero."""
+    first = grounded_once(tmp_path)
+    model = new_model(tmp_path, weights_from=str(first), learning_rate=0.0, weight_decay=0.0)
+    write_store(tmp_path / "other" / "real", real_rollouts(100, seed=7))
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model, datamodule=chain_grounding_data(tmp_path / "other"))
+    expected = torch.load(first / "last.ckpt", weights_only=True)["state_dict"]
+    assert run.global_step == 1
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert model.state_dict().keys() == expected.keys()
+
+
+def test_a_resumed_run_goes_on_from_its_own_weights(tmp_path: Path) -> None:
+    """``weights_from`` counts at the beginning alone: 3 updates and 2 resumed ones equal 5, and not the first run."""
+    first, states = grounded_once(tmp_path), []
+    for stops in ([5], [3, 5]):
+        path: Path | None = None
+        for stop in stops:
+            run = trainer(tmp_path, max_steps=stop)
+            model = new_model(tmp_path, weights_from=str(first))
+            run.fit(model, datamodule=chain_grounding_data(tmp_path), ckpt_path=path, weights_only=True)
+            path = tmp_path / f"{len(stops)}-{stop}.ckpt"
+            run.save_checkpoint(path)
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    begun = torch.load(first / "last.ckpt", weights_only=True)["state_dict"]
+    assert not torch.equal(states[0]["codec.action_head.weight"], begun["codec.action_head.weight"])
+
+
+def test_weights_that_are_not_there_or_of_another_backbone_are_refused(tmp_path: Path) -> None:
+    """Named, before training; imagination does not look for them."""
+    first = grounded_once(tmp_path)
+    missing = new_model(tmp_path, weights_from=str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match="model.weights_from .*nowhere: no such checkpoint"):
+        trainer(tmp_path, max_steps=1).fit(missing, datamodule=chain_grounding_data(tmp_path))
+    content = torch.load(first / "last.ckpt", weights_only=True)
+    content["backbone"]["frozen"] = "another"
+    torch.save(content, tmp_path / "foreign.ckpt")
+    foreign = new_model(tmp_path, weights_from=str(tmp_path / "foreign.ckpt"))
+    with pytest.warns(UserWarning, match="no sidecar"), pytest.raises(CheckpointError, match="another backbone"):
+        trainer(tmp_path, max_steps=1).fit(foreign, datamodule=chain_grounding_data(tmp_path))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from kalm.checkpoint_io import VerifiedCheckpointIO
 from kalm.data.grounding_data import GroundingData
 from kalm.errors import CheckpointError
 from kalm.llm.grounded_llm import GroundedLLM
@@ -185,3 +186,27 @@ def test_a_grounded_model_explains_rollouts_and_ends_its_answers(grounded: Groun
     right = [data.domain.explains(data.domain.goal_from_json(r.goal), t) for r, t in zip(rollouts, texts, strict=True)]
     assert np.mean(right) >= 0.9
     assert set(texts) <= set(data.answers)
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+def test_a_pretrained_model_goes_on_from_the_trained_parts_of_an_earlier_run(
+    small_models: Any, tmp_path: Path, tuning: str
+) -> None:
+    """The frozen weights come from the model, all others from the checkpoint; an update without a rate keeps them."""
+    data = chain_grounding_data(tmp_path)
+    first = trainer(tmp_path, max_steps=3, plugins=[VerifiedCheckpointIO()])
+    first.fit(model_on(small_models["llama"], data, tuning), datamodule=data)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    expected = torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"]
+    lightning.seed_everything(5, verbose=False)
+    model = GroundedLLM(
+        data.spec,
+        unloaded_backbone(small_models["llama"], tuning=tuning),
+        inner_size=32,
+        learning_rate=0.0,
+        weight_decay=0.0,
+        weights_from=str(tmp_path / "first.ckpt"),
+    )
+    trainer(tmp_path, max_steps=1).fit(model, datamodule=chain_grounding_data(tmp_path))
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
