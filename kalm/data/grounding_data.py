@@ -28,6 +28,7 @@ from kalm.data.moments import Moments
 from kalm.data.store import InstructionRow, RolloutStore
 from kalm.data.task_batches import TaskBatches
 from kalm.data.task_spec import task_spec
+from kalm.data.transition_moments import transition_moments
 from kalm.data.verified_rollouts import verified_rollouts
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain
@@ -39,7 +40,6 @@ from kalm.types import GoalSplit, TaskSpec
 # Validation is the same for every run, whatever its seed.
 _VALIDATION_SEED = 0
 _ROLLOUTS_A_BATCH = 128
-_CHUNK = 1 << 16
 _IMAGINED_STREAM = 1 << 8  # beyond the numbers of the tasks, which seed the streams of real rollouts
 
 
@@ -335,20 +335,7 @@ class GroundingData(LightningDataModule):
 
     @cached_property
     def _moments(self) -> tuple[Moments, Moments, Moments]:
-        """Of observations, changes and next observations, read piece by piece: memory does not grow with the store."""
-        of_observation, of_change, of_outcome = Moments(), Moments(), Moments()
-        transitions = self.store.transitions
-        starts, lengths = (
-            self.store.rollouts[key][torch.from_numpy(self._training)].long() for key in ("start", "length")
-        )
-        ends = lengths.cumsum(0)
-        steps = torch.arange(int(ends[-1])) + (starts - (ends - lengths)).repeat_interleave(lengths)
-        for piece in steps.split(_CHUNK):
-            observation, outcome = (transitions[key][piece] for key in (types.OBSERVATION, types.NEXT_OBSERVATION))
-            of_observation.add(observation)
-            of_change.add(outcome - observation)
-            of_outcome.add(outcome)
-        return of_observation, of_change, of_outcome
+        return transition_moments(self.store, torch.from_numpy(self._training))
 
     @cached_property
     def _instruction_rows(self) -> list[InstructionRow]:

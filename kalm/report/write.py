@@ -21,6 +21,7 @@ from kalm.report.rollout_tables import StoreVerdicts, imagination_table, load_ve
 from kalm.report.study import belongs_to_study, study_folders, study_rows, study_seeds
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown
+from kalm.report.task_verdicts import TaskVerdicts, load_task_verdicts, task_verdict_table
 from kalm.types import Source
 
 
@@ -75,7 +76,8 @@ def write_report(
     report_rows = study_rows(study, results)
     results = [row for row in results if belongs_to_study(row, study, report_rows)]
     missing = _missing(study, report_rows, results, verdicts, logs) + problems
-    tables = _tables(results, report_rows, verdicts, logs, num_last_evaluations)
+    tasks = load_task_verdicts(of_study, searched)
+    tables = _tables(results, report_rows, verdicts, tasks, logs, num_last_evaluations)
     output.mkdir(parents=True, exist_ok=True)
     plots = _plots(results, report_rows, logs, output)
     provenance = provenance_lines(last_update(results), study, durations)
@@ -142,6 +144,7 @@ def _tables(
     results: Sequence[EpisodeRow],
     report_rows: Sequence[ReportRow],
     verdicts: Sequence[StoreVerdicts],
+    tasks: Sequence[TaskVerdicts],
     logs: Sequence[MetricLog],
     num_last_evaluations: int,
 ) -> list[Table]:
@@ -156,6 +159,8 @@ def _tables(
         tables.append(task_table(final, report_rows))
     if any(store.source != Source.REAL.label for store in verdicts):
         tables.append(imagination_table(verdicts))
+    if tasks:
+        tables.append(task_verdict_table(tasks))
     if verdicts:
         tables.append(plausibility_table(verdicts))
     if logs:

@@ -1,0 +1,91 @@
+"""What was imagined, task by task: how much meets its goal and is kept, and whether the simulator agrees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from kalm import types
+from kalm.callbacks.rollout_writer import STORE
+from kalm.data.durable import write_durably
+from kalm.data.filters import RolloutFilter, rollout_verdicts
+from kalm.data.store import RolloutStore, is_finished_store
+from kalm.data.verified_rollouts import rollout_tasks
+from kalm.envs.base import Domain
+from kalm.errors import KalmError
+from kalm.replay import replay
+from kalm.types import GoalSplit
+
+TASKS_FILE = "tasks.json"  # beside the store
+
+
+class ImaginedTasks(Callback):
+    """Writes ``<run folder>/tasks.json`` once ``predict`` has finished its store; ``report`` makes a table of it.
+
+    A model that cheats in its own imagination, by states that do its will, is seen here: its rollouts meet their goals,
+    and the same actions in the simulator do not. Replays decide nothing; imagination stays offline.
+    """
+
+    def __init__(self, num_replayed: int = 0) -> None:
+        """Choose how much to replay.
+
+        Args:
+            num_replayed: Of each task the first so many rollouts that meet their goal are replayed; 0 replays none.
+        """
+        if num_replayed < 0:
+            raise KalmError(f"num_replayed is {num_replayed}; it must be 0 or more")
+        self.num_replayed = num_replayed
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Count; also when a store that was finished before is found."""
+        folder = Path(trainer.default_root_dir)
+        if stage == "predict" and trainer.is_global_zero and is_finished_store(folder / STORE):
+            domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]
+            counts = task_counts(domain, RolloutStore(folder / STORE), self.num_replayed)
+            write_durably(folder / TASKS_FILE, (json.dumps(counts, indent=1) + "\n").encode())
+
+
+def task_counts(domain: Domain, store: RolloutStore, num_replayed: int) -> list[dict[str, Any]]:
+    """Verdicts of each task of each goal split.
+
+    Args:
+        domain: World that the rollouts are of.
+        store: Imagined rollouts.
+        num_replayed: Of each task, successful rollouts to replay at most.
+
+    Returns:
+        ``goal_split`` and ``task``; ``num_rollouts``; ``plausible``, ``success`` and ``both``, those that pass that
+        filter; ``num_replayed`` of the successful ones, ``replayed_success`` of them whose goal came true in the
+        simulator, and their mean ``drift``, null if there is none.
+    """
+    verdicts = rollout_verdicts(store)
+    splits, tasks = store.rollouts[types.GOAL_SPLIT].tolist(), rollout_tasks(domain, store)
+    counts = []
+    for split, task in sorted(set(zip(splits, tasks, strict=True))):
+        of_task = torch.tensor([(s, t) == (split, task) for s, t in zip(splits, tasks, strict=True)])
+        claimed = (verdicts[RolloutFilter.success] & of_task).nonzero().squeeze(-1)[:num_replayed]
+        counts.append(
+            {
+                "goal_split": GoalSplit(split).label,
+                "task": task,
+                "num_rollouts": int(of_task.sum()),
+                **{f.name: int((verdicts[f] & of_task).sum()) for f in RolloutFilter if f is not RolloutFilter.none},
+                **_replayed(domain, store, claimed),
+            }
+        )
+    return counts
+
+
+def _replayed(domain: Domain, store: RolloutStore, rows: Tensor) -> dict[str, Any]:
+    results = replay(domain, [store.rollout(row) for row in rows.tolist()])
+    return {
+        "num_replayed": len(results),
+        "replayed_success": sum(result.is_success for result in results),
+        "drift": float(np.mean([result.drift for result in results])) if results else None,
+    }
