@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kalm.changes import changes
 from kalm.data.durable import write_durably
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 STORE = "store"  # folder of the store in the run folder
 REJECTED_FILE = "rejected.json"  # beside it: shard -> reason -> rollouts
+_COUNTS = "rejected"  # folder of the same while the store is unfinished: a file a shard, whichever device made it
 
 
 class RolloutWriter(Callback):
@@ -37,6 +40,8 @@ class RolloutWriter(Callback):
 
     Rollouts that are broken are rejected, and counted by reason in ``rejected.json``. Which of the others to learn
     from is decided where they are read (``filter`` of ``PolicyData``), so that one imagination serves every choice.
+
+    Several devices (``--trainer.devices``) write into one store, whole shards each.
     """
 
     def __init__(self, max_rejection_rate: float = 0.1) -> None:
@@ -48,8 +53,6 @@ class RolloutWriter(Callback):
         if not 0 <= max_rejection_rate <= 1:
             raise KalmError(f"max_rejection_rate is {max_rejection_rate}; it is a share, in [0, 1]")
         self.max_rejection_rate = max_rejection_rate
-        self._num_seen = 0
-        self._rejected: dict[str, Counter[str]] = {}
         self._provenance: dict[str, Any] = {}
         self._writer: RolloutStoreWriter | None = None
 
@@ -62,8 +65,6 @@ class RolloutWriter(Callback):
             raise KalmError(
                 f"RolloutWriter got {type(data).__name__}; imagine with kalm.data.goal_data.GoalData as data module"
             )
-        if trainer.world_size > 1:
-            raise KalmError(f"RolloutWriter got {trainer.world_size} devices; it writes one store: --trainer.devices 1")
         data.finished_shards = lambda: self._begin(trainer, pl_module, data)
 
     def on_predict_batch_end(
@@ -77,21 +78,31 @@ class RolloutWriter(Callback):
     ) -> None:
         """Store one shard."""
         data: GoalData = trainer.datamodule  # type: ignore[attr-defined]
-        shard, kept, rejected = data.shards[batch_idx].name, [], Counter[str]()
-        for rollout, item in zip(outputs, batch, strict=True):
+        kept, rejected = [], Counter[str]()
+        for rollout, item in zip(outputs, batch.items, strict=True):
             reason = rejection(rollout, item, data.domain)
             if reason:
                 rejected[reason] += 1
             else:
                 facts = {"id": item.identity(str(self._provenance)), **self._provenance}
                 kept.append(replace(rollout, provenance={**rollout.provenance, **facts}))
-        self._count(shard, len(batch), rejected, _folder(trainer) / REJECTED_FILE)
+        folder = _folder(trainer) / _COUNTS
+        write_durably(folder / f"{batch.name}.json", json.dumps(rejected, sort_keys=True).encode())
+        self._check_rate(_read_counts(folder), data)
         assert self._writer is not None
-        self._writer.append(shard, kept)
+        self._writer.append(batch.name, kept)
+        if trainer.received_sigterm:  # Lightning looks for it between the batches of fit only
+            raise SIGTERMException
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seal the store and say what is in it."""
-        self._seal(trainer.datamodule)  # type: ignore[attr-defined]
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Seal the store once every device has done its part, and say what is in it."""
+        # Not at the end of predict: Lightning leaves that out on a device that had nothing to do.
+        if stage == "predict" and self._writer is not None:
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                self._seal(self._writer, trainer)
+            trainer.strategy.barrier()
+            self._writer = None
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, data: GoalData) -> set[str]:
         """Open the store, new or unfinished; the names of the shards that need not be imagined."""
@@ -102,50 +113,68 @@ class RolloutWriter(Callback):
         if is_finished_store(folder):
             _check_same(folder, made_by)
             logger.info("all rollouts had been imagined before: %s", folder)
+            shutil.rmtree(_folder(trainer) / _COUNTS, ignore_errors=True)  # left by a kill right after sealing
             return everything
-        domain = data.domain
-        spaces = domain.observation_space, domain.action_space
-        self._writer = RolloutStoreWriter(folder, domain.name, *spaces, domain.plausibility_flags, made_by)
-        finished = self._writer.finished_shards
-        self._recall(data, finished, _folder(trainer) / REJECTED_FILE)
-        if finished == everything:  # killed before sealing; Lightning calls no hook when there is nothing to predict
-            self._seal(data)
+        if trainer.is_global_zero:
+            self._writer = self._open(folder, data, made_by)
+            self._forget_counts(_folder(trainer) / _COUNTS)
+        trainer.strategy.barrier()  # the store is begun by one device and joined by the others
+        if not trainer.is_global_zero:
+            self._writer = self._open(folder, data, made_by)
+        assert self._writer is not None
+        # One answer for all, after which any of them may write: else each would deal out what is left by itself.
+        finished: set[str] = trainer.strategy.broadcast(self._writer.finished_shards)
+        trainer.strategy.barrier()
         return finished
 
-    def _recall(self, data: GoalData, finished: set[str], path: Path) -> None:
-        """Go on counting where an earlier run stopped; what it rejected in a shard it did not store is forgotten."""
-        self._num_seen = sum(len(shard.items) for shard in data.all_shards if shard.name in finished)
-        counted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self._rejected = {shard: Counter(reasons) for shard, reasons in counted.items() if shard in finished}
+    def _open(self, folder: Path, data: GoalData, made_by: Mapping[str, Any]) -> RolloutStoreWriter:
+        domain = data.domain
+        spaces = domain.observation_space, domain.action_space
+        return RolloutStoreWriter(folder, domain.name, *spaces, domain.plausibility_flags, made_by)
 
-    def _count(self, shard: str, num_seen: int, rejected: Counter[str], path: Path) -> None:
-        """Keep count, durably; stop a run whose model imagines little that is sound."""
-        self._num_seen += num_seen
-        self._rejected[shard] = rejected
-        num_rejected = sum(reasons.total() for reasons in self._rejected.values())
-        if num_rejected > self.max_rejection_rate * self._num_seen:
+    def _forget_counts(self, folder: Path) -> None:
+        """Go on counting where an earlier run stopped; what it rejected in a shard it did not store is forgotten."""
+        assert self._writer is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if path.stem not in self._writer.finished_shards:
+                path.unlink()
+
+    def _check_rate(self, counts: Mapping[str, Counter[str]], data: GoalData) -> None:
+        """Stop a run whose model imagines little that is sound."""
+        num_seen = sum(len(shard.items) for shard in data.all_shards if shard.name in counts)
+        num_rejected = sum(reasons.total() for reasons in counts.values())
+        if num_rejected > self.max_rejection_rate * num_seen:
             raise DataError(
-                f"{num_rejected} of {self._num_seen} imagined rollouts were rejected ({self._reasons()}), "
+                f"{num_rejected} of {num_seen} imagined rollouts were rejected ({_reasons(counts)}), "
                 f"more than max_rejection_rate {self.max_rejection_rate} allows; ground the model longer or raise it"
             )
-        write_durably(path, json.dumps(self._rejected, sort_keys=True, indent=1).encode())
 
-    def _seal(self, data: GoalData) -> None:
-        if self._writer is None:
-            return
-        num_left = len({shard.name for shard in data.all_shards} - self._writer.finished_shards)
+    def _seal(self, writer: RolloutStoreWriter, trainer: Trainer) -> None:
+        data: GoalData = trainer.datamodule  # type: ignore[attr-defined]
+        num_left = len({shard.name for shard in data.all_shards} - writer.finished_shards)
         if num_left:  # limit_predict_batches: a store that lacks rollouts must not pass for the whole
             logger.warning("%d shards are left to imagine; the same command goes on with them", num_left)
             return
-        store, self._writer = self._writer.finish(), None
-        for split, counts in verdict_counts(store).items():
-            logger.info("%s: %s", split, ", ".join(f"{count} {name}" for name, count in counts.items()))
-        if any(self._rejected.values()):
-            logger.warning("rejected %s", self._reasons())
+        folder = _folder(trainer)
+        counts = _read_counts(folder / _COUNTS)
+        write_durably(folder / REJECTED_FILE, json.dumps(counts, sort_keys=True, indent=1).encode())
+        store = writer.finish()
+        shutil.rmtree(folder / _COUNTS)
+        for split, verdicts in verdict_counts(store).items():
+            logger.info("%s: %s", split, ", ".join(f"{count} {name}" for name, count in verdicts.items()))
+        if any(counts.values()):
+            logger.warning("rejected %s", _reasons(counts))
 
-    def _reasons(self) -> str:
-        total = sum(self._rejected.values(), Counter[str]())
-        return ", ".join(f"{count} {reason}" for reason, count in total.most_common())
+
+def _read_counts(folder: Path) -> dict[str, Counter[str]]:
+    """Rejected rollouts by reason, of each shard."""
+    return {path.stem: Counter(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("[!.]*"))}
+
+
+def _reasons(counts: Mapping[str, Counter[str]]) -> str:
+    total = sum(counts.values(), Counter[str]())
+    return ", ".join(f"{count} {reason}" for reason, count in total.most_common())
 
 
 def rejection(rollout: Rollout, item: WorkItem, domain: Domain) -> str:

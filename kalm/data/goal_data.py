@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kalm import types
 from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
 from kalm.data.goal_starts import make_work_items
 from kalm.data.task_spec import task_spec
-from kalm.data.work_item import WorkItem
+from kalm.data.work_item import WorkShard
 from kalm.envs.base import Domain, InstructedGoal
 from kalm.errors import DataError
 from kalm.language.encoder import SentenceEncoder
@@ -28,17 +27,24 @@ from kalm.types import GoalSplit, TaskSpec
 PAPER_NUM_ROLLOUTS = {"rephrase": 5600, "easy": 72400, "hard": 1680}
 
 
-@dataclass(frozen=True)
-class WorkShard:
-    """Work items that are imagined together and stored together.
+class ShardSampler(DistributedSampler[int]):
+    """Deals shards out to the devices of a run like cards: each goes to one, and a device may get none.
 
-    Attributes:
-        name: Name of the shard; names sort in the order of the work.
-        items: What to imagine.
+    PyTorch's own sampler hands some out twice, so that all devices get equally many; Lightning's for predictions does
+    not, but refuses to let a device go without.
     """
 
-    name: str
-    items: list[WorkItem]
+    def __iter__(self) -> Iterator[int]:
+        """Places of this device's shards, in order."""
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        """How many they are."""
+        return len(self._places)
+
+    @property
+    def _places(self) -> range:
+        return range(self.rank, len(cast("Sized", self.dataset)), self.num_replicas)
 
 
 class GoalData(LightningDataModule):
@@ -50,7 +56,6 @@ class GoalData(LightningDataModule):
         encoder: The frozen sentence encoder.
         finished_shards: Says which shards an earlier run has stored. It is asked when the dataloader is made, which is
             the first moment at which Lightning has loaded the weights that decide whether old shards still count.
-        shards: The work that is left to do, in order; there once the dataloader was made.
     """
 
     def __init__(
@@ -76,14 +81,15 @@ class GoalData(LightningDataModule):
             goals_file: JSON lines of your own goals, in place of the domain's.
             num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
             collect_seed: Seed of that collection.
-            rollouts_per_shard: Rollouts that are handed to the model and stored at once; what a kill can cost. Several times
-                the model's ``imagination_batch_size``, so that most of the time nothing in its batch is idle.
+            rollouts_per_shard: Rollouts that are handed to the model and stored at once; what a kill can cost. Make it
+                several times the model's ``imagination_batch_size``, so that the batch is seldom half empty.
             seed: Decides the first observations and the model's luck.
 
         Raises:
             DataError: If a number is out of range or a split is unknown.
         """
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.domain, self.encoder = domain, encoder
         self.spec: TaskSpec = task_spec(domain, encoder)
         splits = parse_goal_splits(list(num_rollouts))
@@ -95,7 +101,6 @@ class GoalData(LightningDataModule):
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
         self._rollouts_per_shard = rollouts_per_shard
         self.finished_shards: Callable[[], Collection[str]] = set
-        self.shards: list[WorkShard] = []
 
     def prepare_data(self) -> None:
         """Collect the real store when it is absent."""
@@ -155,13 +160,13 @@ class GoalData(LightningDataModule):
             )
         return chosen
 
-    def predict_dataloader(self) -> DataLoader[list[WorkItem]]:
-        """One batch a shard that is left to do."""
+    def predict_dataloader(self) -> DataLoader[WorkShard]:
+        """One batch a shard that is left to do; of several devices, each gets its part of them."""
         finished = self.finished_shards()
-        self.shards = [shard for shard in self.all_shards if shard.name not in finished]
-        batches = [shard.items for shard in self.shards]
         # A list serves as a dataset; PyTorch's types only know its own class.
-        return DataLoader(cast("Dataset[Any]", batches), batch_size=None, shuffle=False)
+        left = cast("Dataset[Any]", [shard for shard in self.all_shards if shard.name not in finished])
+        world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        return DataLoader(left, batch_size=None, sampler=ShardSampler(left, world_size, rank, shuffle=False))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Work items stay what they are; the model makes the tensors."""

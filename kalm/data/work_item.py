@@ -32,3 +32,16 @@ class WorkItem:
         """Hash of goal, sentence, start, limit and seed, and of ``provenance``, which names model and prompt."""
         facts = json.dumps([self.instructed.to_json(), self.max_steps, self.seed, provenance], sort_keys=True)
         return hashlib.sha256(facts.encode() + self.start.astype("<f4").tobytes()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, eq=False)
+class WorkShard:
+    """Work items that are imagined together and stored together.
+
+    Attributes:
+        name: Name of the shard; names sort in the order of the work.
+        items: What to imagine.
+    """
+
+    name: str
+    items: list[WorkItem]

@@ -31,7 +31,7 @@ from kalm.changes import changes
 from kalm.checkpoint_io import VerifiedCheckpointIO
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.rollout import Rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.work_item import WorkItem, WorkShard
 from kalm.errors import CheckpointError, DataError
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
 from kalm.llm.backbone import Backbone
@@ -70,6 +70,7 @@ class GroundedLLM(LightningModule):
         end_threshold: float = 1.0,
         chain_sub_goals: bool = False,
         imagination_batch_size: int = MAX_ROWS,
+        compile_imagination: bool = False,
         weights_from: str | None = None,
     ) -> None:
         """Build it; data and the weights of a frozen encoder are not touched yet.
@@ -99,6 +100,8 @@ class GroundedLLM(LightningModule):
                 (``chained_imagination.py``); the paper imagines them whole.
             imagination_batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What
                 is imagined does not depend on it.
+            compile_imagination: Whether the steps of imagination are compiled (``torch.compile``, CUDA graphs on a
+                GPU); takes a minute at the beginning.
             weights_from: Checkpoint, or run folder, of an earlier grounding of the same backbone, whose weights and
                 statistics ``fit`` begins with; the optimizer and its schedule begin anew. A run that is resumed goes
                 on from its own checkpoint instead.
@@ -116,7 +119,7 @@ class GroundedLLM(LightningModule):
         self.chain_sub_goals = chain_sub_goals
         if imagination_batch_size < 1:
             raise ValueError(f"imagination_batch_size is {imagination_batch_size}; it must be 1 or more")
-        self._imagination_batch_size = imagination_batch_size
+        self._imagination_batch_size, self._compile_imagination = imagination_batch_size, compile_imagination
         self._engine: RolloutEngine | None = None
         self._weights_from = weights_from
         self._learning_rate, self._weight_decay = learning_rate, weight_decay
@@ -218,16 +221,20 @@ class GroundedLLM(LightningModule):
         """
         items = [entry for entry in batch if isinstance(entry, WorkItem)]
         if items:
-            return {"imaginary": self.predict_step(items, batch_index)}
+            return {"imaginary": self.imagine(items)}
         rollouts = [entry for entry in batch if isinstance(entry, Rollout)]
         self._validate_on(rollouts)
         return {"real": rollouts}
 
+    def predict_step(self, batch: WorkShard, batch_index: int) -> list[Rollout]:
+        """Imagine one rollout for each work item of a shard."""
+        return self.imagine(batch.items)
+
     @torch.inference_mode()
-    def predict_step(self, batch: Sequence[WorkItem], batch_index: int) -> list[Rollout]:
+    def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
         """Imagine one rollout for each work item, labelled by the domain's own rules."""
         engine = self._engine or self._make_engine()
-        return imagine_chained(engine, batch) if self.chain_sub_goals else engine.imagine(batch)
+        return imagine_chained(engine, items) if self.chain_sub_goals else engine.imagine(items)
 
     def on_predict_start(self) -> None:
         """Set up imagination once: the weights stay what they are until the end."""
@@ -277,7 +284,8 @@ class GroundedLLM(LightningModule):
         }
 
     def _make_engine(self) -> RolloutEngine:
-        return RolloutEngine(self.backbone, self.codec, self._data.domain, self.sampling, self._imagination_batch_size)
+        how = self.sampling, self._imagination_batch_size, self._compile_imagination
+        return RolloutEngine(self.backbone, self.codec, self._data.domain, *how)
 
     @property
     def _data(self) -> Any:

@@ -155,7 +155,10 @@ class KeyValueCache:
 
     def restart(self, num_rows: int) -> None:
         """Forget everything and use so many rows, at most as many as were planned for."""
-        self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=self.lengths.device)
+        if num_rows == self.num_rows:
+            self.lengths.zero_()  # where it is: a CUDA graph goes by addresses
+        else:
+            self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=self.lengths.device)
         self._counted = np.zeros(num_rows, dtype=np.int64)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
@@ -181,9 +184,17 @@ class KeyValueCache:
             self.num_columns = num_columns
             if self._keys.numel():
                 self._keys, self._values = (functional.pad(t, (0, 0, 0, more)) for t in (self._keys, self._values))
+                self._fix_addresses()
 
     def _allocate(self, like: Tensor) -> None:
         _, num_heads, _, head_size = like.shape
         shape = self._num_layers, self._max_rows, num_heads, self.num_columns, head_size
         self._keys = like.new_zeros(shape, dtype=self._dtype)
         self._values = torch.zeros_like(self._keys)
+        self._fix_addresses()
+
+    def _fix_addresses(self) -> None:
+        """Promise a compiler that these tensors stay where they are: CUDA graphs write to no others."""
+        if self._column_step > 1:
+            for tensor in (self._keys, self._values, self.lengths):
+                torch._dynamo.mark_static_address(tensor)

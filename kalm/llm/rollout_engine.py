@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, success_of_each
 from kalm.llm.backbone import Backbone
-from kalm.llm.generation import Generated, Sampling, generate
+from kalm.llm.generation import Generated, Sampling, Step, generate, take_step
 from kalm.llm.reader import CachedReader
 from kalm.llm.rollout_codec import RolloutCodec
 from kalm.types import Source
 
 MAX_ROWS = 256
+_COMPILED_COLUMN_STEP = 64  # each other number of columns in use is compiled anew
 
 
 class Plan(Protocol):
@@ -63,7 +65,13 @@ class RolloutEngine:
     """
 
     def __init__(
-        self, backbone: Backbone, codec: RolloutCodec, domain: Domain, sampling: Sampling, max_rows: int = MAX_ROWS
+        self,
+        backbone: Backbone,
+        codec: RolloutCodec,
+        domain: Domain,
+        sampling: Sampling,
+        max_rows: int = MAX_ROWS,
+        is_compiled: bool = False,
     ) -> None:
         """Take the model and the world.
 
@@ -73,10 +81,14 @@ class RolloutEngine:
             domain: Whose rules say when a goal is met, what a step is worth and which steps are implausible.
             sampling: How freely actions are drawn.
             max_rows: Rollouts that take their steps together.
+            is_compiled: Whether steps are compiled, for ``max_rows`` rows however few there are; as CUDA graphs on a
+                GPU.
         """
         self.domain = domain
         self._codec, self._sampling, self._max_rows = codec, sampling, max_rows
-        self._reader = CachedReader(backbone, max_rows)
+        self._is_compiled = is_compiled
+        self._step = _compiled_step(codec.observation_mean.device) if is_compiled else take_step
+        self._reader = CachedReader(backbone, max_rows, _COMPILED_COLUMN_STEP if is_compiled else 1)
 
     def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
         """Imagine one rollout for each work item, and let the domain judge it.
@@ -99,11 +111,20 @@ class RolloutEngine:
             plan.add(made)
             return plan.next_item
 
-        num_rows = min(self._max_rows, len(wanted))
+        num_rows = self._max_rows if self._is_compiled else min(self._max_rows, len(wanted))
         if wanted:
             self._reader.begin(num_rows)
-            items = [item for _, item in wanted]
-            generate(self._reader, self._codec, self._sampling, items, self._reached, finish, num_rows)
+            generate(
+                self._reader,
+                self._codec,
+                self._sampling,
+                [item for _, item in wanted],
+                self._reached,
+                finish,
+                num_rows,
+                self._step,
+                drops_rows=not self._is_compiled,
+            )
         return [plan.rollout() for plan in plans]
 
     def _reached(
@@ -120,3 +141,16 @@ def _by_instruction(plans: Sequence[Plan]) -> list[Plan]:
             instructed = plan.next_item.instructed
             groups.setdefault(instructed.goal, {}).setdefault(instructed.instruction, []).append(plan)
     return [plan for of_goal in groups.values() for of_instruction in of_goal.values() for plan in of_instruction]
+
+
+def _compiled_step(device: torch.device) -> Step:
+    """``take_step`` for shapes that stay what they are."""
+    on_gpu = device.type == "cuda"
+    compiled = torch.compile(take_step, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
+
+    def step(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step returned has been copied
+        made: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = compiled(*arguments)
+        return made
+
+    return step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from kalm.callbacks.rollout_writer import REJECTED_FILE, STORE, RolloutWriter
 from kalm.data.goal_data import GoalData
 from kalm.data.rollout import Rollout
 from kalm.data.store import RolloutStore, is_finished_store
-from kalm.data.work_item import WorkItem
+from kalm.data.work_item import WorkItem, WorkShard
 from kalm.data.writer import RolloutStoreWriter
 from kalm.errors import DataError, KalmError
 from kalm.types import Source
@@ -50,13 +50,13 @@ class Walker(lightning.LightningModule):
         """What a grounded model says of itself."""
         return {"model_sha256": self.model, "temperature": 0.5}
 
-    def predict_step(self, batch: Sequence[WorkItem], batch_index: int) -> list[Rollout]:
+    def predict_step(self, batch: WorkShard, batch_index: int) -> list[Rollout]:
         """Six steps left or right."""
         if batch_index == self.kill_at:
             raise Killed
-        self.items_seen += batch
-        rollouts = [self._walk(item) for item in batch]
-        self.num_imagined += len(batch)
+        self.items_seen += batch.items
+        rollouts = [self._walk(item) for item in batch.items]
+        self.num_imagined += len(batch.items)
         return rollouts
 
     def _walk(self, item: WorkItem) -> Rollout:

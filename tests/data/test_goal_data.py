@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kalm.data.goal_data import PAPER_NUM_ROLLOUTS, GoalData
+from kalm.data.goal_data import PAPER_NUM_ROLLOUTS, GoalData, ShardSampler
 from kalm.data.store import is_finished_store
 from kalm.errors import DataError
 from tests.chain_domain import MAX_STEPS, ChainDomain
@@ -97,9 +97,19 @@ def test_the_loader_leaves_out_finished_shards(tmp_path: Path) -> None:
     data = goal_data(tmp_path)
     first, second, third, fourth = data.all_shards
     data.finished_shards = lambda: {first.name, third.name}
-    batches = list(data.predict_dataloader())
-    assert [shard.name for shard in data.shards] == [second.name, fourth.name]
-    assert [list(map(id, batch)) for batch in batches] == [list(map(id, shard.items)) for shard in data.shards]
+    assert list(data.predict_dataloader()) == [second, fourth]
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 5])
+def test_shards_are_dealt_out_to_devices(tmp_path: Path, num_devices: int) -> None:
+    """Four shards: every one goes to one device, none to two, and a fifth device gets nothing."""
+    shards = goal_data(tmp_path).all_shards
+    hands = [list(ShardSampler(shards, num_devices, rank, shuffle=False)) for rank in range(num_devices)]
+    assert sorted(place for hand in hands for place in hand) == [0, 1, 2, 3]
+    assert {len(hand) for hand in hands} <= {4 // num_devices, 4 // num_devices + 1}
+    assert [len(ShardSampler(shards, num_devices, rank, shuffle=False)) for rank in range(num_devices)] == [
+        len(hand) for hand in hands
+    ]
 
 
 def test_own_goals_take_the_place_of_the_domains(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_imagined_rollouts_leave_what_never_moves_where_it_is(grounded: Any) -> 
     """To the last bit, however long the rollout; the walker moves about as its actions say, and meets its goals."""
     model, data = grounded
     items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split is GoalSplit.TRAIN]
-    rollouts = model.predict_step(items, 0)
+    rollouts = model.imagine(items)
     assert len(rollouts) == 12
     for rollout in rollouts:
         assert (rollout.observations[:, STILL] == rollout.observations[0, STILL]).all()

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kalm.data.rollout import Rollout
 from kalm.data.validation import validate_rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
@@ -301,3 +302,44 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     """The message names the setting and its value."""
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         Sampling(**{name: value})
+
+
+def imagined(model: GroundedLLM, is_compiled: bool, num_items: int) -> list[Rollout]:
+    """Two calls of one engine, for goals of different lengths."""
+    domain, starts = ChainDomain(), one_hot_starts([2, 0, 4])
+    goals = [goal for split in (GoalSplit.EASY, GoalSplit.TRAIN) for goal in domain.instructed_goals(split)]
+    items = [WorkItem(goals[i % len(goals)], starts[i % 3], 3 + i % 9, i) for i in range(num_items)]
+    engine = RolloutEngine(model.backbone, model.codec, domain, Sampling(1.0, 1.0), 4, is_compiled)
+    return [*engine.imagine(items[: num_items // 2]), *engine.imagine(items[num_items // 2 :])]
+
+
+def assert_same_rollouts(left: Sequence[Rollout], right: Sequence[Rollout]) -> None:
+    """Equal actions, equal ends; observations equal but for rounding."""
+    for one, other in zip(left, right, strict=True):
+        assert one.provenance == other.provenance
+        np.testing.assert_array_equal(one.actions, other.actions)
+        np.testing.assert_allclose(one.observations, other.observations, atol=1e-4)
+
+
+def test_steps_are_one_graph_of_fixed_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as a whole, without a fallback to Python, and at most once for each number of columns in use."""
+    model, num_compiled = grounded_llm(), []
+
+    def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        num_compiled.append(graph)
+        return graph
+
+    real_compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda step, **_: real_compile(step, backend=count, fullgraph=True, dynamic=False)
+    )
+    compiled = imagined(model, True, 12)
+    assert len(num_compiled) == 1
+    assert_same_rollouts(compiled, imagined(model, False, 12))
+
+
+@pytest.mark.slow
+def test_compiled_steps_make_the_same_rollouts() -> None:
+    """By the compiler that is used, on a CPU."""
+    model = grounded_llm()
+    assert_same_rollouts(imagined(model, True, 12), imagined(model, False, 12))

@@ -176,7 +176,7 @@ def test_a_grounded_model_imagines_rollouts_that_meet_their_goal(grounded: Any) 
     """Nine of ten for training goals on the chain, nearly all of their steps plausible."""
     model, data, _ = grounded
     items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split is GoalSplit.TRAIN]
-    rollouts = model.predict_step(items, 0)
+    rollouts = model.imagine(items)
     assert len(rollouts) == 12
     assert np.mean([rollout.is_success for rollout in rollouts]) >= 0.9
     assert np.mean([rollout.violations["jumped"] == 0 for rollout in rollouts]) >= 0.9

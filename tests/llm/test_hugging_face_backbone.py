@@ -16,7 +16,7 @@ from kalm.llm.losses import text_loss
 from kalm.llm.rollout_reader import read_rollouts
 from tests.llm.models import ANSWERS, DISCRETE, hand_made_batch, one_rollout_alone
 from tests.llm.small_models import CONTEXT_SIZE, backbone, unloaded_backbone
-from tests.llm.test_generation import assert_same, run
+from tests.llm.test_generation import assert_same, assert_same_rollouts, imagined, run
 
 PROMPTS = ["Imagine how to do this: go to the left end", "go", "Predict what every action changes."]
 
@@ -74,6 +74,14 @@ def test_cached_generation_equals_running_everything_again(small_model: Path, te
     """The same rollouts with and without the cache, while rows drop out one by one."""
     model = grounded(small_model)
     assert_same(run(model, temperature=temperature), run(model, cached=False, temperature=temperature))
+
+
+def test_steps_of_any_architecture_are_one_graph(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in a model of transformers, read through kalm's cache, needs Python at each step."""
+    model = grounded(small_model)
+    real_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, **_: real_compile(step, backend="eager", fullgraph=True))
+    assert_same_rollouts(imagined(model, True, 8), imagined(model, False, 8))
 
 
 @pytest.mark.parametrize("reads_any_mask", [True, False], ids=["packed", "one-rollout-a-row"])

@@ -166,7 +166,7 @@ def test_a_grounded_model_imagines_rollouts_that_meet_their_goal(grounded: Groun
     """Three of four at least for training goals on the chain, each stopped on its own."""
     model, data, *_ = grounded
     items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split is GoalSplit.TRAIN]
-    rollouts = model.predict_step(items, 0)
+    rollouts = model.imagine(items)
     assert np.mean([rollout.is_success for rollout in rollouts]) >= 0.75
     assert len({len(rollout) for rollout in rollouts}) > 1
 
