@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def save_small_model(
     texts: Sequence[str] | None = None,
     num_updates: int = 150,
     context_size: int = CONTEXT_SIZE,
+    sizes: Mapping[str, int] = _SIZES,
 ) -> Path:
     """Train a tokenizer and a model of about 150,000 parameters, and save both.
 
@@ -42,13 +43,14 @@ def save_small_model(
         texts: What it learns to write; those of the chain by default.
         num_updates: Of pretraining on them.
         context_size: Most tokens that it reads.
+        sizes: Of its layers.
     """
     texts = texts or chain_texts()
     tokenizer = _train_tokenizer(texts)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         architecture,
-        **_SIZES,
+        **sizes,
         vocab_size=len(tokenizer),
         num_key_value_heads=2,
         max_position_embeddings=context_size,
