@@ -1,4 +1,4 @@
-"""Videos of imagined rollouts while the language model is grounded: what it believes the world does."""
+"""Videos while the language model is grounded: what it believes the world does, and beside it what the world did."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.callbacks.rollout_gif import GifStyle, rollout_gif, show_gif
+from kalm.callbacks.rollout_gif import GifStyle, Panel, imagined_panel, rollout_gif, show_gif
 from kalm.data.rollout import Rollout
+from kalm.data.work_item import WorkItem
+from kalm.envs.base import Domain, InstructedGoal
 from kalm.errors import KalmError
 from kalm.types import GoalSplit
 
@@ -17,9 +19,10 @@ from kalm.types import GoalSplit
 class ImaginedVideo(Callback):
     """Draws the first rollouts of every goal split that a validation of a ``GroundedLLM`` imagines.
 
-    The work items of a validation are fixed, so a video shows the same instruction from the same start at every
-    update. Its last frame says whether the rollout met its goal and whether it is plausible. The latest ones are also
-    written to ``videos/imagined-<split>-<number>.gif`` in the run folder.
+    The first real rollouts that the validation holds are drawn as well, each beside what the model imagines for the
+    same instruction from the same start. All these are fixed, so a video shows the same at every update. Its last
+    frame says whether the rollout met its goal and whether it is plausible. The latest ones are also written to
+    ``videos/imagined-<split>-<number>.gif`` and ``videos/real-imagined-<number>.gif`` in the run folder.
     """
 
     def __init__(
@@ -28,7 +31,7 @@ class ImaginedVideo(Callback):
         """Choose what to draw.
 
         Args:
-            num_rollouts: Rollouts a goal split.
+            num_rollouts: Rollouts a goal split, and pairs of a real and an imagined one.
             max_steps: Steps drawn of a rollout, its first ones.
             size: Pixels along each side.
             seconds_per_step: How long a frame stays.
@@ -38,10 +41,12 @@ class ImaginedVideo(Callback):
         self.num_rollouts = num_rollouts
         self.style = GifStyle(max_steps, size, seconds_per_step)
         self._rollouts: dict[GoalSplit, list[Rollout]] = defaultdict(list)
+        self._real: list[Rollout] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last validation."""
         self._rollouts.clear()
+        self._real.clear()
 
     def on_validation_batch_end(
         self,
@@ -57,23 +62,32 @@ class ImaginedVideo(Callback):
             of_split = self._rollouts[rollout.goal_split]
             if len(of_split) < self.num_rollouts and len(rollout):
                 of_split.append(rollout)
+        self._real += outputs.get("real", [])[: self.num_rollouts - len(self._real)]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw them."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]
         for split, rollouts in self._rollouts.items():
             for number, rollout in enumerate(rollouts):
-                gif = self._gif(trainer, rollout)
                 name, tag = f"imagined-{split.label}-{number}", f"imagine/{split.label}/rollout_{number}"
-                show_gif(trainer, name, tag, gif, self.style.size, trainer.global_step)
+                self._show(trainer, name, tag, [imagined_panel(domain, rollout)], rollout.instruction)
+        if not self._real:
+            return
+        again = pl_module.predict_step([_work_item(domain, rollout) for rollout in self._real], 0)
+        for number, (real, imagined) in enumerate(zip(self._real, again, strict=True)):
+            panels = [imagined_panel(domain, real, "real"), imagined_panel(domain, imagined, "imagined")]
+            name, tag = f"real-imagined-{number}", f"imagine/beside_real/rollout_{number}"
+            self._show(trainer, name, tag, panels, real.instruction)
 
-    def _gif(self, trainer: Trainer, rollout: Rollout) -> bytes:
-        domain = trainer.datamodule.domain  # type: ignore[attr-defined]
-        space = domain.observation_space
-        # What left the world cannot be drawn; it is shown at the world's edge, and its verdict says the rest.
-        drawable = np.clip(np.nan_to_num(rollout.observations), space.low, space.high)
-        is_plausible = not any(rollout.violations.values())
-        verdict = f"{'meets its goal' if rollout.is_success else 'misses'}, {'' if is_plausible else 'im'}plausible"
-        is_good = rollout.is_success and is_plausible
-        return rollout_gif(domain, drawable, rollout.instruction, verdict, is_good, self.style)
+    def _show(self, trainer: Trainer, name: str, tag: str, panels: list[Panel], instruction: str) -> None:
+        domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]
+        show_gif(trainer, name, tag, rollout_gif(domain, panels, instruction, self.style), trainer.global_step)
+
+
+def _work_item(domain: Domain, rollout: Rollout) -> WorkItem:
+    """To imagine what a real rollout was made for, from where it began."""
+    instructed = InstructedGoal(domain.goal_from_json(rollout.goal), rollout.instruction, rollout.goal_split)
+    start = rollout.observations[0].astype(np.float32)
+    return WorkItem(instructed, start, domain.max_steps(instructed.goal), seed=0)

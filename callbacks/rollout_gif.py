@@ -1,4 +1,4 @@
-"""A rollout as an animated GIF, and how it gets into TensorBoard.
+"""Rollouts as an animated GIF, one or several side by side, and how it gets into TensorBoard.
 
 TensorBoard's own ``add_video`` does not work with moviepy 2, so the image summary is written here.
 
@@ -7,19 +7,25 @@ Shape letters: T steps, O numbers in an observation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from kalm.data.rollout import Rollout
 from kalm.envs.base import Domain, FloatArray
 from kalm.errors import KalmError
+from kalm.evaluation import EpisodeResult
 
-_GOOD_COLOR, _BAD_COLOR = (20, 120, 40), (170, 30, 30)
+Color = tuple[int, int, int]
+
+_GOOD_COLOR, _BAD_COLOR, _CAPTION_COLOR = (20, 120, 40), (170, 30, 30), (60, 60, 60)
 _LAST_FRAME_SECONDS = 1.5
 
 
@@ -44,22 +50,53 @@ class GifStyle:
                 raise KalmError(f"rollout video: {name} is {value}; it must be 1 or more")
 
 
-def rollout_gif(
-    domain: Domain, observations: FloatArray, instruction: str, verdict: str, is_good: bool, style: GifStyle
-) -> bytes:
-    """Draw one frame an observation; it plays forever.
+@dataclass(frozen=True)
+class Panel:
+    """One rollout of a picture.
+
+    Attributes:
+        observations: Shape (T + 1, O), each rollout with its own T.
+        verdict: Written on the last frame: what became of the rollout.
+        is_good: Whether the last frame is green, else red.
+        caption: Written on every frame: whose rollout it is.
+    """
+
+    observations: FloatArray
+    verdict: str
+    is_good: bool
+    caption: str = ""
+
+
+def imagined_panel(domain: Domain, rollout: Rollout, caption: str = "") -> Panel:
+    """A recorded or imagined rollout, with the domain's verdicts.
+
+    What left the world cannot be drawn; it is shown at the world's edge, and its verdict says the rest.
+    """
+    space = domain.observation_space
+    is_plausible = not any(rollout.violations.values())
+    verdict = f"{'meets its goal' if rollout.is_success else 'misses'}, {'' if is_plausible else 'im'}plausible"
+    drawable = np.clip(np.nan_to_num(rollout.observations), space.low, space.high)
+    return Panel(drawable, verdict, rollout.is_success and is_plausible, caption)
+
+
+def evaluated_panel(result: EpisodeResult, caption: str = "") -> Panel:
+    """What a policy did in the simulator."""
+    verdict = f"{'success' if result.is_success else 'failed'} after {result.num_steps} steps"
+    return Panel(result.observations, verdict, result.is_success, caption)
+
+
+def rollout_gif(domain: Domain, panels: Sequence[Panel], instruction: str, style: GifStyle) -> bytes:
+    """Draw one frame a step; it plays forever. A rollout that ends before its neighbours waits for them.
 
     Args:
         domain: Draws observations.
-        observations: Shape (T + 1, O).
+        panels: Rollouts from left to right.
         instruction: Written over every frame.
-        verdict: Written on the last frame: what became of the rollout.
-        is_good: Whether the last frame is green, else red.
         style: How to draw.
     """
-    shown = observations[: style.max_steps + 1]
-    frames = [Image.fromarray(domain.draw(observation, instruction, style.size)) for observation in shown]
-    frames[-1] = _with_verdict(frames[-1], verdict, _GOOD_COLOR if is_good else _BAD_COLOR)
+    columns = [_frames(domain, panel, instruction, style) for panel in panels]
+    num_frames = max(map(len, columns))
+    frames = [_joined([column[min(index, len(column) - 1)] for column in columns]) for index in range(num_frames)]
     milliseconds = [round(1000 * style.seconds_per_step)] * len(frames)
     milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
     content = BytesIO()
@@ -69,7 +106,7 @@ def rollout_gif(
     return content.getvalue()
 
 
-def show_gif(trainer: Trainer, name: str, tag: str, gif: bytes, size: int, step: int) -> None:
+def show_gif(trainer: Trainer, name: str, tag: str, gif: bytes, step: int) -> None:
     """Write a GIF to ``videos/<name>.gif`` in the run folder and to TensorBoard.
 
     Args:
@@ -77,24 +114,41 @@ def show_gif(trainer: Trainer, name: str, tag: str, gif: bytes, size: int, step:
         name: File name; the latest GIF of a name stays.
         tag: Name in TensorBoard.
         gif: The picture.
-        size: Its pixels along each side.
         step: Update counter.
     """
     folder = Path(trainer.default_root_dir) / "videos"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.gif").write_bytes(gif)
-    image = Summary.Image(height=size, width=size, colorspace=3, encoded_image_string=gif)
+    width, height = Image.open(BytesIO(gif)).size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
     summary = Summary(value=[Summary.Value(tag=tag, image=image)])
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment._get_file_writer().add_summary(summary, step)
 
 
-def _with_verdict(frame: Image.Image, verdict: str, color: tuple[int, int, int]) -> Image.Image:
-    """A copy of a frame that says what became of the rollout."""
-    frame = frame.copy()
-    canvas = ImageDraw.Draw(frame)
+def _frames(domain: Domain, panel: Panel, instruction: str, style: GifStyle) -> list[Image.Image]:
+    shown = panel.observations[: style.max_steps + 1]
+    frames = [Image.fromarray(domain.draw(observation, instruction, style.size)) for observation in shown]
+    if panel.caption:
+        for frame in frames[:-1]:
+            _write_below(frame, panel.caption, _CAPTION_COLOR)
+    color = _GOOD_COLOR if panel.is_good else _BAD_COLOR
+    _write_below(frames[-1], f"{panel.caption}: {panel.verdict}" if panel.caption else panel.verdict, color)
+    ImageDraw.Draw(frames[-1]).rectangle((0, 0, style.size - 1, style.size - 1), outline=color, width=3)
+    return frames
+
+
+def _write_below(frame: Image.Image, text: str, color: Color) -> None:
     font = ImageFont.load_default(size=max(9, frame.height // 16))
-    canvas.text((4, frame.height - 4), verdict, fill="white", font=font, anchor="lb", stroke_width=3, stroke_fill=color)
-    canvas.rectangle((0, 0, frame.width - 1, frame.height - 1), outline=color, width=3)
-    return frame
+    place = 4, frame.height - 4
+    ImageDraw.Draw(frame).text(place, text, fill="white", font=font, anchor="lb", stroke_width=3, stroke_fill=color)
+
+
+def _joined(frames: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size, from left to right."""
+    size = frames[0].width
+    joined = Image.new("RGB", (size * len(frames), size))
+    for column, frame in enumerate(frames):
+        joined.paste(frame, (size * column, 0))
+    return joined

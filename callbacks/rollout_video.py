@@ -6,10 +6,9 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.callbacks.rollout_gif import GifStyle, rollout_gif, show_gif
+from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, rollout_gif, show_gif
 from kalm.envs.base import Domain
 from kalm.errors import KalmError
-from kalm.evaluation import EpisodeResult
 from kalm.rl.base import OfflineRLModule
 from kalm.types import GoalSplit
 
@@ -72,11 +71,7 @@ class RolloutVideo(Callback):
         for split in GoalSplit:
             results = [r for r in policy.episode_results if r.episode.instructed.goal_split == split]
             for number, result in enumerate(results[: self.num_rollouts]):
-                gif = self._gif(domain, result)
+                instruction = result.episode.instructed.instruction
+                gif = rollout_gif(domain, [evaluated_panel(result)], instruction, self.style)
                 tag = f"{prefix}/{split.label}/rollout_{number}"
-                show_gif(trainer, f"{split.label}-{number}", tag, gif, self.style.size, policy.num_updates)
-
-    def _gif(self, domain: Domain, result: EpisodeResult) -> bytes:
-        verdict = f"{'success' if result.is_success else 'failed'} after {result.num_steps} steps"
-        instruction = result.episode.instructed.instruction
-        return rollout_gif(domain, result.observations, instruction, verdict, result.is_success, self.style)
+                show_gif(trainer, f"{split.label}-{number}", tag, gif, policy.num_updates)

@@ -33,10 +33,17 @@ Act = Callable[[NDArray[np.float32], list[int]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Episode:
-    """What is to be tried: one instruction from one start."""
+    """What is to be tried: one instruction from one start.
+
+    Attributes:
+        instructed: The goal and the sentence that asks for it.
+        seed: Decides the start, and all else that is left to chance.
+        start: Observation to start from instead, as nearly as the simulator allows, shape (O,).
+    """
 
     instructed: InstructedGoal
     seed: int
+    start: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,8 @@ class _Evaluation:
             "instructions": [episode.instructed.instruction for episode in current],
             "reset_mask": starting,
         }
+        if any(episode.start is not None for episode in current):
+            options["observations"] = [episode.start for episode in current]
         observation, _ = self.env.reset(seed=[episode.seed for episode in current], options=options)
         for row in np.flatnonzero(starting):
             self.observations[self.episode_of_row[row]].append(observation[row].copy())

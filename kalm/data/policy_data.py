@@ -28,6 +28,7 @@ from kalm.data.index_batches import IndexedBatches
 from kalm.data.mixture import MixturePart, mixture_buffer, rollout_sampler
 from kalm.data.moments import Moments
 from kalm.data.relabelled import RelabelledTransitions
+from kalm.data.rollout import Rollout
 from kalm.data.store import RolloutStore
 from kalm.data.store_layout import Key, transition_columns
 from kalm.data.task_spec import task_spec
@@ -38,7 +39,7 @@ from kalm.envs.base import Domain
 from kalm.errors import CheckpointError, DataError
 from kalm.evaluation import Episode, evaluation_episodes
 from kalm.language.encoder import SentenceEncoder
-from kalm.types import TaskSpec
+from kalm.types import GoalSplit, TaskSpec
 
 # Evaluation is the same for every run, whatever its seed; validation and test never share a start.
 _VALIDATION_SEED, _TEST_SEED = 0, 1
@@ -212,6 +213,14 @@ class PolicyData(LightningDataModule):
             parts.append(MixturePart(imagined, self._imagined_rollouts, self._num_imagined_rows))
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return mixture_buffer(parts, self.seed, rank, self.sequence_length)
+
+    def first_rollout(self, goal_split: GoalSplit) -> Rollout | None:
+        """The first rollout in use of a split, a real one where there is any; None where there is no rollout."""
+        for store, rows in zip(self.stores, [self._real_rollouts, *self._imagined_rollouts], strict=True):
+            of_split = rows[store.rollouts[types.GOAL_SPLIT][rows] == int(goal_split)]
+            if len(of_split):
+                return store.rollout(int(of_split[0]))
+        return None
 
     @cached_property
     def instructions(self) -> list[str]:

@@ -319,6 +319,11 @@ class OfflineRLModule(LightningModule):
         for number, results in enumerate(self.results_of_seeds):
             results += call.using(self.acting_weights(number), episodes)
 
+    def results_of(self, episodes: list[Episode]) -> list[EpisodeResult]:
+        """Run episodes with the weights that the first policy is evaluated with, and keep nothing."""
+        results: list[EpisodeResult] = MethodCall(self, self._run).using(self.acting_weights(), episodes)
+        return results
+
     def _run(self, episodes: list[Episode]) -> list[EpisodeResult]:
         data, policy = self._data, self.start_episodes(self._data.domain, episodes)
         return evaluate_policy(policy, self.device, data.encoder, data.domain, episodes, self.num_evaluation_envs)

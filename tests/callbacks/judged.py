@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from kalm.data.rollout import Rollout
+from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
 from kalm.types import GoalSplit, Source
 from tests.chain_domain import CELL_NAMES, CellGoal, ChainDomain, one_hot
@@ -49,6 +50,13 @@ class Shown(lightning.LightningModule):
     def validation_step(self, batch: Outputs, batch_index: int) -> Outputs:
         """The batch itself."""
         return batch
+
+    def predict_step(self, items: Sequence[WorkItem], batch_index: int) -> list[Rollout]:
+        """From each start one step to the left."""
+        return [
+            walk([int(item.start.argmax()), max(0, int(item.start.argmax()) - 1)], [0], goal=4, instruction="left")
+            for item in items
+        ]
 
     def explain(self, rollouts: Sequence[Rollout], prompt: str) -> list[str]:
         """One text a rollout."""

@@ -33,9 +33,8 @@ def last_frame_is_green(folder: Path, rollout: Rollout) -> bool:
 
 
 def test_tensorboard_holds_the_first_rollout_of_each_split(tmp_path: Path) -> None:
-    """A frame for the start and one a step; the same picture lies in the run folder; real rollouts are not drawn."""
-    real = walk([2, 1], [0], goal=4, split=GoalSplit.HARD, source=Source.REAL)
-    validate(tmp_path, ImaginedVideo(size=48), {"real": [real]}, {"imaginary": [EASY, MEETS]}, {"imaginary": [JUMPS]})
+    """A frame for the start and one a step; the same picture lies in the run folder."""
+    validate(tmp_path, ImaginedVideo(size=48), {"imaginary": [EASY, MEETS]}, {"imaginary": [JUMPS]})
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
     assert sorted(events.Tags()["images"]) == ["imagine/easy/rollout_0", "imagine/train/rollout_0"]
     (image,) = events.Images("imagine/train/rollout_0")
@@ -43,6 +42,28 @@ def test_tensorboard_holds_the_first_rollout_of_each_split(tmp_path: Path) -> No
     assert animation.format == "GIF"
     assert getattr(animation, "n_frames", 1) == 3
     assert (tmp_path / "videos" / "imagined-train-0.gif").read_bytes() == image.encoded_image_string
+
+
+def test_a_real_rollout_is_drawn_beside_an_imagined_one_from_its_start(tmp_path: Path) -> None:
+    """Left three steps to the goal, right the model's one step to the left: it waits for the end with its verdict."""
+    reals = [walk([1, 2, 3, 4], [1, 1, 1], goal=4, source=Source.REAL), walk([3, 4], [1], goal=4, source=Source.REAL)]
+    validate(tmp_path, ImaginedVideo(size=64), {"real": reals}, {"real": reals})
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["imagine/beside_real/rollout_0"]
+    (image,) = events.Images("imagine/beside_real/rollout_0")
+    assert (image.width, image.height) == (128, 64)
+    content = (tmp_path / "videos" / "real-imagined-0.gif").read_bytes()
+    assert content == image.encoded_image_string
+    with Image.open(BytesIO(content)) as animation:
+        assert getattr(animation, "n_frames", 1) == 4
+        frames = []
+        for number in range(4):
+            animation.seek(number)
+            frames.append(np.asarray(animation.convert("RGB"), dtype=int))
+    corners = [(frame[0, 0], frame[0, 64]) for frame in frames]
+    assert all(np.ptp(left) == 0 for left, _ in corners[:3])  # the chain is drawn in greys
+    assert corners[3][0][1] > corners[3][0][0], "the real rollout ends green"
+    assert all(right[0] > right[1] for _, right in corners[1:]), "the imagined one is red from its last step on"
 
 
 def test_green_means_that_the_goal_is_met_and_every_step_plausible(tmp_path: Path) -> None:

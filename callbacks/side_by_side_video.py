@@ -1,0 +1,56 @@
+"""Videos of recorded and imagined rollouts beside what the policy does from the same starts."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, imagined_panel, rollout_gif, show_gif
+from kalm.data.policy_data import PolicyData
+from kalm.data.rollout import Rollout
+from kalm.envs.base import Domain, InstructedGoal
+from kalm.evaluation import Episode
+from kalm.rl.base import OfflineRLModule
+from kalm.types import GoalSplit, Source
+
+
+class SideBySideVideo(Callback):
+    """Shows, when training ends, one rollout of every goal split that was learned from, and the policy beside it.
+
+    Instruction and start are the same on both sides; the simulator comes as near to an imagined start as it can. On
+    the left is a real rollout where the split has some, as training goals do, or an imagined one that passed the
+    filter. TensorBoard has it as ``side_by_side/<split>``, the run folder as ``videos/side-by-side-<split>.gif``.
+    """
+
+    def __init__(self, max_steps: int = 100, size: int = 224, seconds_per_step: float = 0.1) -> None:
+        """Choose how to draw.
+
+        Args:
+            max_steps: Steps drawn of a rollout, its first ones.
+            size: Pixels along each side of one picture of the two.
+            seconds_per_step: How long a frame stays.
+        """
+        self.style = GifStyle(max_steps, size, seconds_per_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run the policy and draw."""
+        if not trainer.is_global_zero:
+            return
+        policy = cast(OfflineRLModule, pl_module)
+        data: PolicyData = trainer.datamodule  # type: ignore[attr-defined]
+        recorded = {split: rollout for split in GoalSplit if (rollout := data.first_rollout(split)) is not None}
+        results = policy.results_of([_same_start(data.domain, rollout) for rollout in recorded.values()])
+        for (split, rollout), result in zip(recorded.items(), results, strict=True):
+            panels = [
+                imagined_panel(data.domain, rollout, "real" if rollout.source is Source.REAL else "imagined"),
+                evaluated_panel(result, "policy"),
+            ]
+            gif = rollout_gif(data.domain, panels, rollout.instruction, self.style)
+            name, tag = f"side-by-side-{split.label}", f"side_by_side/{split.label}"
+            show_gif(trainer, name, tag, gif, policy.num_updates)
+
+
+def _same_start(domain: Domain, rollout: Rollout) -> Episode:
+    instructed = InstructedGoal(domain.goal_from_json(rollout.goal), rollout.instruction, rollout.goal_split)
+    return Episode(instructed, seed=0, start=rollout.observations[0])
