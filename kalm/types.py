@@ -73,9 +73,11 @@ class TaskSpec:
         action_size: Number of discrete actions, or numbers in one continuous action, A.
         is_discrete: Whether an action is an index in [0, A) rather than a vector in [-1, 1]^A.
         goal_embedding_size: Numbers in the sentence embedding of an instruction, E.
+        entities: First and one past the last number of each thing that a scene may lack.
     """
 
     observation_size: int
     action_size: int
     is_discrete: bool
     goal_embedding_size: int
+    entities: tuple[tuple[int, int], ...] = ()

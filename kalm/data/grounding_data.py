@@ -71,6 +71,7 @@ class GroundingData(LightningDataModule):
         tokens_per_prompt: int = 96,
         crop_probability: float = 0.0,
         relabel: bool = False,
+        mirror: bool = False,
         num_held_out: int = 200,
         num_imagined: int = 100,
         goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
@@ -103,6 +104,8 @@ class GroundingData(LightningDataModule):
             relabel: Whether every rollout is shown under a random one of the domain's relabellings each time, such as
                 the colours of equal balls exchanged: far more different true rollouts than were collected. Sentences
                 must name whatever is exchanged.
+            mirror: Whether every rollout is shown in a random one of the domain's mirrors each time. Motions to the
+                other side are then in the data too, though none of them was recorded.
             num_held_out: Rollouts that are validated on and never trained on.
             num_imagined: Rollouts a split to imagine in every validation.
             goal_splits: Splits to imagine for.
@@ -125,7 +128,7 @@ class GroundingData(LightningDataModule):
             GroundingTask.EXPLANATION: num_explanation,
         }
         self._tokens_per_prompt, self._crop_probability, self._seed = tokens_per_prompt, crop_probability, seed
-        self._relabellings = domain.relabellings if relabel else ()
+        self._relabellings = domain.relabellings if relabel else domain.mirror_images if mirror else ()
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
         self._goal_splits = parse_goal_splits(goal_splits)
         for name, value, least in (
@@ -144,6 +147,10 @@ class GroundingData(LightningDataModule):
             raise DataError(f"crop_probability is {crop_probability}; it is a share, in [0, 1]")
         if relabel and not self._relabellings:
             raise DataError(f"relabel is true, but the domain {domain.name} has no relabellings; set it to false")
+        if mirror and relabel:
+            raise DataError("relabel and mirror are both true; set one of them to false")
+        if mirror and not self._relabellings:
+            raise DataError(f"mirror is true, but the domain {domain.name} has no mirror images; set it to false")
         if self._imagined and not 0 < self._num_imagined_generation <= num_generation:
             raise DataError(
                 f"imagined_fraction {imagined_fraction} of num_generation {num_generation} makes "
@@ -238,8 +245,16 @@ class GroundingData(LightningDataModule):
 
     @property
     def outcome_range(self) -> tuple[Tensor, Tensor]:
-        """Least and greatest of each number after a step of the training rollouts, float32 of shape (O,) each."""
-        return self._moments[2].least, self._moments[2].greatest
+        """Least and greatest of each number after a step of the rollouts as shown, float32 of shape (O,) each."""
+        least, greatest = ends = self._moments[2].least, self._moments[2].greatest
+        for relabelling in self._relabellings:
+            order, sign = torch.from_numpy(relabelling.observation_order), torch.from_numpy(relabelling.signs)
+            one, other = (sign * end[order] for end in ends)
+            least, greatest = (
+                torch.minimum(least, torch.minimum(one, other)),
+                torch.maximum(greatest, torch.maximum(one, other)),
+            )
+        return least, greatest
 
     def batch(self, index: int) -> GroundingBatch:
         """Rollouts of every task that is not left out; a pure function of seed and index."""

@@ -79,6 +79,7 @@ class TaskBatches:
         self._tokens_per_prompt, self._crop_probability = tokens_per_prompt, crop_probability
         self._relabellings = list(relabellings)
         self._observation_order = torch.from_numpy(np.array([r.observation_order for r in relabellings]))
+        self._observation_sign = torch.from_numpy(np.array([r.signs for r in relabellings]))
         self._action_of = torch.from_numpy(np.array([r.action_of for r in relabellings]))
         self._seed = tuple(seed)
         # However prompts fall, a group holds no more than its share of tokens, or one rollout that is longer.
@@ -129,9 +130,13 @@ class TaskBatches:
         )
         if self._relabellings:
             relabelling = torch.from_numpy(place.relabelling).repeat_interleave(lengths)
-            order = self._observation_order[relabelling]
-            observation, next_observation = observation.gather(1, order), next_observation.gather(1, order)
-            action = self._action_of[relabelling, action.long()]
+            order, sign = self._observation_order[relabelling], self._observation_sign[relabelling]
+            observation, next_observation = (o.gather(1, order) * sign for o in (observation, next_observation))
+            of_relabelling = self._action_of[relabelling]
+            if action.is_floating_point():
+                action = of_relabelling * action
+            else:
+                action = of_relabelling.gather(1, action.long()[:, None]).squeeze(1)
         return GroundingBatch(
             prompts=[self._texts.distinct[prompt] for prompt in place.prompt[first]],
             prompt_of_rollout=torch.from_numpy(prompt_of_rollout),

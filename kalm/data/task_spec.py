@@ -16,4 +16,5 @@ def task_spec(domain: Domain, encoder: SentenceEncoder) -> TaskSpec:
         action_size=spaces["action"]["size"],
         is_discrete=spaces["action"]["is_discrete"],
         goal_embedding_size=encoder.embedding_size,
+        entities=tuple((entity.start, entity.stop) for entity in domain.entities),
     )

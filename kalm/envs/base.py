@@ -181,7 +181,20 @@ class Domain(ABC):
 
     @property
     def relabellings(self) -> Sequence[Relabelling]:
-        """Exchanges of names under which rollouts stay true; none unless a domain of discrete actions has some."""
+        """Exchanges of names under which rollouts stay true: the simulator makes the relabelled ones too."""
+        return ()
+
+    @property
+    def mirror_images(self) -> Sequence[Relabelling]:
+        """How the world looks as it is and in mirrors, where the same laws hold; none unless a domain has some.
+
+        What stands in a mirror world, such as a window that slides the other way, need not exist in the simulator.
+        """
+        return ()
+
+    @property
+    def entities(self) -> Sequence[slice]:
+        """Where in an observation the numbers of each thing lie that a scene may lack; they are then all zero."""
         return ()
 
     @abstractmethod

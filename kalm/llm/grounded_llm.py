@@ -294,12 +294,14 @@ class GroundedLLM(LightningModule):
     def _with_noise(self, batch: GroundingBatch) -> GroundingBatch:
         if not self._observation_noise:
             return batch
-        # None on a number that never changes: it cannot drift, and imagination never meets it changed.
-        size = self._observation_noise * self.codec.change_std
         return batch._replace(
-            observation=batch.observation + size * torch.randn_like(batch.observation),
-            final_observation=batch.final_observation + size * torch.randn_like(batch.final_observation),
+            observation=self._noisy(batch.observation), final_observation=self._noisy(batch.final_observation)
         )
+
+    def _noisy(self, observation: Tensor) -> Tensor:
+        # None on a number that cannot change: it cannot drift, and imagination never meets it changed.
+        size = self._observation_noise * self.codec.change_std * self.codec.can_change(observation)
+        return observation + size * torch.randn_like(observation)
 
     def _rate(self, step: int) -> float:
         """Learning rate of update ``step`` as a fraction of its peak."""

@@ -27,8 +27,9 @@ class RolloutCodec(nn.Module):
 
     A next observation is predicted as its change, in units of the spread of changes: most numbers hardly move in one
     step, and an absolute prediction would spend itself on repeating them. A number that never changes within a rollout
-    of the data is not predicted at all: it stays exactly what it was. The others stay within the range that steps of
-    the data led to: small errors add up in imagination, and would carry it out of the world.
+    of the data is not predicted at all: it stays exactly what it was. So do the zeros of a thing that a scene lacks:
+    else what is not there would come into being, a little more at every step. All others stay within the range that
+    steps of the data led to: small errors add up in imagination, and would carry it out of the world.
 
     Attributes:
         token_scale: Multiplies the vectors of states and actions; a pretrained model's embeddings are short.
@@ -74,6 +75,12 @@ class RolloutCodec(nn.Module):
         self.greatest_outcome: Tensor
         self.register_buffer("least_outcome", torch.full((spec.observation_size,), -torch.inf))
         self.register_buffer("greatest_outcome", torch.full((spec.observation_size,), torch.inf))
+        self._entity_of_number: Tensor
+        owner = torch.zeros(spec.observation_size, dtype=torch.long)  # entity 0 is what no scene lacks
+        for number, (first, end) in enumerate(spec.entities, start=1):
+            owner[first:end] = number
+        self.register_buffer("_entity_of_number", owner, persistent=False)
+        self._num_entities = len(spec.entities)
         self.token_scale = 1.0
 
     def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
@@ -94,10 +101,23 @@ class RolloutCodec(nn.Module):
         self.least_outcome.copy_(least_outcome)
         self.greatest_outcome.copy_(greatest_outcome)
 
-    @property
-    def changes(self) -> Tensor:
-        """True at numbers that change within a rollout of the data, bool of shape (O,)."""
-        return self.change_std > 0
+    def can_change(self, observation: Tensor) -> Tensor:
+        """True at numbers that change within rollouts of the data and belong to nothing that is not there.
+
+        Args:
+            observation: Shape (..., O).
+
+        Returns:
+            Bool, shape (..., O).
+        """
+        changes = (self.change_std > 0).expand(observation.shape)
+        if not self._num_entities:
+            return changes
+        owner = self._entity_of_number.expand(observation.shape)
+        size = observation.new_zeros(*observation.shape[:-1], self._num_entities + 1)
+        is_there = size.scatter_add(-1, owner, observation.abs()) > 0
+        is_there[..., 0] = True
+        return changes & is_there.gather(-1, owner)
 
     def encode_observation(self, observation: Tensor) -> Tensor:
         """Vectors of state tokens, from (..., O) to (..., H)."""
@@ -123,10 +143,12 @@ class RolloutCodec(nn.Module):
     def change(self, observation: Tensor, next_observation: Tensor) -> Tensor:
         """What ``predict_change`` should have said, shape (..., O); 0 for numbers that never change."""
         difference = next_observation - observation
-        return torch.where(self.changes, difference / torch.where(self.changes, self.change_std, 1.0), 0.0)
+        scale = torch.where(self.change_std > 0, self.change_std, 1.0)
+        return torch.where(self.can_change(observation), difference / scale, 0.0)
 
     def apply_change(self, observation: Tensor, change: Tensor) -> Tensor:
         """The next observation, shape (..., O): no step leads out of the range of the data, or farther out of it."""
         least = torch.minimum(self.least_outcome, observation)
         greatest = torch.maximum(self.greatest_outcome, observation)
-        return (observation + change * self.change_std).clamp(least, greatest)
+        step = torch.where(self.can_change(observation), change * self.change_std, 0.0)
+        return (observation + step).clamp(least, greatest)

@@ -17,13 +17,16 @@ from kalm.data.grounding_data import GroundingData
 from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.moments import Moments
 from kalm.data.rollout import Rollout
+from kalm.data.store import RolloutStore
 from kalm.data.task_batches import TaskBatches
 from kalm.envs.base import Goal
+from kalm.envs.relabelling import Relabelling
 from kalm.errors import CheckpointError, DataError
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, GENERATION, UNSEEN_EXPLANATION, generation_prompt
 from kalm.types import GoalSplit
 from tests.chain_domain import CellGoal, ChainDomain, step
 from tests.data.rollouts import imagined_rollouts, real_rollouts, write_store
+from tests.line_domain import LineDomain
 from tests.llm.models import chain_grounding_data, one_hot_starts
 
 DOMAIN = ChainDomain()
@@ -128,6 +131,45 @@ def test_relabelled_rollouts_stay_true(tmp_path: Path) -> None:
     assert set(shown) & (mirrored - as_recorded)
     assert set(shown) & (as_recorded - mirrored)
     assert Counter(shown) != Counter(entry for index in range(6, 12) for entry in rollouts_of(batches(index)))
+
+
+def test_mirrored_vectors_change_sign(tmp_path: Path) -> None:
+    """A mirror of a line: positions and steps have the other sign, in about half of the rollouts; ends change sides."""
+    domain = LineDomain()
+    rollouts = list(domain.collect(50, seed=0))
+    write_store(tmp_path / "line", rollouts, domain=domain)
+    same, sides = np.ones(1, np.float32), {"left": "right", "right": "left"}
+    images = Relabelling(np.arange(1), same, {}), Relabelling(np.arange(1), -same, sides, observation_sign=-same)
+    batches = TaskBatches(
+        JoinedRollouts([RolloutStore(tmp_path / "line")], [np.arange(50)]),
+        GroundingTask.GENERATION,
+        [rollout.instruction for rollout in rollouts],
+        [""] * 50,
+        [0] * 50,
+        rollouts_per_batch=50,
+        tokens_per_prompt=1,
+        crop_probability=0.0,
+        relabellings=images,
+        seed=(0, 0),
+    )
+    batch = batches(0)
+    recorded = {(r.instruction, *r.observations[:, 0].tolist(), *r.actions[:, 0].tolist()) for r in rollouts}
+    mirrored = {(images[1].text(text), *(-value for value in values)) for text, *values in recorded}
+    shown, first = [], 0
+    for length, prompt, final in zip(batch.lengths, batch.prompt_of_rollout, batch.final_observation, strict=True):
+        steps = slice(first, first := first + int(length))
+        positions = [*batch.observation[steps, 0].tolist(), final.item()]
+        shown.append((batch.prompts[prompt], *positions, *batch.action[steps, 0].tolist()))
+    assert len(shown) == 50
+    assert set(shown) <= recorded | mirrored
+    assert 10 < sum(entry in mirrored for entry in shown) < 40
+
+
+@pytest.mark.parametrize("options", [{"mirror": True}, {"mirror": True, "relabel": True}])
+def test_mirrors_that_a_domain_lacks_are_refused(tmp_path: Path, options: dict[str, bool]) -> None:
+    """The chain has relabellings and no mirror images; both at once are never shown."""
+    with pytest.raises(DataError, match="mirror"):
+        chain_grounding_data(tmp_path, **options)
 
 
 def test_relabelled_explanations_have_relabelled_answers(tmp_path: Path) -> None:

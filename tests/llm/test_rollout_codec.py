@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from kalm.llm.rollout_codec import RolloutCodec
@@ -23,6 +25,19 @@ def test_no_step_leads_out_of_the_range_of_the_data() -> None:
     codec.set_range(torch.full((5,), -1.0), torch.full((5,), 2.0))
     observation = torch.tensor([1.0, 0.0, 0.0, 3.0, 3.0])
     assert codec.apply_change(observation, torch.tensor([4.0, -0.5, -9.0, 1.0, -2.0])).tolist() == [2, -0.5, -1, 3, 1]
+
+
+def test_what_is_not_there_neither_appears_nor_counts() -> None:
+    """Numbers 1 and 2 are a thing, 3 and 4 another; only the thing that has a number other than 0 changes."""
+    codec = RolloutCodec(replace(CONTINUOUS, entities=((1, 3), (3, 5))), hidden_size=8, inner_size=8)
+    codec.set_statistics(torch.zeros(5), torch.ones(5), torch.tensor([1.0, 1, 1, 0, 1]))
+    observation = torch.tensor([[0.0, 0, 0, 0, -2], [0, 0, 5, 0, 0], [0, 0, 0, 0, 0]])
+    expected = [[True, False, False, False, True], [True, True, True, False, False], [True] + [False] * 4]
+    assert codec.can_change(observation).tolist() == expected
+    moved = codec.apply_change(observation, torch.full((3, 5), 0.5)) - observation
+    assert moved.tolist() == [[0.5 * value for value in row] for row in expected]
+    change = codec.change(observation, observation + 0.25)
+    assert change.tolist() == [[0.25 * value for value in row] for row in expected]
 
 
 def test_observations_are_normalised_before_they_are_encoded() -> None:

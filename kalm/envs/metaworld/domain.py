@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -13,10 +13,12 @@ from kalm.data.rollout import Rollout
 from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
 from kalm.envs.metaworld.goals import TaskGoal, goal_from_json
 from kalm.envs.metaworld.instructions import explains, instructed_goals
-from kalm.envs.metaworld.layout import ACTION_SIZE, OBSERVATION_SIZE
+from kalm.envs.metaworld.layout import ACTION_SIZE, ENTITIES, OBSERVATION_SIZE, pose_slice
+from kalm.envs.metaworld.mirror import mirror_images
 from kalm.envs.metaworld.plausibility import FLAGS, violations
 from kalm.envs.metaworld.potential import POTENTIALS
 from kalm.envs.metaworld.success import SUCCESS
+from kalm.envs.relabelling import Relabelling
 from kalm.types import GoalSplit
 
 SUCCESS_REWARD = 10.0  # on top of the change of the potential, as in the paper
@@ -106,6 +108,16 @@ class MetaWorld(Domain):
         from kalm.envs.metaworld.collection import expert_rollouts  # brings MuJoCo
 
         return expert_rollouts(self, range(first, num_rollouts), seed, self.action_noise)
+
+    @property
+    def mirror_images(self) -> Sequence[Relabelling]:
+        """As it is, and left and right exchanged."""
+        return mirror_images()
+
+    @property
+    def entities(self) -> Sequence[slice]:
+        """One pose each."""
+        return [pose_slice(entity) for entity in ENTITIES]
 
     @property
     def collection_settings(self) -> dict[str, Any]:  # noqa: D102
