@@ -51,8 +51,13 @@ class CachedReader:
         self._memories: dict[str, RowMemory] = {}  # the prompt that was used last stands last
 
     def begin(self, num_rows: int) -> None:
-        """Free all rows; let there be so many, at most as many as were planned for."""
+        """Forget everything; let there be so many rows, at most as many as were planned for.
+
+        Prompts too: how a prompt's numbers are rounded depends on those that it is read with, and a run that was killed
+        and goes on must imagine the same to the last bit.
+        """
         self._cache.restart(num_rows)
+        self._memories.clear()
 
     def admit(self, rows: Sequence[int], prompts: Sequence[str], num_tokens: int) -> None:  # noqa: D102
         self._read([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._memories])

@@ -59,9 +59,9 @@ class WholeRollout:
 
 
 class RolloutEngine:
-    """A language model set up to imagine. What it has read of prompts for one batch of work serves the next.
+    """A language model set up to imagine; memory and compiled code of one batch of work serve the next.
 
-    Use it only as long as the weights stay what they are.
+    What is imagined for a batch of work depends on nothing that was imagined before it.
     """
 
     def __init__(

@@ -304,6 +304,24 @@ def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
         Sampling(**{name: value})
 
 
+def test_what_was_imagined_before_leaves_no_trace() -> None:
+    """Nor prompts that were read in other company: a restarted run is equal to the last bit."""
+    model, domain, starts, calls = grounded_llm(), ChainDomain(), one_hot_starts([2, 0]), []
+    embed = model.backbone.embed_prompts
+    model.backbone.embed_prompts = lambda prompts: (calls.append(list(prompts)), embed(prompts))[1]  # type: ignore[method-assign]
+    goals = domain.instructed_goals(GoalSplit.TRAIN)
+    first, second = (
+        [WorkItem(goal, start, 5, 0) for start in starts for goal in some] for some in (goals[:3], goals[1:])
+    )
+    engine, fresh = (RolloutEngine(model.backbone, model.codec, domain, Sampling(), 3) for _ in range(2))
+    engine.imagine(first)
+    calls.clear()
+    for one, other in zip(engine.imagine(second), fresh.imagine(second), strict=True):
+        np.testing.assert_array_equal(one.observations, other.observations)
+    assert len(calls) > 1
+    assert calls[: len(calls) // 2] == calls[len(calls) // 2 :]
+
+
 def imagined(model: GroundedLLM, is_compiled: bool, num_items: int) -> list[Rollout]:
     """Two calls of one engine, for goals of different lengths."""
     domain, starts = ChainDomain(), one_hot_starts([2, 0, 4])
