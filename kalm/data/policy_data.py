@@ -25,6 +25,7 @@ from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_g
 from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
 from kalm.data.goal_split_parts import goal_split_parts
 from kalm.data.index_batches import IndexedBatches
+from kalm.data.lined_up import LinedUpStores
 from kalm.data.mixture import MixturePart, mixture_buffer, rollout_sampler
 from kalm.data.moments import Moments
 from kalm.data.relabelled import RelabelledTransitions
@@ -34,7 +35,7 @@ from kalm.data.store_layout import Key, transition_columns
 from kalm.data.task_spec import task_spec
 from kalm.data.top_returns import top_return_rollouts
 from kalm.data.verdict_weights import check_verdict_weights, rollout_weights
-from kalm.data.windows import RolloutStatistics, returns_to_go, rollout_statistics
+from kalm.data.windows import RolloutStatistics, rollout_statistics
 from kalm.envs.base import Domain
 from kalm.errors import CheckpointError, DataError
 from kalm.evaluation import Episode, evaluation_episodes
@@ -225,7 +226,7 @@ class PolicyData(LightningDataModule):
     @cached_property
     def instructions(self) -> list[str]:
         """The distinct sentences of all stores, and what relabelling makes of them; ``instruction_id`` counts them."""
-        return self._relabelled.instructions if self._relabelled is not None else self._recorded_instructions
+        return self._relabelled.instructions if self._relabelled is not None else self._lined_up.instructions
 
     @cached_property
     def goal_embeddings(self) -> Tensor:
@@ -273,18 +274,13 @@ class PolicyData(LightningDataModule):
         sample = self.buffer.sample(prod(size))
         member = sample["index", "buffer_ids"]
         store = torch.where(member > 0, (member - 1) % max(1, len(self._imagined)) + 1, member)
-        first_instruction, first_rollout, instruction_id = self._numbering
-        columns = {key: sample[key] for key in self._keys}
-        local = first_instruction[store] + columns[types.INSTRUCTION_ID]
-        columns[types.INSTRUCTION_ID] = instruction_id[local]
-        columns[types.ROLLOUT_ID] = first_rollout[store] + columns[types.ROLLOUT_ID]
+        columns = self._lined_up.numbered({key: sample[key] for key in self._keys}, store)
         if self._relabelled is not None and relabelling is not None:
             columns = self._relabelled(columns, relabelling)
         if self._verdict_weights:
             columns[types.WEIGHT] = self._rollout_weights[columns[types.ROLLOUT_ID]]
         if window:
-            first_transition, to_go = self._returns_to_go
-            columns[types.RETURN_TO_GO] = to_go[first_transition[store] + sample["index", "index"]]
+            columns[types.RETURN_TO_GO] = self._lined_up.return_to_go(store, sample["index", "index"])
             columns[types.PADDING_MASK] = sample["index", "padding_mask"]
         return TensorDict({key: column.unflatten(0, size) for key, column in columns.items()}, batch_size=size)
 
@@ -357,27 +353,12 @@ class PolicyData(LightningDataModule):
         return rollout_weights(self.stores[0], self.stores[1:], self._verdict_weights)
 
     @cached_property
-    def _returns_to_go(self) -> tuple[Tensor, Tensor]:
-        """With stores lined up: each one's first transition, and the return-to-go of every transition."""
-        to_go = [returns_to_go(store) for store in self.stores]
-        return _firsts([len(store) for store in self.stores]), torch.cat(to_go)
-
-    @cached_property
-    def _numbering(self) -> tuple[Tensor, Tensor, Tensor]:
-        """With stores lined up: each one's first instruction, its first rollout; each instruction's table row."""
-        table = {instruction: row for row, instruction in enumerate(self._recorded_instructions)}
-        lined_up = [table[row.instruction] for store in self.stores for row in store.instructions]
-        num_instructions = [len(store.instructions) for store in self.stores]
-        num_rollouts = [store.num_rollouts for store in self.stores]
-        return _firsts(num_instructions), _firsts(num_rollouts), torch.tensor(lined_up)
-
-    @cached_property
-    def _recorded_instructions(self) -> list[str]:
-        return list(dict.fromkeys(row.instruction for store in self.stores for row in store.instructions))
+    def _lined_up(self) -> LinedUpStores:
+        return LinedUpStores(self.stores)
 
     @cached_property
     def _relabelled(self) -> RelabelledTransitions | None:
-        return RelabelledTransitions(self._recorded_instructions, self.domain.relabellings) if self._relabel else None
+        return RelabelledTransitions(self._lined_up.instructions, self.domain.relabellings) if self._relabel else None
 
     @cached_property
     def _observation_moments(self) -> tuple[Tensor, Tensor]:
@@ -388,8 +369,3 @@ class PolicyData(LightningDataModule):
             rows, _ = sampler.locate(torch.arange(first, min(first + _CHUNK, sampler.num_transitions)))
             moments.add(observations[rows])
         return moments.mean, moments.std
-
-
-def _firsts(counts: Sequence[int]) -> Tensor:
-    stops = torch.tensor(counts).cumsum(0)
-    return stops - torch.tensor(counts)
