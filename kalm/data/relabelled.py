@@ -4,7 +4,7 @@ A relabelled transition is as true as the recorded one, so a store of N transiti
 are relabellings, under sentences that nobody recorded or imagined.
 
 Shape letters: L relabellings, I texts, B transitions, T steps of a window, O numbers in an observation, A discrete
-actions.
+actions or numbers in a continuous action.
 """
 
 from __future__ import annotations
@@ -48,6 +48,30 @@ class RelabelledTexts:
         return self._number[relabelling, self._column[texts]]
 
 
+class RelabelledNumbers:
+    """Observations and actions under relabellings."""
+
+    def __init__(self, relabellings: Sequence[Relabelling]) -> None:
+        """Stack their tables.
+
+        Args:
+            relabellings: L; there may be none if nothing is relabelled.
+        """
+        self._observation_order = torch.from_numpy(np.array([r.observation_order for r in relabellings]))  # (L, O)
+        self._observation_sign = torch.from_numpy(np.array([r.signs for r in relabellings]))  # (L, O)
+        self._action_of = torch.from_numpy(np.array([r.action_of for r in relabellings]))  # (L, A)
+
+    def observation(self, observation: Tensor, relabelling: Tensor) -> Tensor:
+        """Observations of shape (B, O), each under its relabelling, int64 of shape (B,)."""
+        return observation.gather(1, self._observation_order[relabelling]) * self._observation_sign[relabelling]
+
+    def action(self, action: Tensor, relabelling: Tensor) -> Tensor:
+        """Actions of shape (B,) or (B, A), each under its relabelling, int64 of shape (B,)."""
+        if action.is_floating_point():
+            return self._action_of[relabelling] * action
+        return self._action_of[relabelling, action.long()]
+
+
 class RelabelledTransitions:
     """Shows transitions under relabellings.
 
@@ -66,8 +90,7 @@ class RelabelledTransitions:
         self.instructions = texts.distinct
         everything, each = np.arange(len(instructions)), np.arange(len(relabellings))[:, None]
         self._instruction = torch.from_numpy(texts.numbers_of(everything, each))  # (L, I)
-        self._observation_order = torch.from_numpy(np.array([r.observation_order for r in relabellings]))  # (L, O)
-        self._action_of = torch.from_numpy(np.array([r.action_of for r in relabellings]))  # (L, A)
+        self._numbers = RelabelledNumbers(relabellings)
 
     def __len__(self) -> int:
         """Relabellings, L."""
@@ -83,11 +106,10 @@ class RelabelledTransitions:
         Returns:
             All columns; observations, actions and ``instruction_id`` are new tensors.
         """
-        order = self._observation_order[relabelling]
         return {
             **columns,
-            OBSERVATION: columns[OBSERVATION].gather(1, order),
-            NEXT_OBSERVATION: columns[NEXT_OBSERVATION].gather(1, order),
-            ACTION: self._action_of[relabelling, columns[ACTION].long()],
+            OBSERVATION: self._numbers.observation(columns[OBSERVATION], relabelling),
+            NEXT_OBSERVATION: self._numbers.observation(columns[NEXT_OBSERVATION], relabelling),
+            ACTION: self._numbers.action(columns[ACTION], relabelling),
             INSTRUCTION_ID: self._instruction[relabelling, columns[INSTRUCTION_ID].long()],
         }

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kalm import types
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.joined_rollouts import JoinedRollouts
-from kalm.data.relabelled import RelabelledTexts
+from kalm.data.relabelled import RelabelledNumbers, RelabelledTexts
 from kalm.envs.relabelling import Relabelling
 
 
@@ -78,9 +78,7 @@ class TaskBatches:
         self._num_tokens = 2 * rollouts.lengths + 1 + np.asarray(num_answer_tokens)
         self._tokens_per_prompt, self._crop_probability = tokens_per_prompt, crop_probability
         self._relabellings = list(relabellings)
-        self._observation_order = torch.from_numpy(np.array([r.observation_order for r in relabellings]))
-        self._observation_sign = torch.from_numpy(np.array([r.signs for r in relabellings]))
-        self._action_of = torch.from_numpy(np.array([r.action_of for r in relabellings]))
+        self._numbers = RelabelledNumbers(relabellings)
         self._seed = tuple(seed)
         # However prompts fall, a group holds no more than its share of tokens, or one rollout that is longer.
         least_groups = int(np.minimum(self._num_tokens, tokens_per_prompt).sum()) // tokens_per_prompt
@@ -130,13 +128,9 @@ class TaskBatches:
         )
         if self._relabellings:
             relabelling = torch.from_numpy(place.relabelling).repeat_interleave(lengths)
-            order, sign = self._observation_order[relabelling], self._observation_sign[relabelling]
-            observation, next_observation = (o.gather(1, order) * sign for o in (observation, next_observation))
-            of_relabelling = self._action_of[relabelling]
-            if action.is_floating_point():
-                action = of_relabelling * action
-            else:
-                action = of_relabelling.gather(1, action.long()[:, None]).squeeze(1)
+            observation = self._numbers.observation(observation, relabelling)
+            next_observation = self._numbers.observation(next_observation, relabelling)
+            action = self._numbers.action(action, relabelling)
         return GroundingBatch(
             prompts=[self._texts.distinct[prompt] for prompt in place.prompt[first]],
             prompt_of_rollout=torch.from_numpy(prompt_of_rollout),

@@ -177,3 +177,13 @@ def test_imagination_begins_in_the_tasks_own_scene(task: str) -> None:
     np.testing.assert_array_equal(first, shown)
     assert not np.array_equal(first, domain.first_observation(goal, rng))
     env.close()
+
+
+def test_a_thing_is_there_for_a_whole_rollout_or_not_at_all() -> None:
+    """The numbers of what a scene lacks stay zero, those of what it has are never all zero."""
+    domain = MetaWorld()
+    assert [slice_.stop - slice_.start for slice_ in domain.entities] == [7] * 12
+    for rollout in domain.collect(10, seed=4):
+        is_there = [(rollout.observations[:, entity] != 0).any(axis=1) for entity in domain.entities]
+        assert all(values.all() or not values.any() for values in is_there)
+        assert sum(values.any() for values in is_there) == len(TASKS[rollout.goal["task"]].entities)
