@@ -103,8 +103,8 @@ class GroundedLLM(LightningModule):
                 (``chained_imagination.py``); the paper imagines them whole.
             imagination_batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What
                 is imagined does not depend on it.
-            compile_imagination: Whether the steps of imagination are compiled (``torch.compile``, CUDA graphs on a
-                GPU); takes a minute at the beginning.
+            compile_imagination: Whether the steps of imagination are compiled (``torch.compile``), as CUDA graphs on a
+                GPU, which is what it is for: it takes a minute at the beginning, and on a CPU it is slower.
             weights_from: Checkpoint, or run folder, of an earlier grounding of the same backbone, whose weights and
                 statistics ``fit`` begins with; the optimizer and its schedule begin anew. A run that is resumed goes
                 on from its own checkpoint instead.

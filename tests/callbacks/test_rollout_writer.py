@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kalm.callbacks.rollout_writer import REJECTED_FILE, STORE, RolloutWriter
 from kalm.data.goal_data import GoalData
@@ -176,6 +179,23 @@ def test_stopped_by_a_limit_leaves_the_store_unfinished(tmp_path: Path, caplog: 
     assert "2 shards are left to imagine" in caplog.text
     assert not is_finished_store(tmp_path / "run" / STORE)
     second = Walker()
+    predict(tmp_path, second)
+    assert second.num_imagined == 5
+    assert RolloutStore(tmp_path / "run" / STORE).num_rollouts == NUM_ROLLOUTS
+
+
+def test_a_termination_is_heeded_after_the_shard_at_hand(tmp_path: Path) -> None:
+    """SIGTERM in the second of four shards: that one is stored, no other is begun, and the next start goes on."""
+
+    def terminate(place: int, rollout: Rollout) -> Rollout:
+        if place == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rollout
+
+    first, second = Walker(spoil=terminate), Walker()
+    with pytest.raises(SIGTERMException):
+        predict(tmp_path, first)
+    assert first.num_imagined == 7
     predict(tmp_path, second)
     assert second.num_imagined == 5
     assert RolloutStore(tmp_path / "run" / STORE).num_rollouts == NUM_ROLLOUTS
