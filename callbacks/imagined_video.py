@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +13,7 @@ from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, InstructedGoal
 from kalm.errors import KalmError
+from kalm.llm.grounded_llm import GroundedLLM
 from kalm.types import GoalSplit
 
 
@@ -75,7 +76,7 @@ class ImaginedVideo(Callback):
                 self._show(trainer, name, tag, [imagined_panel(domain, rollout)], rollout.instruction)
         if not self._real:
             return
-        again = pl_module.predict_step([_work_item(domain, rollout) for rollout in self._real], 0)
+        again = cast(GroundedLLM, pl_module).imagine([_work_item(domain, rollout) for rollout in self._real])
         for number, (real, imagined) in enumerate(zip(self._real, again, strict=True)):
             panels = [imagined_panel(domain, real, "real"), imagined_panel(domain, imagined, "imagined")]
             name, tag = f"real-imagined-{number}", f"imagine/beside_real/rollout_{number}"

@@ -51,7 +51,7 @@ class Shown(lightning.LightningModule):
         """The batch itself."""
         return batch
 
-    def predict_step(self, items: Sequence[WorkItem], batch_index: int) -> list[Rollout]:
+    def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
         """From each start one step to the left."""
         return [
             walk([int(item.start.argmax()), max(0, int(item.start.argmax()) - 1)], [0], goal=4, instruction="left")
