@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, success_of_each
+from kalm.errors import KalmError
 from kalm.llm.backbone import Backbone
 from kalm.llm.generation import Generated, Sampling, Step, generate, take_step
 from kalm.llm.reader import CachedReader
@@ -103,29 +104,43 @@ class RolloutEngine:
 
         Returns:
             The plans' rollouts, in their order.
+
+        Raises:
+            KalmError: If there is too little memory for so many rollouts at a time.
         """
-        wanted = [(plan, plan.next_item) for plan in _by_instruction(plans) if plan.next_item is not None]
-
-        def finish(index: int, made: Generated) -> WorkItem | None:
-            plan = wanted[index][0]
-            plan.add(made)
-            return plan.next_item
-
-        num_rows = self._max_rows if self._is_compiled else min(self._max_rows, len(wanted))
+        wanted = [plan for plan in _by_instruction(plans) if plan.next_item is not None]
         if wanted:
-            self._reader.begin(num_rows)
-            generate(
-                self._reader,
-                self._codec,
-                self._sampling,
-                [item for _, item in wanted],
-                self._reached,
-                finish,
-                num_rows,
-                self._step,
-                drops_rows=not self._is_compiled,
-            )
+            num_rows = self._max_rows if self._is_compiled else min(self._max_rows, len(wanted))
+            try:
+                self._generate(wanted, num_rows)
+            except torch.OutOfMemoryError as error:
+                raise KalmError(
+                    f"out of memory with {num_rows} rollouts imagined at a time{self._free_memory()}: {error}. Set the "
+                    "model's imagination_batch_size lower, or imagine goals of fewer steps"
+                ) from error
         return [plan.rollout() for plan in plans]
+
+    def _generate(self, plans: Sequence[Plan], num_rows: int) -> None:
+        def finish(index: int, made: Generated) -> WorkItem | None:
+            plans[index].add(made)
+            return plans[index].next_item
+
+        self._reader.begin(num_rows)
+        generate(
+            self._reader,
+            self._codec,
+            self._sampling,
+            [plan.next_item for plan in plans if plan.next_item is not None],
+            self._reached,
+            finish,
+            num_rows,
+            self._step,
+            drops_rows=not self._is_compiled,
+        )
+
+    def _free_memory(self) -> str:
+        device = self._codec.observation_mean.device
+        return f", {torch.cuda.mem_get_info(device)[0] / 2**30:.1f} GiB free" if device.type == "cuda" else ""
 
     def _reached(
         self, items: Sequence[WorkItem], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]

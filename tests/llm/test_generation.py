@@ -16,6 +16,7 @@ from kalm.data.rollout import Rollout
 from kalm.data.validation import validate_rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
+from kalm.errors import KalmError
 from kalm.llm.backbone import Backbone
 from kalm.llm.generation import Generated, GoalReached, Sampling, generate
 from kalm.llm.grounded_llm import GroundedLLM
@@ -320,6 +321,21 @@ def test_what_was_imagined_before_leaves_no_trace() -> None:
         np.testing.assert_array_equal(one.observations, other.observations)
     assert len(calls) > 1
     assert calls[: len(calls) // 2] == calls[len(calls) // 2 :]
+
+
+def test_too_little_memory_says_what_to_change() -> None:
+    """How many rollouts were imagined at a time, and the setting that decides it."""
+    model, domain = grounded_llm(), ChainDomain()
+    engine = RolloutEngine(model.backbone, model.codec, domain, Sampling(), 3)
+
+    def without_memory(observation: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    model.codec.encode_observation = without_memory  # type: ignore[method-assign]
+    goal = domain.instructed_goals(GoalSplit.TRAIN)[0]
+    items = [WorkItem(goal, one_hot_starts([2])[0], 5, seed) for seed in range(7)]
+    with pytest.raises(KalmError, match=r"with 3 rollouts.*tried to allocate 20 GiB.*imagination_batch_size lower"):
+        engine.imagine(items)
 
 
 def imagined(model: GroundedLLM, is_compiled: bool, num_items: int) -> list[Rollout]:
