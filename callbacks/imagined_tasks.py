@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from kalm import types
-from kalm.callbacks.rollout_writer import STORE
+from kalm.callbacks.rollout_writer import STORE, RolloutWriter
 from kalm.data.durable import write_durably
 from kalm.data.filters import RolloutFilter, rollout_verdicts
 from kalm.data.store import RolloutStore, is_finished_store
@@ -41,6 +41,12 @@ class ImaginedTasks(Callback):
         if num_replayed < 0:
             raise KalmError(f"num_replayed is {num_replayed}; it must be 0 or more")
         self.num_replayed = num_replayed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make sure that the store is sealed when this callback looks at it."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, RolloutWriter) for callback in callbacks[callbacks.index(self) :]):
+            raise KalmError("ImaginedTasks stands before RolloutWriter in trainer.callbacks; it must stand behind it")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Count; also when a store that was finished before is found."""

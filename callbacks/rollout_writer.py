@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kalm.changes import changes
-from kalm.data.durable import write_durably
+from kalm.data.durable import file_sha256, write_durably
 from kalm.data.filters import verdict_counts
 from kalm.data.goal_data import GoalData
 from kalm.data.rollout import Rollout
@@ -27,6 +27,8 @@ from kalm.data.writer import RolloutStoreWriter
 from kalm.envs.base import Domain
 from kalm.errors import DataError, KalmError
 from kalm.llm.grounded_llm import GroundedLLM
+from kalm.rl.dynamics_check import DynamicsCheck, load_dynamics_check
+from kalm.run_folder import find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +46,20 @@ class RolloutWriter(Callback):
     Several devices (``--trainer.devices``) write into one store, whole shards each.
     """
 
-    def __init__(self, max_rejection_rate: float = 0.1) -> None:
+    def __init__(self, max_rejection_rate: float = 0.1, dynamics: str | None = None, least_confirming: int = 1) -> None:
         """Check the rate before anything is imagined.
 
         Args:
             max_rejection_rate: The run stops when more than this share of all rollouts so far is rejected, in [0, 1].
+            dynamics: Checkpoint of a ``kalm.rl.dynamics_check.DynamicsCheck``, trained on real rollouts alone, whose
+                verdicts join the domain's plausibility flags; null goes without.
+            least_confirming: Of its members, how many must see the goal of a successful rollout come true as well.
         """
         if not 0 <= max_rejection_rate <= 1:
             raise KalmError(f"max_rejection_rate is {max_rejection_rate}; it is a share, in [0, 1]")
         self.max_rejection_rate = max_rejection_rate
+        self._dynamics, self._least_confirming = dynamics, least_confirming
+        self._check: DynamicsCheck | None = None
         self._provenance: dict[str, Any] = {}
         self._writer: RolloutStoreWriter | None = None
 
@@ -86,6 +93,8 @@ class RolloutWriter(Callback):
             else:
                 facts = {"id": item.identity(str(self._provenance)), **self._provenance}
                 kept.append(replace(rollout, provenance={**rollout.provenance, **facts}))
+        if self._check is not None and kept:
+            kept = self._check.judge(data.domain, kept, self._least_confirming)
         folder = _folder(trainer) / _COUNTS
         write_durably(folder / f"{batch.name}.json", json.dumps(rejected, sort_keys=True).encode())
         self._check_rate(_read_counts(folder), data)
@@ -109,6 +118,10 @@ class RolloutWriter(Callback):
         folder = _folder(trainer) / STORE
         self._provenance = cast(GroundedLLM, pl_module).provenance()
         made_by = {"verb": "predict", **data.description, **self._provenance}
+        if self._dynamics is not None:
+            path = find_checkpoint(self._dynamics, Path(self._dynamics), "dynamics")
+            self._check = load_dynamics_check(path, data.domain)
+            made_by |= {"dynamics_sha256": file_sha256(path), "least_confirming": self._least_confirming}
         everything = {shard.name for shard in data.all_shards}
         if is_finished_store(folder):
             _check_same(folder, made_by)
@@ -130,7 +143,8 @@ class RolloutWriter(Callback):
     def _open(self, folder: Path, data: GoalData, made_by: Mapping[str, Any]) -> RolloutStoreWriter:
         domain = data.domain
         spaces = domain.observation_space, domain.action_space
-        return RolloutStoreWriter(folder, domain.name, *spaces, domain.plausibility_flags, made_by)
+        flags = (*domain.plausibility_flags, *(self._check.flags if self._check is not None else ()))
+        return RolloutStoreWriter(folder, domain.name, *spaces, flags, made_by)
 
     def _forget_counts(self, folder: Path) -> None:
         """Go on counting where an earlier run stopped; what it rejected in a shard it did not store is forgotten."""

@@ -56,6 +56,13 @@ def test_prediction_ends_with_the_counts(tmp_path: Path) -> None:
         (run / TASKS_FILE).unlink()
 
 
+def test_it_must_stand_behind_the_writer(tmp_path: Path) -> None:
+    """In front of it there would be nothing to count."""
+    callbacks = [ImaginedTasks(), RolloutWriter()]
+    with pytest.raises(KalmError, match="it must stand behind it"):
+        trainer(tmp_path, -1, callbacks).predict(Walker(), goal_data(tmp_path), return_predictions=False)
+
+
 def test_a_negative_number_is_refused() -> None:
     """Before anything is imagined."""
     with pytest.raises(KalmError, match="num_replayed is -1; it must be 0 or more"):
