@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.data.durable import write_durably
 from kalm.evaluation import EpisodeResult, summarize
-from kalm.rl.base import OfflineRLModule
 from kalm.run_folder import seed_of
 
 RESULTS_FILE = "results.jsonl"
 
 
+class EvaluatedPolicy(Protocol):
+    """What ran the episodes: an ``OfflineRLModule``, or another module of this form.
+
+    Attributes:
+        results_of_seeds: Results of the latest validation or test, a list for each seed.
+        episode_results: All of them, those of the first seed first.
+        num_updates: Updates behind the weights.
+    """
+
+    results_of_seeds: list[list[EpisodeResult]]
+
+    @property
+    def episode_results(self) -> list[EpisodeResult]: ...  # noqa: D102
+
+    @property
+    def num_updates(self) -> int: ...  # noqa: D102
+
+    def log_dict(self, dictionary: dict[str, float]) -> None: ...  # noqa: D102
+
+
 class SuccessRate(Callback):
-    """Reports the episodes that an ``OfflineRLModule`` ran in validation or test.
+    """Reports the episodes that a policy ran in validation or test.
 
     Logged, with ``eval`` for validation and ``test`` for test: ``eval/<split>/success_rate`` over all episodes, its
     95 % Wilson interval ``success_rate_low`` and ``success_rate_high``, the mean over tasks ``macro_success_rate``, and
@@ -35,13 +54,13 @@ class SuccessRate(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report validation episodes."""
         if not trainer.sanity_checking:
-            self._report(trainer, cast(OfflineRLModule, pl_module), "validate", "eval")
+            self._report(trainer, cast(EvaluatedPolicy, pl_module), "validate", "eval")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report test episodes."""
-        self._report(trainer, cast(OfflineRLModule, pl_module), "test", "test")
+        self._report(trainer, cast(EvaluatedPolicy, pl_module), "test", "test")
 
-    def _report(self, trainer: Trainer, policy: OfflineRLModule, stage: str, prefix: str) -> None:
+    def _report(self, trainer: Trainer, policy: EvaluatedPolicy, stage: str, prefix: str) -> None:
         results = policy.episode_results
         if not results:
             return
@@ -71,7 +90,7 @@ def _metrics(results: list[EpisodeResult], prefix: str) -> dict[str, float]:
     return metrics
 
 
-def _row(result: EpisodeResult, number: int, policy: OfflineRLModule, trainer: Trainer, stage: str) -> dict[str, Any]:
+def _row(result: EpisodeResult, number: int, policy: EvaluatedPolicy, trainer: Trainer, stage: str) -> dict[str, Any]:
     """One line of results.jsonl; experiment and first seed are read off the run folder's path."""
     folder = Path(trainer.default_root_dir)
     first_seed = seed_of(folder)

@@ -94,7 +94,7 @@ def take_step(
     """
     hidden = reader.extend(codec.encode_observation(observation))
     end = torch.sigmoid(codec.predict_end(hidden))
-    action = _choose(codec, hidden, noise, temperature)
+    action = choose_action(codec, hidden, noise, temperature)
     hidden = reader.extend(codec.encode_action(action))
     return end, action, codec.apply_change(observation, codec.predict_change(hidden))
 
@@ -270,7 +270,7 @@ def _longer(array: NDArray[Any], more: int) -> NDArray[Any]:
     return np.concatenate([array, np.zeros((len(array), more, *array.shape[2:]), dtype=array.dtype)], axis=1)
 
 
-def _choose(codec: RolloutCodec, hidden: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
+def choose_action(codec: RolloutCodec, hidden: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
     """The next action of each row, int64 of shape (R,) or float of shape (R, A)."""
     prediction = codec.predict_action(hidden)
     if not codec.is_discrete:
