@@ -38,7 +38,7 @@ from kalm.llm.backbone import Backbone
 from kalm.llm.chained_imagination import imagine_chained
 from kalm.llm.explanation import write_answers
 from kalm.llm.generation import Sampling
-from kalm.llm.losses import ChangeError, action_loss, change_loss, end_loss, text_loss
+from kalm.llm.losses import action_loss, change_loss, end_loss, text_loss
 from kalm.llm.rollout_codec import RolloutCodec
 from kalm.llm.rollout_engine import MAX_ROWS, RolloutEngine
 from kalm.llm.rollout_reader import RolloutHidden, read_rollouts
@@ -63,7 +63,6 @@ class GroundedLLM(LightningModule):
         schedule_steps: int = 2000,
         backbone_learning_rate_scale: float = 1.0,
         next_observation_weight: float = 1.0,
-        next_observation_error: ChangeError = "squared",
         end_weight: float = 0.3,
         text_weight: float = 1.0,
         observation_noise: float = 0.0,
@@ -88,8 +87,6 @@ class GroundedLLM(LightningModule):
             backbone_learning_rate_scale: The backbone's learning rate as a multiple of ``learning_rate``; a pretrained
                 one wants less than encoders and heads that begin at random.
             next_observation_weight: Weight of the next-observation losses; that of actions is 1.
-            next_observation_error: What those losses are: ``squared`` (paper) foretells the mean of what may happen,
-                ``absolute`` the median, which keeps what is seldom touched from creeping.
             end_weight: Weight of the end loss.
             text_weight: Weight of the loss of explanations.
             observation_noise: Standard deviation of the noise on the observations that training reads, in units of the
@@ -118,7 +115,6 @@ class GroundedLLM(LightningModule):
         self.backbone = backbone
         self.codec = RolloutCodec(spec, backbone.hidden_size, inner_size)
         self._observation_noise = observation_noise
-        self._change_error = next_observation_error
         self.sampling = Sampling(temperature, end_threshold)
         self.chain_sub_goals = chain_sub_goals
         if imagination_batch_size < 1:
@@ -173,15 +169,13 @@ class GroundedLLM(LightningModule):
         end = self.codec.predict_end(torch.cat([hidden.observation[generates], hidden.final[ends]]))
         is_end = torch.cat([torch.zeros_like(task[generates], dtype=torch.bool), batch.is_terminated[ends]])
         losses = {
-            "dynamics_loss": change_loss(
-                self.codec.predict_change(hidden.action[predicts]), change[predicts], self._change_error
-            ),
+            "dynamics_loss": change_loss(self.codec.predict_change(hidden.action[predicts]), change[predicts]),
             "text_loss": text_loss(self.backbone.text_logits(hidden.text), hidden.text_target),
             "action_loss": action_loss(
                 self.codec.predict_action(hidden.observation[generates]), batch.action[generates]
             ),
             "next_observation_loss": change_loss(
-                self.codec.predict_change(hidden.action[generates]), change[generates], self._change_error
+                self.codec.predict_change(hidden.action[generates]), change[generates]
             ),
             "end_loss": end_loss(end, is_end),
         }
@@ -323,8 +317,7 @@ class GroundedLLM(LightningModule):
         hidden = read_rollouts(self.backbone, self.codec, batch)
         action, change = self.codec.predict_action(hidden.observation), self.codec.predict_change(hidden.action)
         of_action = action_loss(action, batch.action)
-        real_change = self.codec.change(batch.observation, batch.next_observation)
-        of_change = change_loss(change, real_change, self._change_error)
+        of_change = change_loss(change, self.codec.change(batch.observation, batch.next_observation))
         error = self.codec.apply_change(batch.observation, change) - batch.next_observation
         is_close = (error.abs() <= _STATE_TOLERANCE * self.codec.observation_std).all(dim=-1)
         metrics = {

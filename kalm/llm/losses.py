@@ -6,12 +6,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 from torch.nn import functional
-
-ChangeError = Literal["squared", "absolute"]
 
 
 def action_loss(prediction: Tensor, action: Tensor) -> Tensor:
@@ -32,24 +28,20 @@ def action_loss(prediction: Tensor, action: Tensor) -> Tensor:
     return functional.cross_entropy(prediction, action, reduction="none")
 
 
-def change_loss(predicted_change: Tensor, change: Tensor, error: ChangeError = "squared") -> Tensor:
-    """Bring the predicted next observation close to the real one: mean error over its numbers.
+def change_loss(predicted_change: Tensor, change: Tensor) -> Tensor:
+    """Bring the predicted next observation close to the real one: mean squared error over its numbers.
 
     Both are changes since the current observation in units of their spread over the data, so that a number that
-    hardly ever moves counts as much as one that moves far. Squared errors (the paper's) ask for the mean of what may
-    happen, absolute ones for the median: where a thing mostly stays and seldom is hit, the mean lets it creep at every
-    step, and the median lets it stay.
+    hardly ever moves counts as much as one that moves far.
 
     Args:
         predicted_change: Shape (n, O).
         change: Shape (n, O).
-        error: What is averaged over the numbers.
 
     Returns:
         Loss of each next observation, shape (n,).
     """
-    difference = predicted_change - change
-    return (difference.square() if error == "squared" else difference.abs()).mean(dim=-1)
+    return (predicted_change - change).square().mean(dim=-1)
 
 
 def end_loss(logit: Tensor, is_end: Tensor) -> Tensor:

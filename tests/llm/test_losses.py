@@ -28,12 +28,6 @@ def test_change_loss_is_the_mean_square_of_each_observation() -> None:
     assert loss.tolist() == pytest.approx([2.0, 1.0])
 
 
-def test_change_loss_can_be_the_mean_absolute_error() -> None:
-    """Errors (2, 0) and (-1, 1): 1 and 1."""
-    loss = change_loss(torch.tensor([[2.0, 0.0], [-1.0, 1.0]]), torch.zeros(2, 2), "absolute")
-    assert loss.tolist() == pytest.approx([1.0, 1.0])
-
-
 def test_end_loss_punishes_confidence_in_the_wrong_answer() -> None:
     """Score ln 3 is probability 3/4: loss ln(4/3) if it ends, ln 4 if not."""
     loss = end_loss(torch.full((2,), math.log(3)), torch.tensor([True, False]))
