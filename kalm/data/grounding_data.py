@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import cycle, islice
 from typing import Any, cast
 
 import numpy as np
@@ -307,8 +306,8 @@ class GroundingData(LightningDataModule):
         nothing = [""] * count, [0] * count
         texts = {
             GroundingTask.GENERATION: (_generation_prompts(self._instruction_rows), *nothing),
-            GroundingTask.DYNAMICS: ([DYNAMICS] * count, *nothing),
-            GroundingTask.EXPLANATION: (list(islice(cycle(EXPLANATIONS), count)), self.answers, answer_tokens),
+            GroundingTask.DYNAMICS: ([[DYNAMICS]] * count, *nothing),
+            GroundingTask.EXPLANATION: ([EXPLANATIONS] * count, self.answers, answer_tokens),
         }
         batches = [
             self._batches_of(real, task, *texts[task], size, (self._seed, int(task)))
@@ -329,7 +328,7 @@ class GroundingData(LightningDataModule):
         self,
         rollouts: JoinedRollouts,
         task: GroundingTask,
-        prompts: Sequence[str],
+        prompts: Sequence[Sequence[str]],
         answers: Sequence[str],
         num_answer_tokens: Sequence[int],
         rollouts_per_batch: int,
@@ -372,8 +371,8 @@ class GroundingData(LightningDataModule):
         ]
 
 
-def _generation_prompts(rows: Sequence[InstructionRow]) -> list[str]:
-    return [generation_prompt(row.instruction) for row in rows]
+def _generation_prompts(rows: Sequence[InstructionRow]) -> list[list[str]]:
+    return [[generation_prompt(row.instruction)] for row in rows]
 
 
 def _key(goal: Mapping[str, Any]) -> str:

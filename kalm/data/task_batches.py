@@ -48,7 +48,7 @@ class TaskBatches:
         self,
         rollouts: JoinedRollouts,
         task: GroundingTask,
-        prompts: Sequence[str],
+        prompts: Sequence[Sequence[str]],
         answers: Sequence[str],
         num_answer_tokens: Sequence[int],
         rollouts_per_batch: int,
@@ -62,7 +62,7 @@ class TaskBatches:
         Args:
             rollouts: The rollouts to use.
             task: What they are for.
-            prompts: Prompt of each rollout, in the order of ``rollouts``.
+            prompts: Prompts of each rollout, in the order of ``rollouts``; it is shown behind a random one each time.
             answers: Text to be written behind each; empty but for explanation.
             num_answer_tokens: About how many tokens each answer has; decides grouping, not content.
             rollouts_per_batch: Rollouts of a batch, up to a group more or less.
@@ -74,7 +74,9 @@ class TaskBatches:
         """
         self._rollouts, self._task = rollouts, task
         self._answers = list(answers)
-        self._texts = RelabelledTexts(prompts, relabellings)
+        self._texts = RelabelledTexts([prompt for own in prompts for prompt in own], relabellings)
+        self._num_prompts = np.array([len(own) for own in prompts])
+        self._first_prompt = self._num_prompts.cumsum() - self._num_prompts
         self._num_tokens = 2 * rollouts.lengths + 1 + np.asarray(num_answer_tokens)
         self._tokens_per_prompt, self._crop_probability = tokens_per_prompt, crop_probability
         self._relabellings = list(relabellings)
@@ -95,7 +97,8 @@ class TaskBatches:
         rng = np.random.default_rng([*self._seed, epoch])
         shuffled = rng.permutation(len(self._rollouts))
         relabelling = rng.integers(len(self._relabellings), size=len(shuffled)) if self._relabellings else 0 * shuffled
-        prompt = self._texts.numbers_of(shuffled, relabelling)
+        text = self._first_prompt[shuffled] + rng.integers(self._num_prompts[shuffled])
+        prompt = self._texts.numbers_of(text, relabelling)
         order = np.argsort(prompt, kind="stable")
         chosen, relabelling, prompt = shuffled[order], relabelling[order], prompt[order]
         group = self._group(chosen, prompt)

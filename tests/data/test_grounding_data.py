@@ -49,7 +49,7 @@ def task_batches(folder: Path, **options: Any) -> tuple[TaskBatches, list[Rollou
         "relabellings": (),
         "seed": (0, 0),
     }
-    prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
+    prompts = [[generation_prompt(rollout.instruction)] for rollout in rollouts]
     batches = TaskBatches(
         JoinedRollouts([store], [np.arange(50)]),
         GroundingTask.GENERATION,
@@ -143,7 +143,7 @@ def test_mirrored_vectors_change_sign(tmp_path: Path) -> None:
     batches = TaskBatches(
         JoinedRollouts([RolloutStore(tmp_path / "line")], [np.arange(50)]),
         GroundingTask.GENERATION,
-        [rollout.instruction for rollout in rollouts],
+        [[rollout.instruction] for rollout in rollouts],
         [""] * 50,
         [0] * 50,
         rollouts_per_batch=50,
@@ -196,9 +196,11 @@ def test_rollouts_with_the_same_prompt_share_it_up_to_the_limit(tmp_path: Path) 
 
 
 def test_explanation_is_asked_for_in_every_wording_but_that_of_the_evaluation(tmp_path: Path) -> None:
-    """Over an epoch all of them come up."""
-    data = chain_grounding_data(tmp_path, num_generation=0, num_dynamics=0, num_explanation=16)
-    assert {prompt for index in range(8) for prompt in data.batch(index).prompts} == set(EXPLANATIONS)
+    """Over an epoch all of them come up; a rollout is asked about in another wording the next time."""
+    data = chain_grounding_data(tmp_path, num_generation=0, num_dynamics=0, num_explanation=1000)
+    first, second = (dict(zip(rollouts_of(batch), batch.answers, strict=True)) for batch in map(data.batch, range(2)))
+    assert {prompt for prompt, *_ in first} == set(EXPLANATIONS)
+    assert first.keys() != second.keys()
     assert UNSEEN_EXPLANATION not in EXPLANATIONS
 
 
