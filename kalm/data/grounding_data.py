@@ -67,6 +67,7 @@ class GroundingData(LightningDataModule):
         num_generation: int = 64,
         num_dynamics: int = 16,
         num_explanation: int = 16,
+        num_explanation_prompts: int = len(EXPLANATIONS),
         tokens_per_prompt: int = 96,
         crop_probability: float = 0.0,
         relabel: bool = False,
@@ -97,6 +98,7 @@ class GroundingData(LightningDataModule):
                 the three tasks equally; generation is the hardest and the one that imagination needs.
             num_dynamics: Rollouts a batch for the task state and action to next state; 0 leaves it out.
             num_explanation: Rollouts a batch for the task rollout to goal; 0 leaves it out.
+            num_explanation_prompts: Wordings in which that task asks, 1 to 8 (paper: 1).
             tokens_per_prompt: Rollouts with the same prompt read it together, up to this many tokens.
             crop_probability: How often a rollout is shown from a random later step on, in [0, 1]; what is left is a
                 rollout for the same goal, from a start that no other has.
@@ -127,6 +129,7 @@ class GroundingData(LightningDataModule):
             GroundingTask.EXPLANATION: num_explanation,
         }
         self._tokens_per_prompt, self._crop_probability, self._seed = tokens_per_prompt, crop_probability, seed
+        self._num_explanation_prompts = num_explanation_prompts
         self._relabellings = domain.relabellings if relabel else domain.mirror_images if mirror else ()
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
         self._goal_splits = parse_goal_splits(goal_splits)
@@ -135,6 +138,7 @@ class GroundingData(LightningDataModule):
             ("num_dynamics", num_dynamics, 0),
             ("num_explanation", num_explanation, 0),
             ("num_least_imagined", num_least_imagined, 0),
+            ("num_explanation_prompts", num_explanation_prompts, 1),
             ("tokens_per_prompt", tokens_per_prompt, 1),
             ("num_held_out", num_held_out, 1),
             ("num_imagined", num_imagined, 0),
@@ -142,6 +146,8 @@ class GroundingData(LightningDataModule):
         ):
             if value < least:
                 raise DataError(f"{name} is {value}; it must be {least} or more")
+        if num_explanation_prompts > len(EXPLANATIONS):
+            raise DataError(f"num_explanation_prompts is {num_explanation_prompts}; there are {len(EXPLANATIONS)}")
         if not 0 <= crop_probability <= 1:
             raise DataError(f"crop_probability is {crop_probability}; it is a share, in [0, 1]")
         if relabel and not self._relabellings:
@@ -304,10 +310,11 @@ class GroundingData(LightningDataModule):
         count = len(real)
         answer_tokens = [len(answer.split()) for answer in self.answers]  # nearly: punctuation is not counted
         nothing = [""] * count, [0] * count
+        questions = EXPLANATIONS[: self._num_explanation_prompts]
         texts = {
             GroundingTask.GENERATION: (_generation_prompts(self._instruction_rows), *nothing),
             GroundingTask.DYNAMICS: ([[DYNAMICS]] * count, *nothing),
-            GroundingTask.EXPLANATION: ([EXPLANATIONS] * count, self.answers, answer_tokens),
+            GroundingTask.EXPLANATION: ([questions] * count, self.answers, answer_tokens),
         }
         batches = [
             self._batches_of(real, task, *texts[task], size, (self._seed, int(task)))

@@ -22,6 +22,8 @@ from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.relabelled import RelabelledNumbers, RelabelledTexts
 from kalm.envs.relabelling import Relabelling
 
+_PROMPT_STREAM = 1
+
 
 class _Place(NamedTuple):
     """The rollouts of one batch; every array of shape (R,).
@@ -97,7 +99,9 @@ class TaskBatches:
         rng = np.random.default_rng([*self._seed, epoch])
         shuffled = rng.permutation(len(self._rollouts))
         relabelling = rng.integers(len(self._relabellings), size=len(shuffled)) if self._relabellings else 0 * shuffled
-        text = self._first_prompt[shuffled] + rng.integers(self._num_prompts[shuffled])
+        # Drawn apart, so that how many prompts there are decides nothing else.
+        drawn = np.random.default_rng([*self._seed, epoch, _PROMPT_STREAM]).integers(self._num_prompts[shuffled])
+        text = self._first_prompt[shuffled] + drawn
         prompt = self._texts.numbers_of(text, relabelling)
         order = np.argsort(prompt, kind="stable")
         chosen, relabelling, prompt = shuffled[order], relabelling[order], prompt[order]

@@ -202,6 +202,10 @@ def test_explanation_is_asked_for_in_every_wording_but_that_of_the_evaluation(tm
     assert {prompt for prompt, *_ in first} == set(EXPLANATIONS)
     assert first.keys() != second.keys()
     assert UNSEEN_EXPLANATION not in EXPLANATIONS
+    one = chain_grounding_data(tmp_path, num_generation=0, num_dynamics=0, num_explanation_prompts=1)
+    assert set(one.batch(0).prompts) == {EXPLANATIONS[0]}
+    with pytest.raises(DataError, match="num_explanation_prompts is 9; there are 8"):
+        chain_grounding_data(tmp_path, num_explanation_prompts=9)
 
 
 def test_tasks_come_together_with_their_prompts_and_answers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
+from kalm.language.prompts import DYNAMICS, EXPLANATION, generation_prompt
 from kalm.llm.hugging_face_backbone import HuggingFaceBackbone
 from kalm.types import GoalSplit
 from tests.chain_domain import ChainDomain
@@ -24,7 +24,7 @@ _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "
 def chain_texts() -> list[str]:
     """Everything that the chain's grounding says: prompts and answers."""
     instructions = [entry.instruction for split in GoalSplit for entry in ChainDomain().instructed_goals(split)]
-    return [*instructions, *map(generation_prompt, instructions), DYNAMICS, *EXPLANATIONS]
+    return [*instructions, *map(generation_prompt, instructions), DYNAMICS, EXPLANATION]
 
 
 def save_small_model(
