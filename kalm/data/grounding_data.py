@@ -310,7 +310,7 @@ class GroundingData(LightningDataModule):
         count = len(real)
         answer_tokens = [len(answer.split()) for answer in self.answers]  # nearly: punctuation is not counted
         nothing = [""] * count, [0] * count
-        questions = EXPLANATIONS[: self._num_explanation_prompts]
+        questions = list(EXPLANATIONS[: self._num_explanation_prompts])
         texts = {
             GroundingTask.GENERATION: (_generation_prompts(self._instruction_rows), *nothing),
             GroundingTask.DYNAMICS: ([[DYNAMICS]] * count, *nothing),

@@ -39,6 +39,13 @@ def study_seeds(study: Mapping[str, Any] | None) -> list[int]:
     return list((study or {}).get("seeds") or [])
 
 
+def experiment_seeds(study: Mapping[str, Any] | None, experiment: str) -> list[int]:
+    """The seeds that a study runs an experiment with; empty if it runs it once only, and without a study."""
+    outputs = [str(output) for stage in (study or {}).get("stages", []) for output in stage.get("outputs") or []]
+    own = [output for output in outputs if f"/{experiment}/" in output]
+    return study_seeds(study) if not own or any("${seed}" in output for output in own) else []
+
+
 def belongs_to_study(row: EpisodeRow, study: Mapping[str, Any] | None, report_rows: Sequence[ReportRow]) -> bool:
     """Whether an episode is of an experiment and a seed that the study has; a root may hold other runs as well."""
     seeds = study_seeds(study)

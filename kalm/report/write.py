@@ -18,7 +18,7 @@ from kalm.report.plots import plot_grounding_curves, plot_success_bars, plot_tra
 from kalm.report.provenance import provenance_lines
 from kalm.report.results import RESULTS_FILE, EpisodeRow, last_evaluations, last_update, load_results
 from kalm.report.rollout_tables import StoreVerdicts, imagination_table, load_verdicts, plausibility_table
-from kalm.report.study import belongs_to_study, study_folders, study_rows, study_seeds
+from kalm.report.study import belongs_to_study, experiment_seeds, study_folders, study_rows
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown
 from kalm.report.task_verdicts import TaskVerdicts, load_task_verdicts, task_verdict_table
@@ -117,8 +117,8 @@ def _missing(
 ) -> list[str]:
     """One sentence for each thing that a complete report would have."""
     missing = []
-    seeds = study_seeds(study)
     for report_row in report_rows:
+        seeds = experiment_seeds(study, report_row.experiment)
         own = [row for row in results if row.experiment == report_row.experiment]
         evaluated = {row.seed for row in own}
         tested = {row.seed for row in own if row.stage == "test"}

@@ -71,6 +71,14 @@ def test_the_report_ends_with_how_it_was_made(complete, tmp_path):
     assert "duration: all stages: 1 min 04 s" in ending
 
 
+def test_an_experiment_that_the_study_runs_once_lacks_no_seed(write_results, result_line, tmp_path):
+    """Its stage has no seed in its outputs, and one seed of results is all that there can be."""
+    root = write_results(*(result_line(experiment=REAL, seed=seed) for seed in (0, 1)), result_line(experiment=BOTH))
+    once = {"name": "once", "outputs": [f"checkpoints/{BOTH}/seed=0/results.jsonl"]}
+    study = {**STUDY, "stages": [*STUDY["stages"], once]}
+    assert not any(BOTH in line for line in write_report([root], tmp_path / "out", study).missing)
+
+
 def test_a_partial_study_gives_a_partial_report(write_results, result_line, tmp_path):
     """One of two experiments, one of two seeds, not tested yet: the rest is named."""
     root = write_results(result_line(experiment=REAL, stage="validate"))
