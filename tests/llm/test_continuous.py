@@ -37,6 +37,7 @@ def parked_data(folder: Path) -> GroundingData:
     writer.append("0", list(domain.collect(300, seed=0)))
     writer.finish()
     sizes = {"num_generation": 16, "num_dynamics": 8, "num_explanation": 4, "num_held_out": 40, "num_imagined": 12}
+    sizes["num_explanation_prompts"] = 1  # few rollouts, few updates
     return GroundingData(domain, TokenEncoder(), str(folder / "real"), **sizes)
 
 
