@@ -6,7 +6,7 @@ act of imagination serves every choice (the paper uses all rollouts; which choic
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import Enum
 
 import torch
@@ -65,6 +65,23 @@ def select_rollouts(
             )
         keep = keep & torch.isin(split, torch.tensor([int(wanted) for wanted in goal_splits], dtype=split.dtype))
     return keep.nonzero().squeeze(-1)[:max_rollouts]
+
+
+def select_imagined_rollouts(stores: Sequence[RolloutStore], rollout_filter: RolloutFilter) -> list[Tensor]:
+    """Rows of the rollouts to use of each store of imagined ones, as ``select_rollouts`` gives them.
+
+    Raises:
+        DataError: If no rollout of any of them passes, with what there is.
+    """
+    kept = [select_rollouts(store, rollout_filter) for store in stores]
+    if stores and not any(len(rows) for rows in kept):
+        counts = "\n  ".join(f"{store.path}: {verdict_counts(store)}" for store in stores)
+        raise DataError(
+            f"no imagined rollout passes filter: {rollout_filter.name}; what there is:\n  {counts}\n"
+            f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, "
+            "imagine more, or leave imagined empty to train on real rollouts only"
+        )
+    return kept
 
 
 def verdict_counts(store: RolloutStore) -> dict[str, dict[str, int]]:

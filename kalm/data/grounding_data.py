@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -24,17 +23,19 @@ from kalm.data.grounding_batch import GroundingBatch, GroundingTask, join_batche
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.moments import Moments
+from kalm.data.relabelled import RelabelledNumbers
 from kalm.data.store import InstructionRow, RolloutStore
 from kalm.data.task_batches import TaskBatches
 from kalm.data.task_spec import task_spec
+from kalm.data.task_texts import dynamics_texts, explanation_texts, generation_texts, shortest_instructions
 from kalm.data.transition_moments import transition_moments
 from kalm.data.verified_rollouts import verified_rollouts
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain
 from kalm.errors import CheckpointError, DataError
 from kalm.language.encoder import SentenceEncoder
-from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
-from kalm.types import GoalSplit, TaskSpec
+from kalm.language.prompts import EXPLANATIONS
+from kalm.types import TaskSpec
 
 # Validation is the same for every run, whatever its seed.
 _VALIDATION_SEED = 0
@@ -227,11 +228,7 @@ class GroundingData(LightningDataModule):
         Which of a goal's wordings somebody had used, no rollout can tell, and learning to guess it would take the
         better part of the effort. (The paper's answers are the rollouts' own instructions.)
         """
-        rows = [row for row in self.store.instructions if row.goal_split is GoalSplit.TRAIN]
-        shortest: dict[str, str] = {}
-        for row in sorted(rows, key=lambda row: (len(row.instruction), row.instruction)):
-            shortest.setdefault(_key(row.goal), row.instruction)
-        return [shortest[_key(row.goal)] for row in self._instruction_rows]
+        return shortest_instructions(self.store.instructions, self._instruction_rows)
 
     @property
     def observation_mean(self) -> Tensor:
@@ -251,15 +248,12 @@ class GroundingData(LightningDataModule):
     @property
     def outcome_range(self) -> tuple[Tensor, Tensor]:
         """Least and greatest of each number after a step of the rollouts as shown, float32 of shape (O,) each."""
-        least, greatest = ends = self._moments[2].least, self._moments[2].greatest
-        for relabelling in self._relabellings:
-            order, sign = torch.from_numpy(relabelling.observation_order), torch.from_numpy(relabelling.signs)
-            one, other = (sign * end[order] for end in ends)
-            least, greatest = (
-                torch.minimum(least, torch.minimum(one, other)),
-                torch.maximum(greatest, torch.maximum(one, other)),
-            )
-        return least, greatest
+        ends = torch.stack([self._moments[2].least, self._moments[2].greatest])
+        if self._relabellings:
+            every = torch.arange(len(self._relabellings)).repeat_interleave(2)
+            numbers = RelabelledNumbers(self._relabellings)
+            ends = torch.cat([ends, numbers.observation(ends.repeat(len(self._relabellings), 1), every)])
+        return ends.amin(0), ends.amax(0)
 
     def batch(self, index: int) -> GroundingBatch:
         """Rollouts of every task that is not left out; a pure function of seed and index."""
@@ -307,52 +301,27 @@ class GroundingData(LightningDataModule):
     @cached_property
     def _task_batches(self) -> list[TaskBatches]:
         real = JoinedRollouts([self.store], [self._training])
-        count = len(real)
-        answer_tokens = [len(answer.split()) for answer in self.answers]  # nearly: punctuation is not counted
-        nothing = [""] * count, [0] * count
-        questions = list(EXPLANATIONS[: self._num_explanation_prompts])
         texts = {
-            GroundingTask.GENERATION: (_generation_prompts(self._instruction_rows), *nothing),
-            GroundingTask.DYNAMICS: ([[DYNAMICS]] * count, *nothing),
-            GroundingTask.EXPLANATION: ([questions] * count, self.answers, answer_tokens),
+            GroundingTask.GENERATION: generation_texts(self._instruction_rows),
+            GroundingTask.DYNAMICS: dynamics_texts(len(real)),
+            GroundingTask.EXPLANATION: explanation_texts(self.answers, self._num_explanation_prompts),
         }
+        shown = partial(
+            TaskBatches,
+            tokens_per_prompt=self._tokens_per_prompt,
+            crop_probability=self._crop_probability,
+            relabellings=self._relabellings,
+        )
         batches = [
-            self._batches_of(real, task, *texts[task], size, (self._seed, int(task)))
+            shown(real, task, texts[task], size, seed=(self._seed, int(task)))
             for task, size in self._task_sizes.items()
             if size
         ]
         if self._num_imagined_generation:
             imagined = self._imagined_rollouts
-            count, seed = len(imagined), (self._seed, _IMAGINED_STREAM)
-            prompts = _generation_prompts(imagined.instruction_rows)
-            size = self._num_imagined_generation
-            batches.append(
-                self._batches_of(imagined, GroundingTask.GENERATION, prompts, [""] * count, [0] * count, size, seed)
-            )
+            seed, own = (self._seed, _IMAGINED_STREAM), generation_texts(imagined.instruction_rows)
+            batches.append(shown(imagined, GroundingTask.GENERATION, own, self._num_imagined_generation, seed=seed))
         return batches
-
-    def _batches_of(
-        self,
-        rollouts: JoinedRollouts,
-        task: GroundingTask,
-        prompts: Sequence[Sequence[str]],
-        answers: Sequence[str],
-        num_answer_tokens: Sequence[int],
-        rollouts_per_batch: int,
-        seed: Sequence[int],
-    ) -> TaskBatches:
-        return TaskBatches(
-            rollouts,
-            task,
-            prompts,
-            answers,
-            num_answer_tokens,
-            rollouts_per_batch=rollouts_per_batch,
-            tokens_per_prompt=self._tokens_per_prompt,
-            crop_probability=self._crop_probability,
-            relabellings=self._relabellings,
-            seed=seed,
-        )
 
     @cached_property
     def _moments(self) -> tuple[Moments, Moments, Moments]:
@@ -376,14 +345,6 @@ class GroundingData(LightningDataModule):
                 (_VALIDATION_SEED, int(split)),
             )
         ]
-
-
-def _generation_prompts(rows: Sequence[InstructionRow]) -> list[list[str]]:
-    return [[generation_prompt(row.instruction)] for row in rows]
-
-
-def _key(goal: Mapping[str, Any]) -> str:
-    return json.dumps(goal, sort_keys=True)
 
 
 def _lists_of(entries: Sequence[Any]) -> DataLoader[Any]:

@@ -22,11 +22,11 @@ from torchrl.data import ReplayBufferEnsemble
 from kalm import types
 from kalm.changes import changes
 from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
-from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
+from kalm.data.filters import RolloutFilter, select_imagined_rollouts, select_rollouts
 from kalm.data.goal_split_parts import goal_split_parts
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.lined_up import LinedUpStores
-from kalm.data.mixture import MixturePart, mixture_buffer, rollout_sampler
+from kalm.data.mixture import MixturePart, mixture_buffer
 from kalm.data.moments import Moments
 from kalm.data.relabelled import RelabelledTransitions
 from kalm.data.rollout import Rollout
@@ -34,6 +34,7 @@ from kalm.data.store import RolloutStore
 from kalm.data.store_layout import Key, transition_columns
 from kalm.data.task_spec import task_spec
 from kalm.data.top_returns import top_return_rollouts
+from kalm.data.transition_moments import transition_moments
 from kalm.data.verdict_weights import check_verdict_weights, rollout_weights
 from kalm.data.windows import RolloutStatistics, rollout_statistics
 from kalm.envs.base import Domain
@@ -46,7 +47,6 @@ from kalm.types import GoalSplit, TaskSpec
 _VALIDATION_SEED, _TEST_SEED = 0, 1
 _EPISODES_A_BATCH = 128
 _RELABELLING_STREAM = 255  # of the sampler's random words; far from those of the mixture's parts
-_CHUNK = 1 << 16
 
 
 class PolicyData(LightningDataModule):
@@ -236,12 +236,12 @@ class PolicyData(LightningDataModule):
     @property
     def observation_mean(self) -> Tensor:
         """Mean of the real observations in use, float32 of shape (O,)."""
-        return self._observation_moments[0]
+        return self._observation_moments.mean
 
     @property
     def observation_std(self) -> Tensor:
         """Their standard deviation, float32 of shape (O,); 1 where an entry never changes."""
-        return self._observation_moments[1]
+        return self._observation_moments.std
 
     @property
     def rollout_statistics(self) -> RolloutStatistics:
@@ -335,15 +335,7 @@ class PolicyData(LightningDataModule):
     @cached_property
     def _imagined_rollouts(self) -> list[Tensor]:
         imagined = self.stores[1:]
-        kept = [select_rollouts(store, self._filter) for store in imagined]
-        if imagined and not any(len(rows) for rows in kept):
-            counts = "\n  ".join(f"{store.path}: {verdict_counts(store)}" for store in imagined)
-            raise DataError(
-                f"no imagined rollout passes filter: {self._filter.name}; what there is:\n  {counts}\n"
-                f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, "
-                "imagine more, or leave imagined empty to train on real rollouts only"
-            )
-        return self._top_returns(imagined, kept)
+        return self._top_returns(imagined, select_imagined_rollouts(imagined, self._filter))
 
     def _top_returns(self, stores: Sequence[RolloutStore], rollouts: Sequence[Tensor]) -> list[Tensor]:
         return top_return_rollouts(stores, rollouts, self._top_return_fraction, self._return_discount)
@@ -361,11 +353,5 @@ class PolicyData(LightningDataModule):
         return RelabelledTransitions(self._lined_up.instructions, self.domain.relabellings) if self._relabel else None
 
     @cached_property
-    def _observation_moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, read piece by piece so that memory does not grow with the store."""
-        store, moments = self.stores[0], Moments()
-        sampler, observations = rollout_sampler(store, self._real_rollouts), store.transitions[types.OBSERVATION]
-        for first in range(0, sampler.num_transitions, _CHUNK):
-            rows, _ = sampler.locate(torch.arange(first, min(first + _CHUNK, sampler.num_transitions)))
-            moments.add(observations[rows])
-        return moments.mean, moments.std
+    def _observation_moments(self) -> Moments:
+        return transition_moments(self.stores[0], self._real_rollouts)[0]

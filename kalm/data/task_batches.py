@@ -20,6 +20,7 @@ from kalm import types
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.relabelled import RelabelledNumbers, RelabelledTexts
+from kalm.data.task_texts import TaskTexts
 from kalm.envs.relabelling import Relabelling
 
 _PROMPT_STREAM = 1
@@ -50,9 +51,7 @@ class TaskBatches:
         self,
         rollouts: JoinedRollouts,
         task: GroundingTask,
-        prompts: Sequence[Sequence[str]],
-        answers: Sequence[str],
-        num_answer_tokens: Sequence[int],
+        texts: TaskTexts,
         rollouts_per_batch: int,
         tokens_per_prompt: int,
         crop_probability: float,
@@ -64,9 +63,7 @@ class TaskBatches:
         Args:
             rollouts: The rollouts to use.
             task: What they are for.
-            prompts: Prompts of each rollout, in the order of ``rollouts``; it is shown behind a random one each time.
-            answers: Text to be written behind each; empty but for explanation.
-            num_answer_tokens: About how many tokens each answer has; decides grouping, not content.
+            texts: Their prompts and answers, in the order of ``rollouts``.
             rollouts_per_batch: Rollouts of a batch, up to a group more or less.
             tokens_per_prompt: Most tokens of the rollouts that share a prompt; a longer rollout has it alone.
             crop_probability: How often a rollout is shown from a random later step on.
@@ -75,11 +72,13 @@ class TaskBatches:
             seed: Numbers that decide the order.
         """
         self._rollouts, self._task = rollouts, task
-        self._answers = list(answers)
-        self._texts = RelabelledTexts([prompt for own in prompts for prompt in own], relabellings)
-        self._num_prompts = np.array([len(own) for own in prompts])
+        self._answers = list(texts.answers)
+        self._texts = RelabelledTexts([prompt for own in texts.prompts for prompt in own], relabellings)
+        self._num_prompts = np.array([len(own) for own in texts.prompts])
         self._first_prompt = self._num_prompts.cumsum() - self._num_prompts
-        self._num_tokens = 2 * rollouts.lengths + 1 + np.asarray(num_answer_tokens)
+        # About as many: punctuation is not counted. It decides grouping, not content.
+        num_answer_tokens = np.array([len(answer.split()) for answer in self._answers])
+        self._num_tokens = 2 * rollouts.lengths + 1 + num_answer_tokens
         self._tokens_per_prompt, self._crop_probability = tokens_per_prompt, crop_probability
         self._relabellings = list(relabellings)
         self._numbers = RelabelledNumbers(relabellings)

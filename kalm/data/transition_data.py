@@ -19,7 +19,7 @@ from kalm.changes import changes
 from kalm.data.domain_store import collect_if_absent, open_domain_store
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.moments import Moments
-from kalm.data.relabelled import RelabelledTransitions
+from kalm.data.relabelled import RelabelledNumbers
 from kalm.data.store import RolloutStore
 from kalm.data.task_spec import dynamics_spec
 from kalm.data.transition_moments import transition_moments
@@ -74,7 +74,8 @@ class TransitionData(LightningDataModule):
                 raise DataError(f"{name} is {value}; it must be {least} or more")
         if relabel and not domain.relabellings:
             raise DataError(f"relabel is true, but the domain {domain.name} has no relabellings; set it to false")
-        self._relabelled = RelabelledTransitions([""], domain.relabellings) if relabel else None
+        self._relabellings = domain.relabellings if relabel else ()
+        self._numbers = RelabelledNumbers(self._relabellings)
 
     def prepare_data(self) -> None:
         """Collect the real store when it is absent."""
@@ -121,10 +122,14 @@ class TransitionData(LightningDataModule):
         rng = np.random.default_rng([self._seed, index])
         rows = torch.from_numpy(rng.integers(self._num_training_transitions, size=self._batch_size))
         columns = {key: self.store.transitions[key][rows] for key in _KEYS}
-        if self._relabelled is None:
+        if not self._relabellings:
             return columns
-        columns[types.INSTRUCTION_ID] = torch.zeros(len(rows), dtype=torch.int64)
-        return self._relabelled(columns, torch.from_numpy(rng.integers(len(self._relabelled), size=len(rows))))
+        relabelling = torch.from_numpy(rng.integers(len(self._relabellings), size=len(rows)))
+        return {
+            types.OBSERVATION: self._numbers.observation(columns[types.OBSERVATION], relabelling),
+            types.ACTION: self._numbers.action(columns[types.ACTION], relabelling),
+            types.NEXT_OBSERVATION: self._numbers.observation(columns[types.NEXT_OBSERVATION], relabelling),
+        }
 
     def train_dataloader(self) -> DataLoader[Transitions]:
         """Batches without end, going on where the trainer's update counter stands."""

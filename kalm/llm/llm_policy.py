@@ -114,7 +114,7 @@ class _Actor:
 
     def _admit(self, episodes: list[int]) -> None:
         """Free the rows of episodes that are over; give free rows to new ones."""
-        self._row_of = {episode: row for episode, row in self._row_of.items() if episode in set(episodes)}
+        self._row_of = {episode: self._row_of[episode] for episode in episodes if episode in self._row_of}
         free = np.setdiff1d(np.arange(len(self._observation)), list(self._row_of.values())).astype(np.int64)
         self._reader.release(free)
         new = [episode for episode in episodes if episode not in self._row_of]

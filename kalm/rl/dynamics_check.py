@@ -153,8 +153,8 @@ class DynamicsCheck(LightningModule):
         for step in range(num_steps.max()):
             # Who has no action left gets the last one again; what it leads to is not looked at.
             actions = np.stack([rollout.actions[min(step, len(rollout) - 1)] for rollout in rollouts])
-            taken = torch.from_numpy(actions)
-            changes = torch.stack([self._changes(world, taken)[member] for member, world in enumerate(worlds)])
+            taken = self._action_numbers(torch.from_numpy(actions)).expand(len(worlds), -1, -1)
+            changes = self.members.each(self._normalised(worlds), taken)
             after = (worlds + changes * self.change_std).clamp(self.least_outcome, self.greatest_outcome)
             for member, (before, reached) in enumerate(zip(worlds.numpy(), after.numpy(), strict=True)):
                 is_met[member] |= (step < num_steps) & success_of_each(domain, goals, reached, before, actions)
@@ -196,10 +196,14 @@ class DynamicsCheck(LightningModule):
 
     def _changes(self, observation: Tensor, action: Tensor) -> Tensor:
         """What each member expects, in units of the spread of changes, shape (N, B, O)."""
-        normalised = (observation - self.observation_mean) / self.observation_std
-        if self.spec.is_discrete:
-            action = functional.one_hot(action, self.spec.action_size).to(normalised.dtype)
-        return self.members(normalised, action)
+        return self.members(self._normalised(observation), self._action_numbers(action))
+
+    def _normalised(self, observation: Tensor) -> Tensor:
+        return (observation - self.observation_mean) / self.observation_std
+
+    def _action_numbers(self, action: Tensor) -> Tensor:
+        """Actions as numbers, shape (B, A): one-hot where they are indices."""
+        return functional.one_hot(action, self.spec.action_size).float() if self.spec.is_discrete else action
 
 
 def load_dynamics_check(path: Path, domain: Domain) -> DynamicsCheck:

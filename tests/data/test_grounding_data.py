@@ -19,6 +19,7 @@ from kalm.data.moments import Moments
 from kalm.data.rollout import Rollout
 from kalm.data.store import RolloutStore
 from kalm.data.task_batches import TaskBatches
+from kalm.data.task_texts import TaskTexts
 from kalm.envs.base import Goal
 from kalm.envs.relabelling import Relabelling
 from kalm.errors import CheckpointError, DataError
@@ -53,9 +54,7 @@ def task_batches(folder: Path, **options: Any) -> tuple[TaskBatches, list[Rollou
     batches = TaskBatches(
         JoinedRollouts([store], [np.arange(50)]),
         GroundingTask.GENERATION,
-        prompts,
-        [""] * 50,
-        [0] * 50,
+        TaskTexts(prompts, [""] * 50),
         **{**defaults, **options},
     )
     return batches, rollouts
@@ -143,9 +142,7 @@ def test_mirrored_vectors_change_sign(tmp_path: Path) -> None:
     batches = TaskBatches(
         JoinedRollouts([RolloutStore(tmp_path / "line")], [np.arange(50)]),
         GroundingTask.GENERATION,
-        [[rollout.instruction] for rollout in rollouts],
-        [""] * 50,
-        [0] * 50,
+        TaskTexts([[rollout.instruction] for rollout in rollouts], [""] * 50),
         rollouts_per_batch=50,
         tokens_per_prompt=1,
         crop_probability=0.0,

@@ -44,6 +44,11 @@ class Worlds(nn.Module):
         true, wrong = (torch.from_numpy(one_hot(step(cell, way))) - observation for way in (taken, 0 * taken))
         return torch.stack([true] * (self.num_members - self.num_wrong) + [wrong] * self.num_wrong)
 
+    def each(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Changes of shape (N, B, 5) in as many worlds, one a member."""
+        worlds = zip(observation, action, strict=True)
+        return torch.stack([self(*world)[member] for member, world in enumerate(worlds)])
+
 
 def check_with(num_wrong: int) -> DynamicsCheck:
     """Three members; neutral statistics; a limit of a half."""
