@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kalm.report.comparison import MatchRate
 from kalm.report.grounding_table import EXPLANATION_METRICS, STEP_METRICS
 from kalm.report.metrics import MetricLog
 from kalm.report.results import EpisodeRow, splits_of
@@ -25,34 +27,36 @@ def plot_success_bars(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRo
 
     A row and its baseline share a colour; the baseline is the pale one.
     """
-    splits = splits_of(rows)
-    figure, (axes,) = _figure(1, width=max(6.0, 1.2 + 0.5 * len(splits) * len(report_rows)))
-    width = 0.8 / max(1, len(report_rows))
     colors = _pair_colors(report_rows)
     baselines = {report_row.baseline for report_row in report_rows}
-    for number, report_row in enumerate(report_rows):
-        rates = rates_by_split(rows, report_row.experiment)
-        present = [position for position, split in enumerate(splits) if split in rates]
-        means = [100 * rates[splits[position]].mean for position in present]
-        # A mean over seeds of unequal size can lie outside the pooled interval: a whisker never has negative length.
-        low = [max(0.0, m - 100 * rates[splits[p]].interval[0]) for p, m in zip(present, means, strict=True)]
-        high = [max(0.0, 100 * rates[splits[p]].interval[1] - m) for p, m in zip(present, means, strict=True)]
-        axes.bar(
-            [position - 0.4 + (number + 0.5) * width for position in present],
-            means,
-            width,
-            yerr=[low, high],
-            capsize=2,
-            color=colors[report_row.experiment],
-            alpha=0.45 if report_row.experiment in baselines else 1.0,
-            label=_plain(report_row.label),
+    bars = []
+    for row in report_rows:
+        rates = rates_by_split(rows, row.experiment)
+        percents = {
+            split: (100 * rate.mean, 100 * rate.interval[0], 100 * rate.interval[1]) for split, rate in rates.items()
+        }
+        alpha = 0.45 if row.experiment in baselines else 1.0
+        bars.append(_Bars(row.label, percents, colors[row.experiment], alpha))
+    return _plot_bars(bars, splits_of(rows), "success %", "Success by goal split", path)
+
+
+def plot_match_bars(rates: Mapping[str, Mapping[str, MatchRate]], path: Path) -> Path:
+    """Imagined rollouts that meet their goal by goal split, one bar a model or setting, whiskers at the interval.
+
+    Args:
+        rates: Label -> goal split -> rate.
+        path: File to write.
+    """
+    splits = [split.label for split in GoalSplit if any(split.label in of_split for of_split in rates.values())]
+    bars = [
+        _Bars(
+            label,
+            {split: (rate.percent, *rate.interval) for split, rate in of_split.items()},
+            _PALETTE[number % len(_PALETTE)],
         )
-    axes.set_xticks(range(len(splits)), splits)
-    axes.set_ylabel("success %")
-    axes.set_ylim(0, 100)
-    axes.set_title("Success by goal split")
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return _save(figure, path)
+        for number, (label, of_split) in enumerate(rates.items())
+    ]
+    return _plot_bars(bars, splits, "meet their goal %", "Imagined rollouts by goal split", path)
 
 
 def plot_training_curves(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], path: Path) -> Path:
@@ -100,6 +104,41 @@ def plot_grounding_curves(logs: Sequence[MetricLog], path: Path) -> Path:
         axes.set_ylim(*_PERCENT)
         _legend(axes)
     panels[0].set_ylabel("%")
+    return _save(figure, path)
+
+
+@dataclass(frozen=True)
+class _Bars:
+    """One bar a goal split: percentages with the low and the high end of their whiskers."""
+
+    label: str
+    percents: Mapping[str, tuple[float, float, float]]
+    color: str
+    alpha: float = 1.0
+
+
+def _plot_bars(series: Sequence[_Bars], splits: Sequence[str], quantity: str, title: str, path: Path) -> Path:
+    figure, (axes,) = _figure(1, width=max(6.0, 1.2 + 0.5 * len(splits) * len(series)))
+    width = 0.8 / max(1, len(series))
+    for number, bars in enumerate(series):
+        present = [position for position, split in enumerate(splits) if split in bars.percents]
+        shown = [bars.percents[splits[position]] for position in present]
+        axes.bar(
+            [position - 0.4 + (number + 0.5) * width for position in present],
+            [percent for percent, _, _ in shown],
+            width,
+            # A mean over seeds of unequal size can lie outside the pooled interval: no whisker has a negative length.
+            yerr=[[max(0.0, p - low) for p, low, _ in shown], [max(0.0, high - p) for p, _, high in shown]],
+            capsize=2,
+            color=bars.color,
+            alpha=bars.alpha,
+            label=_plain(bars.label),
+        )
+    axes.set_xticks(range(len(splits)), splits)
+    axes.set_ylabel(quantity)
+    axes.set_ylim(0, 100)
+    axes.set_title(title)
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return _save(figure, path)
 
 

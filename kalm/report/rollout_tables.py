@@ -86,7 +86,7 @@ def imagination_table(verdicts: Sequence[StoreVerdicts]) -> Table:
         if store.source == Source.REAL.label:
             continue
         total = counts["num_rollouts"]
-        in_paper = paper.IMAGINED_MATCH.get(store.domain, {}).get(split)
+        in_paper = paper.IMAGINED_MATCH.get(store.domain, {}).get(paper.FULL, {}).get(split)
         cells.append(
             (
                 f"{split} ({store.name})",

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kalm.errors import DataError
+from kalm.report.comparison import ComparedImagination
+from kalm.report.paper import ABLATIONS
 from kalm.report.results import EpisodeRow
 from kalm.report.success_table import ReportRow
 
 _ROW_KEYS = ("experiment", "label", "baseline")
+_COMPARED_KEYS = ("experiment", "label", "paper")
 
 
 def study_rows(study: Mapping[str, Any] | None, results: Sequence[EpisodeRow]) -> list[ReportRow]:
@@ -22,16 +25,35 @@ def study_rows(study: Mapping[str, Any] | None, results: Sequence[EpisodeRow]) -
     listed = ((study or {}).get("report") or {}).get("rows")
     if listed is None:
         return [ReportRow(name, name) for name in sorted({row.experiment for row in results})]
-    rows = []
-    for number, entry in enumerate(listed, start=1):
-        unknown = sorted(set(entry) - set(_ROW_KEYS))
-        if unknown or "experiment" not in entry:
+    entries = _entries(listed, "row", _ROW_KEYS)
+    return [ReportRow(entry["experiment"], entry["label"], entry.get("baseline")) for entry in entries]
+
+
+def compared_imagination(study: Mapping[str, Any] | None) -> list[ComparedImagination]:
+    """Whose imagined rollouts the study compares; none without a study, or if it does not ask for it.
+
+    Raises:
+        DataError: If an entry has an unknown key, no experiment or an unknown column of the paper.
+    """
+    listed = ((study or {}).get("report") or {}).get("imagined") or []
+    entries = _entries(listed, "imagined entry", _COMPARED_KEYS)
+    for entry in entries:
+        if entry.get("paper") not in (None, *ABLATIONS):
             raise DataError(
-                f"row {number} of the study's report section is {dict(entry)}; allowed keys: {', '.join(_ROW_KEYS)}, "
+                f"paper is {entry['paper']!r} in the study's report section; allowed: {', '.join(ABLATIONS)}"
+            )
+    return [ComparedImagination(entry["experiment"], entry["label"], entry.get("paper")) for entry in entries]
+
+
+def _entries(listed: Sequence[Mapping[str, Any]], kind: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The entries of a list in the report section, each with a label."""
+    for number, entry in enumerate(listed, start=1):
+        if set(entry) - set(keys) or "experiment" not in entry:
+            raise DataError(
+                f"{kind} {number} of the study's report section is {dict(entry)}; allowed keys: {', '.join(keys)}, "
                 "of which experiment is required"
             )
-        rows.append(ReportRow(entry["experiment"], entry.get("label") or entry["experiment"], entry.get("baseline")))
-    return rows
+    return [{**entry, "label": entry.get("label") or entry["experiment"]} for entry in listed]
 
 
 def study_seeds(study: Mapping[str, Any] | None) -> list[int]:

@@ -11,14 +11,15 @@ from rich.console import Console
 
 from kalm.data.store_layout import MANIFEST
 from kalm.errors import DataError
+from kalm.report.comparison import MatchRate, comparison_table, match_rates
 from kalm.report.grounding_table import GROUNDING_PREFIXES, grounding_table
 from kalm.report.metrics import METRICS_FILE, MetricLog, load_metrics
 from kalm.report.page import html_page
-from kalm.report.plots import plot_grounding_curves, plot_success_bars, plot_training_curves
+from kalm.report.plots import plot_grounding_curves, plot_match_bars, plot_success_bars, plot_training_curves
 from kalm.report.provenance import provenance_lines
 from kalm.report.results import RESULTS_FILE, EpisodeRow, last_evaluations, last_update, load_results
 from kalm.report.rollout_tables import StoreVerdicts, imagination_table, load_verdicts, plausibility_table
-from kalm.report.study import belongs_to_study, experiment_seeds, study_folders, study_rows
+from kalm.report.study import belongs_to_study, compared_imagination, experiment_seeds, study_folders, study_rows
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown
 from kalm.report.task_verdicts import TaskVerdicts, load_task_verdicts, task_verdict_table
@@ -73,14 +74,20 @@ def write_report(
     logs = load_metrics(of_study, GROUNDING_PREFIXES, searched)
     if not (results or verdicts or logs):
         raise _nothing_found(searched)
-    report_rows = study_rows(study, results)
-    results = [row for row in results if belongs_to_study(row, study, report_rows)]
-    missing = _missing(study, report_rows, results, verdicts, logs) + problems
-    tasks = load_task_verdicts(of_study, searched)
-    tables = _tables(results, report_rows, verdicts, tasks, logs, num_last_evaluations)
+    rows = study_rows(study, results)
+    found = _Found(
+        results=[row for row in results if belongs_to_study(row, study, rows)],
+        rows=rows,
+        verdicts=verdicts,
+        compared=match_rates(verdicts, compared_imagination(study)),
+        tasks=load_task_verdicts(of_study, searched),
+        logs=logs,
+    )
+    missing = _missing(study, found) + problems
+    tables = _tables(found, num_last_evaluations)
     output.mkdir(parents=True, exist_ok=True)
-    plots = _plots(results, report_rows, logs, output)
-    provenance = provenance_lines(last_update(results), study, durations)
+    plots = _plots(found, output)
+    provenance = provenance_lines(last_update(found.results), study, durations)
     title = f"Report: {study['name']}" if study and study.get("name") else "Report"
     paths = ReportPaths(output / "report.md", output / "report.html", tuple(plots), tuple(missing))
     paths.markdown.write_text(_markdown(title, tables, plots, missing, provenance), encoding="utf-8")
@@ -108,18 +115,28 @@ def _nothing_found(folders: Sequence[Path]) -> DataError:
     )
 
 
-def _missing(
-    study: Mapping[str, Any] | None,
-    report_rows: Sequence[ReportRow],
-    results: Sequence[EpisodeRow],
-    verdicts: Sequence[StoreVerdicts],
-    logs: Sequence[MetricLog],
-) -> list[str]:
+@dataclass(frozen=True)
+class _Found:
+    """What the stages left, and which of it to show."""
+
+    results: Sequence[EpisodeRow]
+    rows: Sequence[ReportRow]
+    verdicts: Sequence[StoreVerdicts]
+    compared: Mapping[str, Mapping[str, MatchRate]]
+    tasks: Sequence[TaskVerdicts]
+    logs: Sequence[MetricLog]
+
+    @property
+    def has_imagined(self) -> bool:
+        return any(store.source != Source.REAL.label for store in self.verdicts)
+
+
+def _missing(study: Mapping[str, Any] | None, found: _Found) -> list[str]:
     """One sentence for each thing that a complete report would have."""
     missing = []
-    for report_row in report_rows:
+    for report_row in found.rows:
         seeds = experiment_seeds(study, report_row.experiment)
-        own = [row for row in results if row.experiment == report_row.experiment]
+        own = [row for row in found.results if row.experiment == report_row.experiment]
         evaluated = {row.seed for row in own}
         tested = {row.seed for row in own if row.stage == "test"}
         for seed in sorted({*seeds, *evaluated}):
@@ -131,53 +148,49 @@ def _missing(
                 missing.append(f"{report_row.experiment}, seed {seed}: not tested yet; its last validation is shown")
         if not own and not seeds:
             missing.append(f"{report_row.experiment}: no episodes; it was not trained or not evaluated")
-    if not results:
+    if not found.results:
         missing.append(f"success rates: no {RESULTS_FILE} of the rows asked for")
-    if not any(store.source != Source.REAL.label for store in verdicts):
+    if not found.has_imagined:
         missing.append("imagined rollouts: no rollout store with imagined rollouts")
-    if not logs:
+    missing += [f"{label}: no imagined rollouts" for label, of_split in found.compared.items() if not of_split]
+    if not found.logs:
         missing.append(f"grounding: no {METRICS_FILE} with explain/ or imagine/ metrics")
     return missing
 
 
-def _tables(
-    results: Sequence[EpisodeRow],
-    report_rows: Sequence[ReportRow],
-    verdicts: Sequence[StoreVerdicts],
-    tasks: Sequence[TaskVerdicts],
-    logs: Sequence[MetricLog],
-    num_last_evaluations: int,
-) -> list[Table]:
+def _tables(found: _Found, num_last_evaluations: int) -> list[Table]:
     tables = []
-    if results:
-        final = last_update(results)
-        tables.append(success_table(final, report_rows))
-        averaged = [row for evaluation in last_evaluations(results, num_last_evaluations) for row in evaluation]
+    if found.results:
+        final = last_update(found.results)
+        tables.append(success_table(final, found.rows))
+        averaged = [row for rows in last_evaluations(found.results, num_last_evaluations) for row in rows]
         if averaged and num_last_evaluations > 1:
             title = f"Success by goal split, mean of the last {num_last_evaluations} evaluations (the paper's number)"
-            tables.append(success_table(averaged, report_rows, title, show_interval=False))
-        tables.append(task_table(final, report_rows))
-    if any(store.source != Source.REAL.label for store in verdicts):
-        tables.append(imagination_table(verdicts))
-    if tasks:
-        tables.append(task_verdict_table(tasks))
-    if verdicts:
-        tables.append(plausibility_table(verdicts))
-    if logs:
-        tables.append(grounding_table(logs))
+            tables.append(success_table(averaged, found.rows, title, show_interval=False))
+        tables.append(task_table(final, found.rows))
+    if found.compared:
+        tables.append(comparison_table(found.compared))
+    if found.has_imagined:
+        tables.append(imagination_table(found.verdicts))
+    if found.tasks:
+        tables.append(task_verdict_table(found.tasks))
+    if found.verdicts:
+        tables.append(plausibility_table(found.verdicts))
+    if found.logs:
+        tables.append(grounding_table(found.logs))
     return tables
 
 
-def _plots(
-    results: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], logs: Sequence[MetricLog], output: Path
-) -> list[Path]:
+def _plots(found: _Found, output: Path) -> list[Path]:
     plots = []
-    if results:
-        plots.append(plot_success_bars(last_update(results), report_rows, output / "success.png"))
-    if any(row.stage == "validate" for row in results):
-        plots.append(plot_training_curves(results, report_rows, output / "training.png"))
-    if logs:
-        plots.append(plot_grounding_curves(logs, output / "grounding.png"))
+    if found.results:
+        plots.append(plot_success_bars(last_update(found.results), found.rows, output / "success.png"))
+    if any(row.stage == "validate" for row in found.results):
+        plots.append(plot_training_curves(found.results, found.rows, output / "training.png"))
+    if any(found.compared.values()):
+        plots.append(plot_match_bars(found.compared, output / "imagined.png"))
+    if found.logs:
+        plots.append(plot_grounding_curves(found.logs, output / "grounding.png"))
     return plots
 
 
