@@ -9,19 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from tensordict import TensorDict
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchrl.data import ReplayBufferEnsemble
 
 from kalm import types
 from kalm.changes import changes
 from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.data.episode_lists import EvaluationSeed, episode_loader
 from kalm.data.filters import RolloutFilter, select_imagined_rollouts, select_rollouts
 from kalm.data.goal_split_parts import goal_split_parts
 from kalm.data.index_batches import IndexedBatches
@@ -39,13 +40,10 @@ from kalm.data.verdict_weights import check_verdict_weights, rollout_weights
 from kalm.data.windows import RolloutStatistics, rollout_statistics
 from kalm.envs.base import Domain
 from kalm.errors import CheckpointError, DataError
-from kalm.evaluation import Episode, evaluation_episodes
+from kalm.evaluation import Episode
 from kalm.language.encoder import SentenceEncoder
 from kalm.types import GoalSplit, TaskSpec
 
-# Evaluation is the same for every run, whatever its seed; validation and test never share a start.
-_VALIDATION_SEED, _TEST_SEED = 0, 1
-_EPISODES_A_BATCH = 128
 _RELABELLING_STREAM = 255  # of the sampler's random words; far from those of the mixture's parts
 
 
@@ -297,11 +295,11 @@ class PolicyData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[list[Episode]]:
         """Lists of validation episodes, the same for every run."""
-        return self._episode_loader(self._num_validation_episodes, _VALIDATION_SEED)
+        return self._episodes(self._num_validation_episodes, EvaluationSeed.VALIDATION)
 
     def test_dataloader(self) -> DataLoader[list[Episode]]:
         """Lists of test episodes, the same for every run, none of them used in validation."""
-        return self._episode_loader(self._num_test_episodes, _TEST_SEED)
+        return self._episodes(self._num_test_episodes, EvaluationSeed.TEST)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move tensors; leave lists of episodes as they are, which Lightning would try to take apart."""
@@ -317,11 +315,8 @@ class PolicyData(LightningDataModule):
             )
         return step
 
-    def _episode_loader(self, num_episodes: int, seed: int) -> DataLoader[list[Episode]]:
-        episodes = evaluation_episodes(self.domain, self._goal_splits, num_episodes, seed, self._goals_file)
-        # A list serves as a dataset; PyTorch's types only know its own class.
-        dataset = cast("Dataset[list[Episode]]", episodes)
-        return DataLoader(dataset, batch_size=_EPISODES_A_BATCH, shuffle=False, collate_fn=list)
+    def _episodes(self, num_episodes: int, seed: EvaluationSeed) -> DataLoader[list[Episode]]:
+        return episode_loader(self.domain, self._goal_splits, num_episodes, seed, self._goals_file)
 
     @cached_property
     def _keys(self) -> list[Key]:

@@ -24,21 +24,20 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
-from kalm.changes import changes
 from kalm.checkpoint_io import VerifiedCheckpointIO
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem, WorkShard
-from kalm.errors import CheckpointError, DataError
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
 from kalm.llm.backbone import Backbone
+from kalm.llm.backbone_checkpoint import add_backbone, require_same_backbone
 from kalm.llm.chained_imagination import imagine_chained
 from kalm.llm.explanation import write_answers
 from kalm.llm.generation import Sampling
-from kalm.llm.losses import action_loss, change_loss, end_loss, text_loss
+from kalm.llm.losses import action_loss, change_loss, end_loss, require_finite, text_loss
+from kalm.llm.optimization import Optimization
 from kalm.llm.rollout_codec import RolloutCodec
 from kalm.llm.rollout_engine import MAX_ROWS, RolloutEngine
 from kalm.llm.rollout_reader import RolloutHidden, read_rollouts
@@ -107,10 +106,6 @@ class GroundedLLM(LightningModule):
                 on from its own checkpoint instead.
         """
         super().__init__()
-        if not 0 <= warmup_steps < schedule_steps:
-            raise ValueError(
-                f"warmup_steps is {warmup_steps}; it must be at least 0 and below schedule_steps, {schedule_steps}"
-            )
         self.spec = spec
         self.backbone = backbone
         self.codec = RolloutCodec(spec, backbone.hidden_size, inner_size)
@@ -122,9 +117,9 @@ class GroundedLLM(LightningModule):
         self._imagination_batch_size, self._compile_imagination = imagination_batch_size, compile_imagination
         self._engine: RolloutEngine | None = None
         self._weights_from = weights_from
-        self._learning_rate, self._weight_decay = learning_rate, weight_decay
-        self._backbone_learning_rate = learning_rate * backbone_learning_rate_scale
-        self._warmup_steps, self._schedule_steps = warmup_steps, schedule_steps
+        self._optimization = Optimization(
+            learning_rate, weight_decay, warmup_steps, schedule_steps, backbone_learning_rate_scale
+        )
         self._loss_weights = {
             "action_loss": 1.0,
             "next_observation_loss": next_observation_weight,
@@ -186,29 +181,15 @@ class GroundedLLM(LightningModule):
         batch = self._with_noise(batch)
         hidden = read_rollouts(self.backbone, self.codec, batch)
         means = {name: values.mean() for name, values in self._losses_of(hidden, batch).items()}
-        for name, value in means.items():
-            if not torch.isfinite(value):
-                raise DataError(
-                    f"ground/{name} is {value.item()} at update {self.global_step}; it must be finite. Check the "
-                    "rollouts for extreme numbers, or lower learning_rate"
-                )
-        self.log_dict({f"ground/{name}": value.detach() for name, value in means.items()}, batch_size=1)
+        metrics = {f"ground/{name}": value.detach() for name, value in means.items()}
+        require_finite(metrics, self.global_step)
+        self.log_dict(metrics, batch_size=1)
         self.log("ground/padding_share", hidden.padding_share, batch_size=1)
         return torch.stack([self._loss_weights[name] * value for name, value in means.items()]).sum()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, no decay on vectors; a straight rise, then a straight fall to zero."""
-        rates = (self.backbone, self._backbone_learning_rate), (self.codec, self._learning_rate)
-        groups = [
-            {"params": _trained(module, is_matrix), "lr": rate, "weight_decay": self._weight_decay * is_matrix}
-            for is_matrix in (True, False)
-            for module, rate in rates
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self._learning_rate, betas=(0.9, 0.98), fused=True)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"},
-        }
+        return self._optimization.of(self.backbone, self.codec)
 
     @torch.inference_mode()
     def validation_step(
@@ -252,17 +233,11 @@ class GroundedLLM(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the weights belong to: those that are frozen are not in the checkpoint."""
-        checkpoint["backbone"] = self.backbone.description
+        add_backbone(checkpoint, self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained on top of others."""
-        expected = self.backbone.identity
-        found = {name: checkpoint["backbone"].get(name) for name in expected} if "backbone" in checkpoint else expected
-        if found != expected:
-            raise CheckpointError(
-                f"the checkpoint is of another backbone: {'; '.join(changes(found, expected))}. Give the model and the "
-                "tuning that it was grounded with (frozen is the identity of the weights that it does not hold)"
-            )
+        require_same_backbone(checkpoint, self.backbone)
 
     def _load_weights(self, name: str) -> None:
         """Begin with the weights of an earlier run, and with what they count in: its statistics, its vocabulary."""
@@ -303,12 +278,6 @@ class GroundedLLM(LightningModule):
         size = self._observation_noise * self.codec.change_std * self.codec.can_change(observation)
         return observation + size * torch.randn_like(observation)
 
-    def _rate(self, step: int) -> float:
-        """Learning rate of update ``step`` as a fraction of its peak."""
-        rise = (step + 1) / max(1, self._warmup_steps)
-        fall = (self._schedule_steps - step) / (self._schedule_steps - self._warmup_steps)
-        return max(0.0, min(1.0, rise, fall))
-
     def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
         """One-step predictions along real rollouts of training goals: losses, and how often they are right."""
         prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
@@ -329,8 +298,3 @@ class GroundedLLM(LightningModule):
             metrics["imagine/train/action_match"] = (action.argmax(dim=-1) == batch.action).float()
         means = {name: values.mean() for name, values in metrics.items()}
         self.log_dict(means, on_epoch=True, batch_size=len(batch.action), add_dataloader_idx=False)
-
-
-def _trained(module: nn.Module, is_matrix: bool) -> list[nn.Parameter]:
-    """Parameters that are trained: those with two dimensions or more, or the others."""
-    return [p for p in module.parameters() if p.requires_grad and (p.dim() > 1) == is_matrix]

@@ -6,8 +6,13 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from kalm.errors import DataError
 
 
 def action_loss(prediction: Tensor, action: Tensor) -> Tensor:
@@ -68,3 +73,21 @@ def text_loss(logits: Tensor, token_id: Tensor) -> Tensor:
         Loss of each token, shape (n,).
     """
     return functional.cross_entropy(logits, token_id, reduction="none")
+
+
+def require_finite(means: Mapping[str, Tensor], update: int) -> None:
+    """Stop training on a loss that is no number.
+
+    Args:
+        means: Mean of each loss by its name.
+        update: Updates before this one, for the message.
+
+    Raises:
+        DataError: If one is not finite; it is named.
+    """
+    for name, value in means.items():
+        if not torch.isfinite(value):
+            raise DataError(
+                f"{name} is {value.item()} at update {update}; it must be finite. Check the rollouts for extreme "
+                "numbers, or lower learning_rate"
+            )
