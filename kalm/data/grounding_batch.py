@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kalm.data.returns import returns_to_go
 from kalm.data.rollout import Rollout
 
 
@@ -38,6 +39,7 @@ class GroundingBatch(NamedTuple):
         next_observation: After each step, float32 of shape (n, O).
         final_observation: After the last step of each rollout, float32 of shape (R, O).
         is_terminated: Whether the last step of each rollout met its goal, bool of shape (R,).
+        return_to_go: Rewards of each step and of all later ones of its rollout added up, float32 of shape (n,).
         answers: For each rollout the text to be written behind it; empty but for explanation.
     """
 
@@ -50,6 +52,7 @@ class GroundingBatch(NamedTuple):
     next_observation: Tensor
     final_observation: Tensor
     is_terminated: Tensor
+    return_to_go: Tensor
     answers: list[str]
 
 
@@ -62,16 +65,19 @@ def batch_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[str], task: Gr
         task: What they are for.
     """
     actions = np.concatenate([rollout.actions for rollout in rollouts])
+    lengths = torch.tensor([len(rollout) for rollout in rollouts])
+    rewards = torch.from_numpy(np.concatenate([rollout.rewards for rollout in rollouts]))
     return GroundingBatch(
         prompts=list(prompts),
         prompt_of_rollout=torch.arange(len(rollouts)),
         task=torch.full((len(rollouts),), int(task)),
-        lengths=torch.tensor([len(rollout) for rollout in rollouts]),
+        lengths=lengths,
         observation=torch.from_numpy(np.concatenate([r.observations[:-1] for r in rollouts]).astype(np.float32)),
         action=torch.from_numpy(actions.astype(np.int64 if actions.dtype.kind in "iu" else np.float32)),
         next_observation=torch.from_numpy(np.concatenate([r.observations[1:] for r in rollouts]).astype(np.float32)),
         final_observation=torch.from_numpy(np.stack([r.observations[-1] for r in rollouts]).astype(np.float32)),
         is_terminated=torch.tensor([bool(rollout.terminated[-1]) for rollout in rollouts]),
+        return_to_go=returns_to_go(rewards, lengths),
         answers=[""] * len(rollouts),
     )
 
@@ -90,5 +96,6 @@ def join_batches(batches: Sequence[GroundingBatch]) -> GroundingBatch:
         next_observation=torch.cat([batch.next_observation for batch in batches]),
         final_observation=torch.cat([batch.final_observation for batch in batches]),
         is_terminated=torch.cat([batch.is_terminated for batch in batches]),
+        return_to_go=torch.cat([batch.return_to_go for batch in batches]),
         answers=[answer for batch in batches for answer in batch.answers],
     )

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kalm.data.returns import store_returns_to_go
 from kalm.data.store import RolloutStore
-from kalm.data.windows import returns_to_go
 from kalm.types import INSTRUCTION_ID, ROLLOUT_ID
 
 
@@ -66,7 +66,7 @@ class LinedUpStores:
 
     @cached_property
     def _returns_to_go(self) -> tuple[Tensor, Tensor]:
-        to_go = [returns_to_go(store) for store in self._stores]
+        to_go = [store_returns_to_go(store) for store in self._stores]
         return _firsts([len(store) for store in self._stores]), torch.cat(to_go)
 
 

@@ -20,6 +20,7 @@ from kalm import types
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.relabelled import RelabelledNumbers, RelabelledTexts
+from kalm.data.returns import returns_to_go
 from kalm.data.task_texts import TaskTexts
 from kalm.envs.relabelling import Relabelling
 
@@ -129,9 +130,9 @@ class TaskBatches:
         _, first, prompt_of_rollout = np.unique(place.group, return_index=True, return_inverse=True)
         lengths = torch.from_numpy(self._rollouts.lengths[place.rollout] - place.skipped)
         last = lengths.cumsum(0) - 1
-        observation, action, next_observation, terminated = self._rollouts.read(
-            (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION, types.TERMINATED), place.rollout, place.skipped
-        )
+        keys = (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION, types.TERMINATED, types.REWARD)
+        columns = self._rollouts.read(keys, place.rollout, place.skipped)
+        observation, action, next_observation, terminated, reward = columns
         if self._relabellings:
             relabelling = torch.from_numpy(place.relabelling).repeat_interleave(lengths)
             observation = self._numbers.observation(observation, relabelling)
@@ -147,6 +148,7 @@ class TaskBatches:
             next_observation=next_observation,
             final_observation=next_observation[last],
             is_terminated=terminated[last],
+            return_to_go=returns_to_go(reward, lengths),
             answers=self._answers_of(place),
         )
 

@@ -4,7 +4,7 @@ TorchRL's ``SliceSampler`` cuts them: every rollout is equally likely, and so is
 fits; a rollout shorter than a window is taken whole, and the window padded at its end. The sampler draws from a
 generator, which is set anew for each minibatch, so that a minibatch is a function of its seed alone.
 
-Shape letters: T steps of a window, R rollouts, N transitions.
+Shape letters: T steps of a window, R rollouts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torchrl.data import ReplayBuffer, SliceSampler, TensorStorage
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter
 
 from kalm import types
+from kalm.data.returns import store_returns_to_go
 from kalm.data.store import RolloutStore
 
 _PADDING = ("collector", "mask")  # where TorchRL says which steps of a window are real
@@ -87,14 +88,6 @@ class RolloutStatistics:
     max_length: int
 
 
-def returns_to_go(store: RolloutStore) -> Tensor:
-    """Sum of the rewards of each step and of all later ones of its rollout, undiscounted, float32 of shape (N,)."""
-    earned = store.transitions[types.REWARD].double().cumsum(0)  # double: the sum runs over all rollouts
-    stop = store.rollouts["start"] + store.rollouts["length"]
-    of_step = (stop - 1)[store.transitions[types.ROLLOUT_ID].long()]
-    return (earned[of_step] - earned + store.transitions[types.REWARD]).float()
-
-
 def rollout_statistics(stores: Sequence[RolloutStore], rollouts: Sequence[Tensor]) -> RolloutStatistics:
     """Look at the rollouts in use.
 
@@ -103,7 +96,7 @@ def rollout_statistics(stores: Sequence[RolloutStore], rollouts: Sequence[Tensor
         rollouts: For each store, rows of the rollouts in use.
     """
     real, rows = stores[0], rollouts[0]
-    to_go = returns_to_go(real)
+    to_go = store_returns_to_go(real)
     of_steps = to_go[torch.isin(real.transitions[types.ROLLOUT_ID], rows)]
     in_use = [(store, used) for store, used in zip(stores, rollouts, strict=True) if len(used)]
     return RolloutStatistics(

@@ -11,7 +11,8 @@ import torch
 from kalm import types
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
-from kalm.data.windows import RolloutWindows, returns_to_go
+from kalm.data.returns import store_returns_to_go
+from kalm.data.windows import RolloutWindows
 from kalm.types import GoalSplit, Source
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
@@ -148,7 +149,7 @@ def test_returns_to_go_do_not_run_into_the_next_rollout(folder: Path) -> None:
     """The last step's is its own reward."""
     store = make_data(folder).stores[0]
     last = store.rollouts["start"] + store.rollouts["length"] - 1
-    assert torch.equal(returns_to_go(store)[last], store.transitions[types.REWARD][last])
+    assert torch.equal(store_returns_to_go(store)[last], store.transitions[types.REWARD][last])
 
 
 def test_statistics_are_those_of_the_rollouts_in_use(folder: Path) -> None:

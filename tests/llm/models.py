@@ -61,6 +61,7 @@ def hand_made_batch(is_discrete: bool = True) -> GroundingBatch:
         next_observation=next_observation,
         final_observation=next_observation[lengths.cumsum(0) - 1],
         is_terminated=torch.tensor([True, False, True, True]),
+        return_to_go=torch.randn(num_steps, generator=generator),
         answers=["", "", "", ANSWERS[0]],
     )
 
@@ -87,6 +88,7 @@ def one_rollout_alone(batch: GroundingBatch, index: int) -> GroundingBatch:
         next_observation=batch.next_observation[steps],
         final_observation=batch.final_observation[index : index + 1],
         is_terminated=batch.is_terminated[index : index + 1],
+        return_to_go=batch.return_to_go[steps],
         answers=[batch.answers[index]],
     )
 
