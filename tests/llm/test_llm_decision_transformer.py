@@ -301,20 +301,20 @@ def test_a_number_that_is_not_finite_stops_training(tmp_path: Path) -> None:
 
 
 def test_a_pretrained_language_model_with_adapters_learns_and_acts(small_models: Any, tmp_path: Path) -> None:
-    """The loss falls to a third; its checkpoint lacks what is frozen, and on a fresh base acts as before."""
+    """The loss falls to a tenth; its checkpoint lacks what is frozen, and on a fresh base acts as before."""
     data = good_and_bad(ChainDomain(), tmp_path)
 
     def on_llama() -> LLMDecisionTransformer:
         lightning.seed_everything(0, verbose=False)
-        options = {"learning_rate": 5e-3, "warmup_steps": 3, "schedule_steps": 60}
+        options = {"learning_rate": 5e-3, "warmup_steps": 3, "schedule_steps": 120}
         made = unloaded_backbone(small_models["llama"], tuning="lora")
         return LLMDecisionTransformer(data.spec, made, inner_size=32, **options)
 
-    model, run = on_llama(), trainer(tmp_path, max_steps=60)
+    model, run = on_llama(), trainer(tmp_path, max_steps=120)
     model.configure_model()
     before = float(model.losses(data.batch(1000))["action_loss"].detach().mean())
     run.fit(model, datamodule=data)
-    assert float(model.eval().losses(data.batch(1000))["action_loss"].detach().mean()) < before / 3
+    assert float(model.eval().losses(data.batch(1000))["action_loss"].detach().mean()) < before / 10
     run.save_checkpoint(tmp_path / "it.ckpt")
     held = torch.load(tmp_path / "it.ckpt", weights_only=True)["state_dict"]
     trained_parts = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
