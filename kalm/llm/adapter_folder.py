@@ -44,7 +44,7 @@ def write_adapter_folder(folder: Path, backbone: Backbone, codec: RolloutCodec, 
     with whole_folder(folder) as temporary:
         if not backbone.save_adapter(temporary):
             return False
-        write_heads(temporary, codec.state_dict(), backbone.description, token_scale=codec.token_scale, **facts)
+        write_heads(temporary, codec.state_dict(), backbone.description, token_scales=codec.token_scales, **facts)
     return True
 
 

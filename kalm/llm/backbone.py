@@ -31,7 +31,7 @@ class Backbone(nn.Module, ABC):
         end_of_text: Id of the token that ends an answer.
         context_size: Most tokens of a prompt with its rollout and answer; None if there is no limit.
         token_scale: What the vectors of states and actions are multiplied by, so that they are about as long as those
-            of text; known once the weights are there.
+            of text; known once the weights are there. Of a backbone made of several models, that of each part counts.
         reads_any_mask: Whether ``forward`` heeds every attention mask. If not, a row must hold one rollout and
             nothing in front of its prompt, each token seeing all before it.
     """
@@ -41,6 +41,14 @@ class Backbone(nn.Module, ABC):
     context_size: int | None = None
     token_scale: float = 1.0
     reads_any_mask: bool = True
+
+    @property
+    def parts(self) -> tuple[Backbone, ...]:
+        """The models whose vectors lie side by side in a token's, mostly one.
+
+        Actions and ends are read off the first, next states off the last.
+        """
+        return (self,)
 
     def load(self, device: torch.device) -> None:
         """Load pretrained weights to where they will be used; does nothing the second time, or if there are none."""

@@ -108,7 +108,7 @@ class GroundedLLM(LightningModule):
         super().__init__()
         self.spec = spec
         self.backbone = backbone
-        self.codec = RolloutCodec(spec, backbone.hidden_size, inner_size)
+        self.codec = RolloutCodec(spec, [part.hidden_size for part in backbone.parts], inner_size)
         self._observation_noise = observation_noise
         self.sampling = Sampling(temperature, end_threshold)
         self.chain_sub_goals = chain_sub_goals
@@ -139,7 +139,7 @@ class GroundedLLM(LightningModule):
     def configure_model(self) -> None:
         """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
         self.backbone.load(self.device if self._trainer is None else self.trainer.strategy.root_device)
-        self.codec.token_scale = self.backbone.token_scale
+        self.codec.token_scales = [part.token_scale for part in self.backbone.parts]
         is_new = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
         if self._weights_from is not None and is_new:
             self._load_weights(self._weights_from)

@@ -16,20 +16,20 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class RowMemory:
-    """What a decoder remembers of one row.
+    """What a decoder, or each of several that read the same tokens, remembers of one row.
 
     Attributes:
-        keys: Shape (K, N, tokens, D).
-        values: Shape (K, N, tokens, D).
+        keys: Of each decoder, shape (K, N, tokens, D).
+        values: Of each decoder, shape (K, N, tokens, D).
     """
 
-    keys: Tensor
-    values: Tensor
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
 
     @property
     def num_tokens(self) -> int:
         """Remembered tokens."""
-        return self.keys.shape[2]
+        return self.keys[0].shape[2]
 
 
 class KeyValueCache:
@@ -41,6 +41,7 @@ class KeyValueCache:
     Attributes:
         lengths: Tokens that each row has read, int64 of shape (R,), on the device.
         num_columns: Tokens that a row has room for, C.
+        column_step: The columns in use are a multiple of this, as far as there are as many.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class KeyValueCache:
         self._max_rows = num_rows
         self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._counted = np.zeros(num_rows, dtype=np.int64)  # the same on the host, so that no step waits for a device
-        self._num_layers, self._dtype, self._column_step = num_layers, dtype, column_step
+        self._num_layers, self._dtype, self.column_step = num_layers, dtype, column_step
         self._keys = self._values = torch.empty(0, device=device)
         self._num_used = self._most_used = 0
 
@@ -87,7 +88,7 @@ class KeyValueCache:
         size = int(self._counted.max(initial=0))
         if size > self.num_columns:
             raise ValueError(f"a row needs {size} columns; there are {self.num_columns}. Reserve more before reading")
-        self._num_used = min(-(-size // self._column_step) * self._column_step, self.num_columns)
+        self._num_used = min(-(-size // self.column_step) * self.column_step, self.num_columns)
         self._most_used = max(self._most_used, self._num_used)
 
     def positions(self, num_tokens: int) -> Tensor:
@@ -139,19 +140,19 @@ class KeyValueCache:
     def memory(self, row: int) -> RowMemory:
         """A copy of what is remembered of one row."""
         size = int(self._counted[row])
-        return RowMemory(self._keys[:, row, :, :size].clone(), self._values[:, row, :, :size].clone())
+        return RowMemory((self._keys[:, row, :, :size].clone(),), (self._values[:, row, :, :size].clone(),))
 
     def recall(self, row: int, memory: RowMemory) -> None:
         """Make a row remember this and nothing else."""
+        (keys,), (values,) = memory.keys, memory.values
         if not self._keys.numel():
-            self._allocate(memory.keys[0, None])
+            self._allocate(keys[0, None])
         size = memory.num_tokens
-        for own, remembered in ((self._keys, memory.keys), (self._values, memory.values)):
+        for own, remembered in ((self._keys, keys), (self._values, values)):
             own[:, row, :, :size] = remembered
             # An unseen number counts nothing times, unless it is NaN: so nothing of an earlier rollout may stay.
             own[:, row, :, size : self._most_used] = 0
-        self.lengths[row] = size
-        self._counted[row] = size
+        self._count(row, size)
 
     def restart(self, num_rows: int) -> None:
         """Forget everything and use so many rows, at most as many as were planned for."""
@@ -186,6 +187,11 @@ class KeyValueCache:
                 self._keys, self._values = (functional.pad(t, (0, 0, 0, more)) for t in (self._keys, self._values))
                 self._fix_addresses()
 
+    def _count(self, row: int, num_tokens: int) -> None:
+        """Let a row have read so many tokens."""
+        self.lengths[row] = num_tokens
+        self._counted[row] = num_tokens
+
     def _allocate(self, like: Tensor) -> None:
         _, num_heads, _, head_size = like.shape
         shape = self._num_layers, self._max_rows, num_heads, self.num_columns, head_size
@@ -195,6 +201,6 @@ class KeyValueCache:
 
     def _fix_addresses(self) -> None:
         """Promise a compiler that these tensors stay where they are: CUDA graphs write to no others."""
-        if self._column_step > 1:
+        if self.column_step > 1:
             for tensor in (self._keys, self._values, self.lengths):
                 torch._dynamo.mark_static_address(tensor)

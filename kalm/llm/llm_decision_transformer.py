@@ -95,7 +95,7 @@ class LLMDecisionTransformer(LightningModule):
         self.spec = spec
         self.backbone, self._inner_size = backbone, inner_size
         seen = replace(spec, observation_size=spec.observation_size + 1, entities=())
-        self.codec = RolloutCodec(seen, backbone.hidden_size, inner_size)
+        self.codec = RolloutCodec(seen, [part.hidden_size for part in backbone.parts], inner_size)
         for head in (self.codec.change_head, self.codec.end_head):
             head.requires_grad_(False)  # nothing but actions is predicted
         self.target_return_quantile = target_return_quantile
@@ -132,7 +132,7 @@ class LLMDecisionTransformer(LightningModule):
     def configure_model(self) -> None:
         """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
         self.backbone.load(self.device if self._trainer is None else self.trainer.strategy.root_device)
-        self.codec.token_scale = self.backbone.token_scale
+        self.codec.token_scales = [part.token_scale for part in self.backbone.parts]
 
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """Imitation of every recorded action, given the return that came of it.

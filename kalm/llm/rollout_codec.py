@@ -3,10 +3,15 @@
 In the paper's symbols: ``encode_observation`` is E_S, ``encode_action`` E_A, ``action_head`` O_A, ``change_head``
 O_S. A state is one token, an action is one token.
 
-Shape letters: O numbers in an observation, A actions or numbers in an action, H hidden size.
+A backbone may be made of several models that read the same tokens. Each then has encoders of its own, whose vectors
+lie side by side; actions and ends are read off the first model's hidden vector, changes off the last one's.
+
+Shape letters: O numbers in an observation, A actions or numbers in an action, H hidden sizes of all models together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,39 +37,30 @@ class RolloutCodec(nn.Module):
     steps of the data led to: small errors add up in imagination, and would carry it out of the world.
 
     Attributes:
-        token_scale: Multiplies the vectors of states and actions; a pretrained model's embeddings are short.
+        token_scales: Multiply the vectors of states and actions, one number a model; a pretrained model's embeddings
+            are short.
     """
 
-    def __init__(self, spec: TaskSpec, hidden_size: int, inner_size: int) -> None:
+    def __init__(self, spec: TaskSpec, hidden_sizes: Sequence[int], inner_size: int) -> None:
         """Build it with random weights and neutral statistics.
 
         Args:
             spec: Sizes of observations and actions.
-            hidden_size: Numbers in a token's vector, H.
+            hidden_sizes: Numbers in a token's vector, of each model that the backbone is made of.
             inner_size: Width of the hidden layers of the encoder and the head of observations.
         """
         super().__init__()
         self.is_discrete, self.action_size = spec.is_discrete, spec.action_size
-        self.observation_encoder = nn.Sequential(
-            nn.Linear(spec.observation_size, inner_size),
-            nn.SiLU(),
-            nn.Linear(inner_size, inner_size),
-            nn.SiLU(),
-            nn.Linear(inner_size, hidden_size),
+        self._hidden_sizes = list(hidden_sizes)
+        self.observation_encoder = _side_by_side(
+            [_observation_encoder(spec, size, inner_size) for size in hidden_sizes]
         )
-        self.action_encoder: nn.Module
-        if spec.is_discrete:
-            self.action_encoder = nn.Embedding(spec.action_size, hidden_size)
-            nn.init.normal_(self.action_encoder.weight, std=TOKEN_STD)
-        else:
-            self.action_encoder = nn.Sequential(
-                nn.Linear(spec.action_size, inner_size), nn.SiLU(), nn.Linear(inner_size, hidden_size)
-            )
-        self.action_head = nn.Linear(hidden_size, spec.action_size)
+        self.action_encoder = _side_by_side([_action_encoder(spec, size, inner_size) for size in hidden_sizes])
+        self.action_head = nn.Linear(hidden_sizes[0], spec.action_size)
         self.change_head = nn.Sequential(
-            nn.Linear(hidden_size, inner_size), nn.SiLU(), nn.Linear(inner_size, spec.observation_size)
+            nn.Linear(hidden_sizes[-1], inner_size), nn.SiLU(), nn.Linear(inner_size, spec.observation_size)
         )
-        self.end_head = nn.Linear(hidden_size, 1)
+        self.end_head = nn.Linear(hidden_sizes[0], 1)
         self.observation_mean: Tensor
         self.observation_std: Tensor
         self.change_std: Tensor
@@ -81,7 +77,7 @@ class RolloutCodec(nn.Module):
             owner[first:end] = number
         self.register_buffer("_entity_of_number", owner, persistent=False)
         self._num_entities = len(spec.entities)
-        self.token_scale = 1.0
+        self.token_scales = [1.0] * len(hidden_sizes)
 
     def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
         """Take the statistics of the training data.
@@ -122,23 +118,23 @@ class RolloutCodec(nn.Module):
     def encode_observation(self, observation: Tensor) -> Tensor:
         """Vectors of state tokens, from (..., O) to (..., H)."""
         normalised = (observation - self.observation_mean) / self.observation_std
-        return self.token_scale * self.observation_encoder(normalised.clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS))
+        return self._scaled(self.observation_encoder(normalised.clamp(-_MOST_DEVIATIONS, _MOST_DEVIATIONS)))
 
     def encode_action(self, action: Tensor) -> Tensor:
         """Vectors of action tokens, from (...) or (..., A) to (..., H)."""
-        return self.token_scale * self.action_encoder(action)
+        return self._scaled(self.action_encoder(action))
 
     def predict_action(self, hidden: Tensor) -> Tensor:
         """Scores of all actions, or the action itself where it is continuous: from (..., H) to (..., A)."""
-        return self.action_head(hidden)
+        return self.action_head(hidden[..., : self._hidden_sizes[0]])
 
     def predict_change(self, hidden: Tensor) -> Tensor:
         """Change of the observation in units of ``change_std``, from (..., H) at action tokens to (..., O)."""
-        return self.change_head(hidden)
+        return self.change_head(hidden[..., -self._hidden_sizes[-1] :])
 
     def predict_end(self, hidden: Tensor) -> Tensor:
         """Score for the rollout to end at a state token, from (..., H) to (...)."""
-        return self.end_head(hidden).squeeze(-1)
+        return self.end_head(hidden[..., : self._hidden_sizes[0]]).squeeze(-1)
 
     def change(self, observation: Tensor, next_observation: Tensor) -> Tensor:
         """What ``predict_change`` should have said, shape (..., O); 0 for numbers that never change."""
@@ -152,3 +148,38 @@ class RolloutCodec(nn.Module):
         greatest = torch.maximum(self.greatest_outcome, observation)
         step = torch.where(self.can_change(observation), change * self.change_std, 0.0)
         return (observation + step).clamp(least, greatest)
+
+    def _scaled(self, vectors: Tensor) -> Tensor:
+        """Vectors about as long as each model's own, (..., H)."""
+        parts = vectors.split(self._hidden_sizes, dim=-1)
+        return torch.cat([scale * part for scale, part in zip(self.token_scales, parts, strict=True)], dim=-1)
+
+
+class _SideBySide(nn.ModuleList):
+    """What several modules make of the same input, as one vector."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return torch.cat([module(value) for module in self], dim=-1)
+
+
+def _side_by_side(modules: list[nn.Module]) -> nn.Module:
+    """One module stays what it is, and so do the names of its parameters in checkpoints."""
+    return modules[0] if len(modules) == 1 else _SideBySide(modules)
+
+
+def _observation_encoder(spec: TaskSpec, hidden_size: int, inner_size: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(spec.observation_size, inner_size),
+        nn.SiLU(),
+        nn.Linear(inner_size, inner_size),
+        nn.SiLU(),
+        nn.Linear(inner_size, hidden_size),
+    )
+
+
+def _action_encoder(spec: TaskSpec, hidden_size: int, inner_size: int) -> nn.Module:
+    if not spec.is_discrete:
+        return nn.Sequential(nn.Linear(spec.action_size, inner_size), nn.SiLU(), nn.Linear(inner_size, hidden_size))
+    table = nn.Embedding(spec.action_size, hidden_size)
+    nn.init.normal_(table.weight, std=TOKEN_STD)
+    return table

@@ -90,7 +90,7 @@ class Bench:
         save_small_model(folder, "llama", [generation_prompt(INSTRUCTION)], num_updates=0, sizes=SIZES)
         self.num_rows = num_rows
         self.model = backbone(folder, tuning="full").eval()
-        self.codec = RolloutCodec(SPEC, self.model.hidden_size, inner_size=256).eval()
+        self.codec = RolloutCodec(SPEC, [self.model.hidden_size], inner_size=256).eval()
 
     def kalm(self, lengths: Sequence[int]) -> None:
         """Rollouts of these lengths, as many at a time as there are rows."""

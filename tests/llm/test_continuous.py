@@ -144,7 +144,7 @@ def test_an_out_of_reach_prediction_is_clipped_in_what_follows_too() -> None:
 
 def test_each_number_of_an_action_counts() -> None:
     """A change of either number of a continuous action changes what is read at it."""
-    codec = RolloutCodec(CONTINUOUS, hidden_size=8, inner_size=8)
+    codec = RolloutCodec(CONTINUOUS, hidden_sizes=[8], inner_size=8)
     action = hand_made_batch(is_discrete=False).action[:1]
     for number in (0, 1):
         other = action.clone()

@@ -17,8 +17,9 @@ from tests.chain_run import kalm
 from tests.llm.small_models import save_small_model
 
 REPOSITORY = Path(__file__).parents[2]
-FILES = sorted((REPOSITORY / "conf" / "clevr_robot").glob("ground_*.yaml"))
 HUGGING_FACE = "kalm.llm.hugging_face_backbone.HuggingFaceBackbone"
+GROUNDING = sorted((REPOSITORY / "conf" / "clevr_robot").glob("ground_*.yaml"))
+FILES = [path for path in GROUNDING if HUGGING_FACE in path.read_text(encoding="utf-8")]
 SMOKE = REPOSITORY / "conf" / "overlay" / "smoke.yaml"
 
 
