@@ -71,6 +71,7 @@ class PolicyData(LightningDataModule):
         relabel: bool = False,
         verdict_weights: dict[str, float] | None = None,
         top_return_fraction: float = 1.0,
+        imagined_top_return_fraction: float | None = None,
         return_discount: float = 1.0,
         max_real_rollouts: int | None = 6400,
         num_collected_rollouts: int = 10000,
@@ -96,14 +97,18 @@ class PolicyData(LightningDataModule):
             balance_goal_splits: Whether the imagined rows are shared out evenly among the goal splits that were
                 imagined, rather than by how many transitions of each are left (paper).
             relabel: Whether every row is shown under a random one of the domain's relabellings, such as the colours of
-                equal balls exchanged, in observation, action and sentence alike (paper: no). Sentences must name what
-                is exchanged.
+                equal balls exchanged, in observation, action and sentence alike, as long as the stores have the
+                sentence too (paper: no). Sentences must name what is exchanged.
             verdict_weights: How much imagined rollouts count that are ``implausible`` (a flag marks one of their
                 transitions) or ``missed`` (their goal was not met), where others count 1; one that is both counts the
                 product. Instead of a filter, so use ``filter: none``; null weighs all alike.
-            top_return_fraction: Share of the rollouts of each source to use, those of the highest return, in (0, 1];
-                it is taken of what the filter and ``max_real_rollouts`` leave. With BC it makes filtered BC.
-            return_discount: Worth of a reward one step later in that return, in [0, 1]; 1 adds all rewards up.
+            top_return_fraction: Share of the rollouts of each source and goal split to use, those of the highest
+                return, in (0, 1]; it is taken of what the filter and ``max_real_rollouts`` leave. With BC it makes
+                filtered BC.
+            imagined_top_return_fraction: The same for imagined rollouts where it should be another; null takes
+                ``top_return_fraction``.
+            return_discount: Worth of a reward one step later in that return, in [0, 1]; 1 adds all rewards up. Below,
+                of two rollouts that meet their goal the shorter one has the higher return.
             max_real_rollouts: Use the first so many real rollouts; null uses all (paper: 6400 on CLEVR-Robot).
             num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
             collect_seed: Seed of that collection.
@@ -127,7 +132,11 @@ class PolicyData(LightningDataModule):
         self._real, self._imagined, self._filter = real, list(imagined), filter
         self._verdict_weights = dict(verdict_weights or {})
         self._balance_goal_splits, self._relabel = balance_goal_splits, relabel
-        self._top_return_fraction, self._return_discount = top_return_fraction, return_discount
+        imagined_fraction_kept = (
+            top_return_fraction if imagined_top_return_fraction is None else imagined_top_return_fraction
+        )
+        self._top_return_fractions = (top_return_fraction, imagined_fraction_kept)
+        self._return_discount = return_discount
         self._max_real_rollouts = max_real_rollouts
         self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
@@ -140,10 +149,11 @@ class PolicyData(LightningDataModule):
             if value < 1:
                 raise DataError(f"{name} is {value}; it must be 1 or more")
         check_verdict_weights(self._verdict_weights, filter)
-        if not (0 < top_return_fraction <= 1 and 0 <= return_discount <= 1):
+        if not (all(0 < fraction <= 1 for fraction in self._top_return_fractions) and 0 <= return_discount <= 1):
             raise DataError(
-                f"top_return_fraction is {top_return_fraction} and return_discount is {return_discount}; the first "
-                "must be in (0, 1], the second in [0, 1]"
+                f"top_return_fraction is {top_return_fraction}, imagined_top_return_fraction is "
+                f"{imagined_top_return_fraction} and return_discount is {return_discount}; the first two must be in "
+                "(0, 1], the last in [0, 1]"
             )
         if seed < 0:
             raise DataError(f"seed is {seed}; it must be 0 or more")
@@ -182,7 +192,7 @@ class PolicyData(LightningDataModule):
             **{"real": real, "imagined": imagined, "filter": self._filter.name},
             **{"batch_size": self.batch_size, "imagined_rows": self._num_imagined_rows},
             **{"max_real_rollouts": self._max_real_rollouts, "sequence_length": self.sequence_length},
-            **{"top_return_fraction": self._top_return_fraction, "return_discount": self._return_discount},
+            **{"top_return_fractions": list(self._top_return_fractions), "return_discount": self._return_discount},
             **{"verdict_weights": self._verdict_weights, "balance_goal_splits": self._balance_goal_splits},
             "relabel": self._relabel,
             "num_devices": self.trainer.world_size if self.trainer is not None else 1,
@@ -223,8 +233,8 @@ class PolicyData(LightningDataModule):
 
     @cached_property
     def instructions(self) -> list[str]:
-        """The distinct sentences of all stores, and what relabelling makes of them; ``instruction_id`` counts them."""
-        return self._relabelled.instructions if self._relabelled is not None else self._lined_up.instructions
+        """The distinct sentences of all stores; ``instruction_id`` counts them."""
+        return self._lined_up.instructions
 
     @cached_property
     def goal_embeddings(self) -> Tensor:
@@ -268,13 +278,13 @@ class PolicyData(LightningDataModule):
         size = (self.updates_per_step, self.batch_size, *window)
         self.buffer.sampler.seed = seed
         self.buffer.sampler.next_update = index * self.updates_per_step
-        relabelling = self._draw_relabelling() if self._relabelled is not None else None
+        words = self._relabelling_words() if self._relabelled is not None else None
         sample = self.buffer.sample(prod(size))
         member = sample["index", "buffer_ids"]
         store = torch.where(member > 0, (member - 1) % max(1, len(self._imagined)) + 1, member)
         columns = self._lined_up.numbered({key: sample[key] for key in self._keys}, store)
-        if self._relabelled is not None and relabelling is not None:
-            columns = self._relabelled(columns, relabelling)
+        if self._relabelled is not None and words is not None:
+            columns = self._relabelled(columns, words)
         if self._verdict_weights:
             columns[types.WEIGHT] = self._rollout_weights[columns[types.ROLLOUT_ID]]
         if window:
@@ -282,12 +292,12 @@ class PolicyData(LightningDataModule):
             columns[types.PADDING_MASK] = sample["index", "padding_mask"]
         return TensorDict({key: column.unflatten(0, size) for key, column in columns.items()}, batch_size=size)
 
-    def _draw_relabelling(self) -> Tensor:
-        """Relabelling of every transition of a training step, (K * B * T,); the steps of a window share theirs."""
-        assert self._relabelled is not None
+    def _relabelling_words(self) -> Tensor:
+        """Random numbers for every transition of a training step, (K * B * T,); the steps of a window share theirs."""
         words = self.buffer.sampler.random_words(_RELABELLING_STREAM, self.updates_per_step, self.batch_size)
-        drawn = torch.from_numpy((words % np.uint64(len(self._relabelled))).astype(np.int64))
-        return drawn.flatten().repeat_interleave(self.sequence_length)
+        return (
+            torch.from_numpy((words >> np.uint64(1)).astype(np.int64)).flatten().repeat_interleave(self.sequence_length)
+        )
 
     def train_dataloader(self) -> DataLoader[TensorDict]:
         """Training steps' minibatches without end, going on where the trainer's update counter stands."""
@@ -324,16 +334,14 @@ class PolicyData(LightningDataModule):
 
     @cached_property
     def _real_rollouts(self) -> Tensor:
-        real = self.stores[:1]
-        return self._top_returns(real, [select_rollouts(real[0], RolloutFilter.none, self._max_real_rollouts)])[0]
+        real, rollouts = self.stores[0], select_rollouts(self.stores[0], RolloutFilter.none, self._max_real_rollouts)
+        return top_return_rollouts([real], [rollouts], self._top_return_fractions[0], self._return_discount)[0]
 
     @cached_property
     def _imagined_rollouts(self) -> list[Tensor]:
         imagined = self.stores[1:]
-        return self._top_returns(imagined, select_imagined_rollouts(imagined, self._filter))
-
-    def _top_returns(self, stores: Sequence[RolloutStore], rollouts: Sequence[Tensor]) -> list[Tensor]:
-        return top_return_rollouts(stores, rollouts, self._top_return_fraction, self._return_discount)
+        rollouts = select_imagined_rollouts(imagined, self._filter)
+        return top_return_rollouts(imagined, rollouts, self._top_return_fractions[1], self._return_discount)
 
     @cached_property
     def _rollout_weights(self) -> Tensor:

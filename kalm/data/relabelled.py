@@ -1,7 +1,7 @@
 """Transitions and texts under a domain's relabellings, such as the colours of equal balls exchanged.
 
 A relabelled transition is as true as the recorded one, so a store of N transitions becomes as many times N as there
-are relabellings, under sentences that nobody recorded or imagined.
+are relabellings.
 
 Shape letters: L relabellings, I texts, B transitions, T steps of a window, O numbers in an observation, A discrete
 actions or numbers in a continuous action.
@@ -73,10 +73,10 @@ class RelabelledNumbers:
 
 
 class RelabelledTransitions:
-    """Shows transitions under relabellings.
+    """Shows transitions under relabellings that turn their sentence into one of the stores' own.
 
-    Attributes:
-        instructions: Sentences that ``instruction_id`` counts afterwards; those of before come first.
+    So no sentence is new: what nobody recorded or imagined a rollout for, nobody asks the policy for. Goals of a split
+    that is closed under relabelling, such as those of two balls, get all; a goal with a fixed order of all gets few.
     """
 
     def __init__(self, instructions: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
@@ -84,32 +84,34 @@ class RelabelledTransitions:
 
         Args:
             instructions: The distinct sentences that ``instruction_id`` counts, I.
-            relabellings: At least one, L.
+            relabellings: At least one, L; the first changes nothing.
         """
-        texts = RelabelledTexts(instructions, relabellings)
-        self.instructions = texts.distinct
-        everything, each = np.arange(len(instructions)), np.arange(len(relabellings))[:, None]
-        self._instruction = torch.from_numpy(texts.numbers_of(everything, each))  # (L, I)
+        number_of = {sentence: number for number, sentence in enumerate(instructions)}
+        # (L, I): the sentence's number, or -1 where it would be a new one.
+        rows = [[number_of.get(relabelling.text(text), -1) for text in instructions] for relabelling in relabellings]
+        self._instruction = torch.tensor(rows)
+        allowed = self._instruction >= 0
+        self._num_allowed = allowed.sum(dim=0)  # (I,)
+        self._allowed = allowed.int().argsort(dim=0, descending=True, stable=True)  # (L, I): those allowed come first
         self._numbers = RelabelledNumbers(relabellings)
 
-    def __len__(self) -> int:
-        """Relabellings, L."""
-        return len(self._instruction)
-
-    def __call__(self, columns: Mapping[Any, Tensor], relabelling: Tensor) -> dict[Any, Tensor]:
-        """The same transitions, each under its relabelling.
+    def __call__(self, columns: Mapping[Any, Tensor], words: Tensor) -> dict[Any, Tensor]:
+        """The same transitions, each under a relabelling.
 
         Args:
             columns: Transitions with the keys of ``kalm.types``, shape (B, ...).
-            relabelling: Number of each one's relabelling, int64 of shape (B,).
+            words: A random number for each, int64 of shape (B,), not negative; it chooses among the relabellings that
+                are allowed.
 
         Returns:
             All columns; observations, actions and ``instruction_id`` are new tensors.
         """
+        instruction = columns[INSTRUCTION_ID].long()
+        relabelling = self._allowed[words % self._num_allowed[instruction], instruction]
         return {
             **columns,
             OBSERVATION: self._numbers.observation(columns[OBSERVATION], relabelling),
             NEXT_OBSERVATION: self._numbers.observation(columns[NEXT_OBSERVATION], relabelling),
             ACTION: self._numbers.action(columns[ACTION], relabelling),
-            INSTRUCTION_ID: self._instruction[relabelling, columns[INSTRUCTION_ID].long()],
+            INSTRUCTION_ID: self._instruction[relabelling, instruction],
         }

@@ -18,12 +18,16 @@ from kalm.data.store import RolloutStore
 def top_return_rollouts(
     stores: Sequence[RolloutStore], rollouts: Sequence[Tensor], fraction: float, discount: float
 ) -> list[Tensor]:
-    """Of some rollouts of some stores taken together, those of the highest return.
+    """Of some rollouts of some stores taken together, those of the highest return of each goal split.
+
+    Goals of different splits pay differently, and one push pays sooner than fifty: across splits a return says more
+    about the goal than about the rollout.
 
     Args:
-        stores: The stores of one source; their rollouts compete with each other.
+        stores: The stores of one source; their rollouts of one split compete with each other.
         rollouts: For each store, rows of the rollouts to choose from, int64, ascending.
-        fraction: Share to keep, in (0, 1], to the nearest rollout but at least one; of equal returns the first.
+        fraction: Share to keep, in (0, 1], to the nearest rollout but at least one of each split; of equal returns
+            the first.
         discount: Worth of a reward one step later; 1 counts all alike.
 
     Returns:
@@ -32,10 +36,14 @@ def top_return_rollouts(
     num_candidates = sum(len(rows) for rows in rollouts)
     if fraction == 1 or not num_candidates:
         return list(rollouts)
-    returns = torch.cat([rollout_returns(store, discount)[rows] for store, rows in zip(stores, rollouts, strict=True)])
-    num_kept = max(1, round(fraction * num_candidates))
+    chosen = list(zip(stores, rollouts, strict=True))
+    returns = torch.cat([rollout_returns(store, discount)[rows] for store, rows in chosen])
+    goal_split = torch.cat([store.rollouts[types.GOAL_SPLIT][rows] for store, rows in chosen])
     is_kept = torch.zeros(num_candidates, dtype=torch.bool)
-    is_kept[returns.argsort(descending=True, stable=True)[:num_kept]] = True
+    for split in goal_split.unique():
+        competing = (goal_split == split).nonzero().squeeze(-1)
+        best = returns[competing].argsort(descending=True, stable=True)
+        is_kept[competing[best[: max(1, round(fraction * len(competing)))]]] = True
     return [rows[kept] for rows, kept in zip(rollouts, is_kept.split([len(rows) for rows in rollouts]), strict=True)]
 
 

@@ -14,6 +14,7 @@ from torchrl.data import ReplayBufferEnsemble
 from kalm import types
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
+from kalm.data.relabelled import RelabelledTransitions
 from kalm.data.store import RolloutStore
 from kalm.errors import CheckpointError, DataError
 from kalm.types import GoalSplit, Source
@@ -340,6 +341,28 @@ def test_relabelled_rows_are_the_recorded_ones_under_other_names(folder: Path) -
             assert mirror.text(sentences[0]) == sentences[1]
     assert 0.45 < num_mirrored / num_rows < 0.55
     assert len(shown.goal_embeddings) == len(shown.instructions)
+
+
+def test_no_sentence_is_shown_that_the_stores_do_not_have(tmp_path: Path) -> None:
+    """Of two sentences and one mirror image, the pair is exchanged and the third is never mirrored."""
+    mirror = DOMAIN.relabellings[1]
+    pair = next(
+        g.instruction for g in DOMAIN.instructed_goals(GoalSplit.TRAIN) if mirror.text(g.instruction) != g.instruction
+    )
+    alone = "nobody ever said left of this"
+    assert mirror.text(alone) != alone
+    sentences = [pair, mirror.text(pair), alone]
+    shown = RelabelledTransitions(sentences, DOMAIN.relabellings)
+    columns = {
+        types.INSTRUCTION_ID: torch.tensor([0, 0, 1, 1, 2, 2]),
+        types.OBSERVATION: torch.eye(6, len(mirror.observation_order)),
+        types.NEXT_OBSERVATION: torch.eye(6, len(mirror.observation_order)),
+        types.ACTION: torch.zeros(6, dtype=torch.int64),
+    }
+    after = shown(columns, torch.tensor([0, 1, 2, 3, 4, 5]))
+    assert after[types.INSTRUCTION_ID].tolist() == [0, 1, 1, 0, 2, 2]
+    unchanged = (after[types.OBSERVATION] == columns[types.OBSERVATION]).all(dim=1)
+    assert unchanged.tolist()[4:] == [True, True]
 
 
 def test_relabelling_is_the_same_for_every_number_of_updates_per_step_and_for_a_whole_window(folder: Path) -> None:

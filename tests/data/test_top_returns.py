@@ -13,6 +13,7 @@ from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
 from kalm.data.store import RolloutStore
 from kalm.data.top_returns import top_return_rollouts
+from kalm.errors import DataError
 from kalm.types import SOURCE, GoalSplit, Source
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
@@ -62,6 +63,31 @@ def test_stores_of_one_source_compete(store: RolloutStore, tmp_path: Path) -> No
     rows = top_return_rollouts([store, store], [torch.tensor([1, 2]), torch.tensor([0, 3, 4])], 0.4, 1.0)
     assert [chosen.tolist() for chosen in rows] == [[1], [4]]
     assert top_return_rollouts([store], [torch.tensor([], dtype=torch.int64)], 0.5, 1.0)[0].tolist() == []
+
+
+def test_goal_splits_do_not_compete(store: RolloutStore, tmp_path: Path) -> None:
+    """Five easy rollouts and the same five as hard ones, at a higher pay: two fifths of each are rollouts 1 and 4."""
+    easy = [store.rollout(row) for row in range(5)]
+    hard = [replace(rollout, goal_split=GoalSplit.HARD, rewards=10 + rollout.rewards) for rollout in easy]
+    both = write_store(tmp_path / "both", [*easy, *hard])
+    (rows,) = top_return_rollouts([both], [torch.arange(10)], 0.4, 1.0)
+    assert rows.tolist() == [1, 4, 6, 9]
+
+
+def test_imagined_rollouts_may_keep_another_share(tmp_path: Path) -> None:
+    """All 60 real rollouts, and a tenth of the imagined ones."""
+    write_store(tmp_path / "real", real_rollouts(60))
+    imagined = write_store(tmp_path / "imagined", imagined_rollouts(60, GoalSplit.EASY))
+    folders = str(tmp_path / "real"), [str(tmp_path / "imagined")]
+    options = {"filter": RolloutFilter.none, "updates_per_step": 50}
+    data = PolicyData(DOMAIN, WordEncoder(), *folders, imagined_top_return_fraction=0.1, return_discount=0.9, **options)
+    batch = data.batch(0).view(-1)
+    is_real = batch[SOURCE] == Source.REAL
+    assert len(batch["rollout_id"][is_real].unique()) == 60
+    expected = top_return_rollouts([imagined], [torch.arange(60)], 0.1, 0.9)[0]
+    assert (batch["rollout_id"][~is_real].unique() - 60).tolist() == expected.tolist()
+    with pytest.raises(DataError, match="imagined_top_return_fraction is 0"):
+        PolicyData(DOMAIN, WordEncoder(), *folders, imagined_top_return_fraction=0.0)
 
 
 def test_each_source_keeps_its_own_share(tmp_path: Path) -> None:
