@@ -53,6 +53,9 @@ from kalm.types import TaskSpec
 class LLMDecisionTransformer(LightningModule):
     """A language model that does what led to a return; for ``fit`` and ``test`` with a ``ReturnConditionedData``.
 
+    Its output layer for text has nothing to learn. With several devices, Lightning has to be told so:
+    ``--trainer.strategy ddp_find_unused_parameters_true``.
+
     Attributes:
         results_of_seeds: Results of the latest validation or test, for callbacks: one list, as there is one model.
     """
@@ -92,10 +95,12 @@ class LLMDecisionTransformer(LightningModule):
         is_share = 0 <= target_return_quantile <= 1
         require(is_share, "target_return_quantile", target_return_quantile, "in [0, 1]")
         require(num_evaluation_envs >= 1, "num_evaluation_envs", num_evaluation_envs, "1 or more")
+        is_one = len(backbone.parts) == 1
+        require(is_one, "backbone", type(backbone).__name__, "one language model: a second would predict nothing here")
         self.spec = spec
         self.backbone, self._inner_size = backbone, inner_size
         seen = replace(spec, observation_size=spec.observation_size + 1, entities=())
-        self.codec = RolloutCodec(seen, [part.hidden_size for part in backbone.parts], inner_size)
+        self.codec = RolloutCodec(seen, [backbone.hidden_size], inner_size)
         for head in (self.codec.change_head, self.codec.end_head):
             head.requires_grad_(False)  # nothing but actions is predicted
         self.target_return_quantile = target_return_quantile
@@ -132,7 +137,7 @@ class LLMDecisionTransformer(LightningModule):
     def configure_model(self) -> None:
         """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
         self.backbone.load(self.device if self._trainer is None else self.trainer.strategy.root_device)
-        self.codec.token_scales = [part.token_scale for part in self.backbone.parts]
+        self.codec.token_scales = [self.backbone.token_scale]
 
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """Imitation of every recorded action, given the return that came of it.

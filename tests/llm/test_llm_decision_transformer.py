@@ -26,6 +26,7 @@ from tests.llm.models import CONTINUOUS, DISCRETE, chain_grounding_data, grounde
 from tests.llm.small_models import unloaded_backbone
 from tests.llm.test_grounded_llm import trainer
 from tests.llm.test_llm_policy import assert_same
+from tests.llm.test_two_backbones import two_backbones
 from tests.llm.token_encoder import TokenEncoder
 
 SPLITS = (GoalSplit.TRAIN, GoalSplit.EASY)
@@ -289,6 +290,12 @@ def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     name, value = next(iter(options.items()))
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         untrained(DISCRETE, **options)
+
+
+def test_separate_models_for_states_and_actions_are_refused() -> None:
+    """Next states are not predicted, so the second model would be weights that nothing reads."""
+    with pytest.raises(KalmError, match="backbone is TwoBackbones; it must be one language model"):
+        LLMDecisionTransformer(DISCRETE, two_backbones())
 
 
 def test_a_number_that_is_not_finite_stops_training(tmp_path: Path) -> None:
