@@ -26,6 +26,18 @@ class GroundingTask(IntEnum):
     EXPLANATION = 2  # rollout in, goal out
 
 
+class GeneralText(NamedTuple):
+    """Texts that belong to no rollout, to be continued from their beginning.
+
+    Attributes:
+        texts: The texts.
+        max_tokens: Tokens of each that are read, what a tokenizer puts in front included.
+    """
+
+    texts: Sequence[str] = ()
+    max_tokens: int = 0
+
+
 class GroundingBatch(NamedTuple):
     """Rollouts behind their prompts. Several rollouts may follow one prompt; they do not see each other.
 
@@ -41,6 +53,7 @@ class GroundingBatch(NamedTuple):
         is_terminated: Whether the last step of each rollout met its goal, bool of shape (R,).
         return_to_go: Rewards of each step and of all later ones of its rollout added up, float32 of shape (n,).
         answers: For each rollout the text to be written behind it; empty but for explanation.
+        general_text: Texts beside the rollouts.
     """
 
     prompts: list[str]
@@ -54,6 +67,7 @@ class GroundingBatch(NamedTuple):
     is_terminated: Tensor
     return_to_go: Tensor
     answers: list[str]
+    general_text: GeneralText = GeneralText()
 
 
 def batch_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[str], task: GroundingTask) -> GroundingBatch:

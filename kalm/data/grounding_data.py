@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kalm import types
 from kalm.changes import changes
 from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
 from kalm.data.filters import RolloutFilter, select_rollouts
-from kalm.data.goal_starts import make_work_items
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, join_batches
+from kalm.data.general_text import GeneralTextPieces
+from kalm.data.grounding_batch import GeneralText, GroundingBatch, GroundingTask, join_batches
+from kalm.data.grounding_validation import validation_loaders
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.moments import Moments
@@ -30,17 +31,15 @@ from kalm.data.task_spec import task_spec
 from kalm.data.task_texts import dynamics_texts, explanation_texts, generation_texts, shortest_instructions
 from kalm.data.transition_moments import transition_moments
 from kalm.data.verified_rollouts import verified_rollouts
-from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain
 from kalm.errors import CheckpointError, DataError
 from kalm.language.encoder import SentenceEncoder
 from kalm.language.prompts import EXPLANATIONS
 from kalm.types import TaskSpec
 
-# Validation is the same for every run, whatever its seed.
-_VALIDATION_SEED = 0
-_ROLLOUTS_A_BATCH = 128
-_IMAGINED_STREAM = 1 << 8  # beyond the numbers of the tasks, which seed the streams of real rollouts
+# Beyond the numbers of the tasks, which seed the streams of real rollouts.
+_IMAGINED_STREAM, _TEXT_STREAM = 1 << 8, 1 << 9
+_LEAST_TEXT_TOKENS = 8
 
 
 class GroundingData(LightningDataModule):
@@ -69,6 +68,9 @@ class GroundingData(LightningDataModule):
         num_dynamics: int = 16,
         num_explanation: int = 16,
         num_explanation_prompts: int = len(EXPLANATIONS),
+        general_text: str | list[str] | None = None,
+        num_general_text: int = 0,
+        general_text_tokens: int = 128,
         tokens_per_prompt: int = 96,
         crop_probability: float = 0.0,
         relabel: bool = False,
@@ -100,6 +102,11 @@ class GroundingData(LightningDataModule):
             num_dynamics: Rollouts a batch for the task state and action to next state; 0 leaves it out.
             num_explanation: Rollouts a batch for the task rollout to goal; 0 leaves it out.
             num_explanation_prompts: Wordings in which that task asks, 1 to 8 (paper: 1).
+            general_text: File, or files, of text that the model should not forget how to write: plain text with empty
+                lines between texts, or ``.jsonl`` with an object a line that has a ``text``. All of it is read into
+                memory. A tenth is held out, whose loss every validation reports; null has none (paper).
+            num_general_text: Pieces of that text a batch, to be learned beside the rollouts; 0 only validates on it.
+            general_text_tokens: About as many tokens a piece; what is longer is cut, at the context of the model too.
             tokens_per_prompt: Rollouts with the same prompt read it together, up to this many tokens.
             crop_probability: How often a rollout is shown from a random later step on, in [0, 1]; what is left is a
                 rollout for the same goal, from a start that no other has.
@@ -131,6 +138,8 @@ class GroundingData(LightningDataModule):
         }
         self._tokens_per_prompt, self._crop_probability, self._seed = tokens_per_prompt, crop_probability, seed
         self._num_explanation_prompts = num_explanation_prompts
+        self._text_files = [general_text] if isinstance(general_text, str) else list(general_text or ())
+        self._num_general_text, self._general_text_tokens = num_general_text, general_text_tokens
         self._relabellings = domain.relabellings if relabel else domain.mirror_images if mirror else ()
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
         self._goal_splits = parse_goal_splits(goal_splits)
@@ -140,6 +149,8 @@ class GroundingData(LightningDataModule):
             ("num_explanation", num_explanation, 0),
             ("num_least_imagined", num_least_imagined, 0),
             ("num_explanation_prompts", num_explanation_prompts, 1),
+            ("num_general_text", num_general_text, 0),
+            ("general_text_tokens", general_text_tokens, _LEAST_TEXT_TOKENS),
             ("tokens_per_prompt", tokens_per_prompt, 1),
             ("num_held_out", num_held_out, 1),
             ("num_imagined", num_imagined, 0),
@@ -163,6 +174,8 @@ class GroundingData(LightningDataModule):
                 f"{self._num_imagined_generation} imagined rollouts; it must make 1 to {num_generation}. To ground on "
                 "real rollouts only, leave imagined empty"
             )
+        if num_general_text and not self._text_files:
+            raise DataError(f"num_general_text is {num_general_text}, but general_text names no file; give one")
         if not (num_generation or num_dynamics or num_explanation):
             raise DataError("num_generation, num_dynamics and num_explanation are all 0; one task must be left")
 
@@ -171,7 +184,7 @@ class GroundingData(LightningDataModule):
         collect_if_absent(self.domain, self._real, self._num_collected_rollouts, self._collect_seed)
 
     def setup(self, stage: str) -> None:
-        """Open the stores, so that what is wrong with them shows at once."""
+        """Open the stores and read the text, so that what is wrong with them shows at once."""
         if len(self._chosen) <= self._num_held_out:
             raise DataError(
                 f"{len(self._chosen)} rollouts of {self._real} pass filter: {self._filter.name}; with num_held_out "
@@ -182,6 +195,7 @@ class GroundingData(LightningDataModule):
                 f"no rollout of {', '.join(self._imagined)} passes imagined_filter: {self._imagined_filter.name}; "
                 "imagine more, raise num_least_imagined, or leave imagined empty"
             )
+        _ = self.general_text
 
     @cached_property
     def store(self) -> RolloutStore:
@@ -201,6 +215,13 @@ class GroundingData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What decides, with seed and update, which rollouts an update gets; Lightning puts it into checkpoints."""
+        text = {}
+        if self.general_text:
+            text = {
+                "general_text": self.general_text.fingerprint[:12],
+                "num_general_text": self._num_general_text,
+                "general_text_tokens": self._general_text_tokens,
+            }
         return {
             "real": self.store.fingerprint[:12],
             "imagined": [store.fingerprint[:12] for store in self.imagined_stores],
@@ -209,6 +230,7 @@ class GroundingData(LightningDataModule):
             "num_least_imagined": self._num_least_imagined,
             "num_imagined_generation": self._num_imagined_generation,
             **{f"num_{task.name.lower()}": size for task, size in self._task_sizes.items()},
+            **text,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -229,6 +251,17 @@ class GroundingData(LightningDataModule):
         better part of the effort. (The paper's answers are the rollouts' own instructions.)
         """
         return shortest_instructions(self.store.instructions, self._instruction_rows)
+
+    @cached_property
+    def general_text(self) -> GeneralTextPieces | None:
+        """The user's own text, if there is any."""
+        return GeneralTextPieces(self._text_files, self._general_text_tokens) if self._text_files else None
+
+    @property
+    def written_texts(self) -> list[str]:
+        """Everything that the model has to be able to write."""
+        pieces = [*self.general_text.training, *self.general_text.held_out] if self.general_text else []
+        return [*self.answers, *pieces]
 
     @property
     def observation_mean(self) -> Tensor:
@@ -256,24 +289,27 @@ class GroundingData(LightningDataModule):
         return ends.amin(0), ends.amax(0)
 
     def batch(self, index: int) -> GroundingBatch:
-        """Rollouts of every task that is not left out; a pure function of seed and index."""
-        return join_batches([batches(index) for batches in self._task_batches])
+        """Rollouts of every task that is not left out, and text; a pure function of seed and index."""
+        joined = join_batches([batches(index) for batches in self._task_batches])
+        if not (self.general_text and self._num_general_text):
+            return joined
+        seed = self._seed, _TEXT_STREAM
+        return joined._replace(general_text=self.general_text.batch(index, self._num_general_text, seed))
 
     def train_dataloader(self) -> DataLoader[GroundingBatch]:
         """Batches without end, going on where the trainer's update counter stands."""
         return IndexedBatches(self.batch, start=self._first_batch).dataloader()
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """Held-out real rollouts; then, if any are to be imagined, work items of every split."""
+        """Held-out real rollouts; then work items of every split, and held-out text, as far as there are any."""
         held_out = [self.store.rollout(int(row)) for row in self._held_out]
-        loaders = [_lists_of(held_out)]
-        if self._num_imagined:
-            loaders.append(_lists_of(self._work_items(np.stack([r.observations[0] for r in held_out]))))
-        return loaders
+        texts = self.general_text.held_out_batches() if self.general_text else []
+        return validation_loaders(self.domain, held_out, self._goal_splits, self._num_imagined, texts)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move tensors; leave lists of rollouts and work items as they are."""
-        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        """Move tensors; leave rollouts, work items and texts as they are."""
+        is_on_host = isinstance(batch, list | GeneralText)
+        return batch if is_on_host else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _first_batch(self) -> int:
         if self.trainer is None:
@@ -332,21 +368,3 @@ class GroundingData(LightningDataModule):
         """Goal and sentence of each training rollout."""
         table = self.store.instructions
         return [table[row] for row in self.store.rollouts[types.INSTRUCTION_ID][self._training].tolist()]
-
-    def _work_items(self, starts: NDArray[np.float32]) -> list[WorkItem]:
-        return [
-            item
-            for split in self._goal_splits
-            for item in make_work_items(
-                self.domain,
-                self.domain.instructed_goals(split),
-                self._num_imagined,
-                starts,
-                (_VALIDATION_SEED, int(split)),
-            )
-        ]
-
-
-def _lists_of(entries: Sequence[Any]) -> DataLoader[Any]:
-    # A list serves as a dataset; PyTorch's types only know its own class.
-    return DataLoader(cast("Dataset[Any]", entries), batch_size=_ROLLOUTS_A_BATCH, shuffle=False, collate_fn=list)

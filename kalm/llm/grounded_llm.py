@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from kalm.checkpoint_io import VerifiedCheckpointIO
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
+from kalm.data.grounding_batch import GeneralText, GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.rollout import Rollout
 from kalm.data.work_item import WorkItem, WorkShard
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
@@ -41,6 +41,7 @@ from kalm.llm.optimization import Optimization
 from kalm.llm.rollout_codec import RolloutCodec
 from kalm.llm.rollout_engine import MAX_ROWS, RolloutEngine
 from kalm.llm.rollout_reader import RolloutHidden, read_rollouts
+from kalm.llm.text_reader import read_texts
 from kalm.run_folder import find_checkpoint
 from kalm.types import TaskSpec
 
@@ -64,6 +65,7 @@ class GroundedLLM(LightningModule):
         next_observation_weight: float = 1.0,
         end_weight: float = 0.3,
         text_weight: float = 1.0,
+        general_text_weight: float = 1.0,
         observation_noise: float = 0.0,
         temperature: float = 0.0,
         end_threshold: float = 1.0,
@@ -88,6 +90,7 @@ class GroundedLLM(LightningModule):
             next_observation_weight: Weight of the next-observation losses; that of actions is 1.
             end_weight: Weight of the end loss.
             text_weight: Weight of the loss of explanations.
+            general_text_weight: Weight of the loss of general text, where the data module mixes some in.
             observation_noise: Standard deviation of the noise on the observations that training reads, in units of the
                 spread of a step's change. It keeps the model from knowing rollouts by their digits, and next states are
                 learned as changes that lead back to the real ones, so that imagination does not drift.
@@ -126,6 +129,7 @@ class GroundedLLM(LightningModule):
             "end_loss": end_weight,
             "dynamics_loss": next_observation_weight,
             "text_loss": text_weight,
+            "general_text_loss": general_text_weight,
         }
 
     def setup(self, stage: str) -> None:
@@ -134,7 +138,7 @@ class GroundedLLM(LightningModule):
             data = self._data
             self.codec.set_statistics(data.observation_mean, data.observation_std, data.change_std)
             self.codec.set_range(*data.outcome_range)
-            self.backbone.learn_vocabulary(data.answers)
+            self.backbone.learn_vocabulary(data.written_texts)
 
     def configure_model(self) -> None:
         """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
@@ -173,6 +177,7 @@ class GroundedLLM(LightningModule):
                 self.codec.predict_change(hidden.action[generates]), change[generates]
             ),
             "end_loss": end_loss(end, is_end),
+            "general_text_loss": text_loss(self.backbone.text_logits(hidden.general_text), hidden.general_text_target),
         }
         return {name: values for name, values in losses.items() if len(values)}
 
@@ -193,13 +198,16 @@ class GroundedLLM(LightningModule):
 
     @torch.inference_mode()
     def validation_step(
-        self, batch: list[Rollout] | list[WorkItem], batch_index: int, dataloader_idx: int = 0
+        self, batch: list[Rollout] | list[WorkItem] | GeneralText, batch_index: int, dataloader_idx: int = 0
     ) -> dict[str, list[Rollout]]:
-        """Held-out real rollouts are predicted step by step; for work items, rollouts are imagined.
+        """Held-out real rollouts are predicted step by step, held-out text token by token; work items are imagined.
 
         Returns:
             The rollouts, ``real`` or ``imaginary``, for callbacks to judge.
         """
+        if isinstance(batch, GeneralText):
+            self._validate_on_text(batch)
+            return {}
         items = [entry for entry in batch if isinstance(entry, WorkItem)]
         if items:
             return {"imaginary": self.imagine(items)}
@@ -277,6 +285,13 @@ class GroundedLLM(LightningModule):
         # None on a number that cannot change: it cannot drift, and imagination never meets it changed.
         size = self._observation_noise * self.codec.change_std * self.codec.can_change(observation)
         return observation + size * torch.randn_like(observation)
+
+    def _validate_on_text(self, text: GeneralText) -> None:
+        """Mean loss a token; its exponential is the perplexity."""
+        hidden, target = read_texts(self.backbone, text, self.device)
+        loss = text_loss(self.backbone.text_logits(hidden), target)
+        name = "ground/held_out_general_text_loss"
+        self.log(name, loss.mean(), on_epoch=True, batch_size=len(target), add_dataloader_idx=False)
 
     def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
         """One-step predictions along real rollouts of training goals: losses, and how often they are right."""

@@ -116,7 +116,7 @@ class HuggingFaceBackbone(Backbone):
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:  # noqa: D102
         for prompt in prompts:
             if prompt not in self._ids_of_prompt:
-                self._ids_of_prompt[prompt] = torch.tensor(self._prompt_ids(prompt))
+                self._ids_of_prompt[prompt] = torch.tensor(self._prompt_ids(prompt), dtype=torch.int64)
         rows = [self._ids_of_prompt[prompt] for prompt in prompts]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])

@@ -12,6 +12,7 @@ Shape letters: B rows, S columns, P prompts, R rollouts, n steps of all rollouts
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,12 @@ class Packing(NamedTuple):
     positions: Tensor
     attention_mask: Tensor
 
+    def rows(self, slots: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
+        """Vectors of shape (tokens, H) in the slots that they are for, and zeros elsewhere: (B, S, H)."""
+        placed = torch.cat(list(vectors))
+        empty = placed.new_zeros(self.positions.numel(), placed.shape[1])
+        return empty.index_copy(0, torch.cat(list(slots)), placed).view(*self.positions.shape, -1)
+
     @property
     def padding_share(self) -> float:
         """Part of all columns of all rows that hold nothing, in [0, 1)."""
@@ -51,7 +58,7 @@ class Packing(NamedTuple):
 
 
 def pack(
-    prompt_lengths: Tensor, prompt_of_rollout: Tensor, lengths: Tensor, text_lengths: Tensor, row_size: int
+    prompt_lengths: Tensor, prompt_of_rollout: Tensor, lengths: Tensor, text_lengths: Tensor, row_size: int | None
 ) -> Packing:
     """Lay out prompts and their rollouts.
 
@@ -60,12 +67,16 @@ def pack(
         prompt_of_rollout: Prompt of each rollout, int64 of shape (R,), never falling.
         lengths: Steps of each rollout, int64 of shape (R,).
         text_lengths: Tokens of the answer behind each rollout, int64 of shape (R,).
-        row_size: Columns of a row; more if a group needs more.
+        row_size: Columns of a row; more if a group needs more. None gives each group a row of its own.
     """
     num_tokens = 2 * lengths + 1 + text_lengths
     group_sizes = prompt_lengths.index_add(0, prompt_of_rollout, num_tokens)
-    row_size = max(row_size, int(group_sizes.max()))
-    first_slot, num_rows = _place(group_sizes.cpu().numpy(), row_size)
+    sizes = group_sizes.cpu().numpy()
+    num_columns = max(row_size or 0, int(sizes.max()))
+    if row_size is None:
+        first_slot, num_rows = num_columns * np.arange(len(sizes)), len(sizes)
+    else:
+        first_slot, num_rows = _place(sizes, num_columns)
     prompt_start = torch.from_numpy(first_slot).to(lengths.device)
     prompt_slot = prompt_start.repeat_interleave(prompt_lengths) + counts(prompt_lengths)
 
@@ -83,9 +94,9 @@ def pack(
     group = torch.cat([prompt, prompt_of_rollout[rollout]])
     owner = torch.cat([torch.full_like(prompt, _PROMPT), rollout])
     position = torch.cat([counts(prompt_lengths), prompt_lengths[prompt_of_rollout][rollout] + token])
-    empty = torch.full((num_rows * row_size,), _PADDING, device=lengths.device)
+    empty = torch.full((num_rows * num_columns,), _PADDING, device=lengths.device)
     group, owner, position = (
-        background.index_copy(0, slots, values).view(num_rows, row_size)
+        background.index_copy(0, slots, values).view(num_rows, num_columns)
         for background, values in ((empty, group), (empty, owner), (torch.zeros_like(empty), position))
     )
     return Packing(

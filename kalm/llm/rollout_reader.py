@@ -1,6 +1,7 @@
-"""Runs the language model over a batch of rollouts behind their prompts and picks out what the heads look at.
+"""Runs the language model over rollouts behind their prompts, and over texts; picks out what the heads look at.
 
-Shape letters: R rollouts, n steps of all rollouts, m text tokens, H hidden size.
+Shape letters: R rollouts, n steps of all rollouts, m text tokens, g tokens of general text, H hidden
+size.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from kalm.errors import DataError
 from kalm.llm.backbone import Backbone
 from kalm.llm.packing import pack
 from kalm.llm.rollout_codec import RolloutCodec
+from kalm.llm.text_reader import embed_texts
 
 ROW_SIZE = 128  # wide enough for little padding, narrow enough for cheap attention
 
@@ -28,6 +30,8 @@ class RolloutHidden(NamedTuple):
         final: At the observation after each rollout's last step, shape (R, H).
         text: Where each text token, and each answer's end, is predicted, shape (m + R, H).
         text_target: What is to be predicted there, int64 of shape (m + R,).
+        general_text: Where each token of general text is predicted, shape (g, H).
+        general_text_target: What is to be predicted there, int64 of shape (g,).
         padding_share: Part of what the model ran over that was nothing, in [0, 1).
     """
 
@@ -36,11 +40,13 @@ class RolloutHidden(NamedTuple):
     final: Tensor
     text: Tensor
     text_target: Tensor
+    general_text: Tensor
+    general_text_target: Tensor
     padding_share: float
 
 
 def read_rollouts(
-    backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch, row_size: int = ROW_SIZE
+    backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch, row_size: int | None = ROW_SIZE
 ) -> RolloutHidden:
     """Run over prompts, rollouts and answers at once.
 
@@ -48,21 +54,25 @@ def read_rollouts(
         backbone: The language model.
         codec: Its inputs for observations and actions.
         batch: Rollouts behind their prompts.
-        row_size: Columns of a row; changes the work, not the result.
+        row_size: Columns of a row, None for a row a prompt; changes the work, not the result.
     """
     text, text_lengths = _text(backbone, batch)
     if not backbone.reads_any_mask:
-        batch, row_size = _with_a_prompt_each(batch), 1
+        batch, row_size = _with_a_prompt_each(batch), None
     prompts, prompt_mask = backbone.embed_prompts(batch.prompts)
     prompt_lengths = prompt_mask.sum(dim=1)
     _require_room(backbone, prompt_lengths[batch.prompt_of_rollout] + 2 * batch.lengths + 1 + text_lengths)
-    packing = pack(prompt_lengths, batch.prompt_of_rollout, batch.lengths, text_lengths, row_size)
+    general = embed_texts(backbone, batch.general_text, batch.lengths.device)
+    # A text is laid out like a prompt that no rollout follows.
+    laid_out = torch.cat([prompt_lengths, general.lengths])
+    packing = pack(laid_out, batch.prompt_of_rollout, batch.lengths, text_lengths, row_size)
     observations = codec.encode_observation(torch.cat([batch.observation, batch.final_observation]))
-    vectors = [prompts[prompt_mask], observations, codec.encode_action(batch.action), backbone.embed_tokens(text)]
+    in_front = torch.cat([prompts[prompt_mask], general.vectors])
+    vectors = [in_front, observations, codec.encode_action(batch.action), backbone.embed_tokens(text)]
     slots = [packing.prompt_slot, packing.observation_slot, packing.final_slot, packing.action_slot, packing.text_slot]
-    rows = prompts.new_zeros(packing.positions.numel(), backbone.hidden_size)
-    rows = rows.index_copy(0, torch.cat(slots), torch.cat(vectors)).view(*packing.positions.shape, -1)
+    rows = packing.rows(slots, vectors)
     hidden = backbone(rows, packing.positions, packing.attention_mask).flatten(0, 1)
+    general_slot = packing.prompt_slot[len(in_front) - len(general.vectors) :]
     answered = text_lengths > 0
     # A text token is predicted at the token before it, the first one at the rollout's final observation.
     before_text = torch.cat([packing.text_slot - 1, (packing.final_slot + text_lengths)[answered]])
@@ -73,6 +83,8 @@ def read_rollouts(
         final=hidden[packing.final_slot],
         text=hidden[before_text],
         text_target=torch.cat([text, ends]),
+        general_text=hidden[general_slot[general.before]],
+        general_text_target=general.target,
         padding_share=packing.padding_share,
     )
 

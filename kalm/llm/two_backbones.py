@@ -26,6 +26,8 @@ from kalm.llm.key_value_cache import KeyValueCache
 class TwoBackbones(Backbone):
     """Two language models side by side; any two that cut texts into the same number of tokens.
 
+    General text is learned by the model of actions alone.
+
     The output layer for text of the model of states has nothing to learn. With several devices, Lightning has to be
     told so: ``--trainer.strategy ddp_find_unused_parameters_true``.
     """

@@ -21,6 +21,7 @@ HUGGING_FACE = "kalm.llm.hugging_face_backbone.HuggingFaceBackbone"
 GROUNDING = sorted((REPOSITORY / "conf" / "clevr_robot").glob("ground_*.yaml"))
 FILES = [path for path in GROUNDING if HUGGING_FACE in path.read_text(encoding="utf-8")]
 SMOKE = REPOSITORY / "conf" / "overlay" / "smoke.yaml"
+GENERAL_TEXT = REPOSITORY / "conf" / "overlay" / "general_text.yaml"
 
 
 def test_every_file_is_found() -> None:
@@ -75,6 +76,21 @@ def test_one_update_runs(path: Path, world: Path) -> None:
     folder = world / "clevr_robot" / "ground" / path.stem.removeprefix("ground_") / "seed=0"
     assert (folder / "update=1.ckpt").is_file()
     assert (folder / "adapter" / "adapter_config.json").exists() is ("smollm2" not in path.stem)
+
+
+def test_general_text_is_mixed_in_by_an_overlay(world: Path, tmp_path: Path) -> None:
+    """Pieces of the file beside the rollouts; both losses, and that of held-out text, are among the metrics."""
+    path = next(path for path in FILES if "smollm2" in path.stem)
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(f'{{"text": "go {index} times"}}\n' for index in range(20)), encoding="utf-8")
+    sizes = ["--data.num_generation=4", "--data.num_dynamics=2", "--data.num_explanation=4", "--data.num_held_out=4"]
+    options = [f"--data.general_text={text}", "--data.num_imagined=0", "--trainer.max_steps=1", *sizes]
+    overlays = ["--config", SMOKE, "--config", GENERAL_TEXT, "--root", world, "--trainer.val_check_interval=1"]
+    experiment = "--experiment=clevr_robot/ground/mixed"
+    assert kalm("fit", "--config", path, *overlays, *small(world, "llama"), *options, experiment) == 0
+    metrics = (world / "clevr_robot" / "ground" / "mixed" / "seed=0" / "metrics.csv").read_text(encoding="utf-8")
+    names = metrics.splitlines()[0].split(",")
+    assert {"ground/general_text_loss", "ground/text_loss", "ground/held_out_general_text_loss"} <= set(names)
 
 
 def test_a_grounded_model_imagines_from_the_command_line(world: Path) -> None:

@@ -62,6 +62,32 @@ def test_padding_sees_something() -> None:
     assert packing.attention_mask.any(dim=-1).all()
 
 
+def test_groups_have_rows_of_their_own_if_asked() -> None:
+    """Groups of 4, 4 and 12 tokens: three rows of 12, though the first two would fit into one."""
+    sizes = torch.tensor([1, 1, 1]), torch.arange(3), torch.tensor([1, 1, 5]), torch.zeros(3).long()
+    packing = pack(*sizes, row_size=None)
+    assert packing.positions.shape == (3, 12)
+    assert packing.prompt_slot.tolist() == [0, 12, 24]
+    assert pack(*sizes, row_size=1).positions.shape == (2, 12)
+
+
+def test_a_prompt_may_stand_alone() -> None:
+    """One of 3 tokens without a rollout, between two with; it is read from its beginning and sees itself only."""
+    packing = pack(torch.tensor([1, 3, 1]), torch.tensor([0, 2]), torch.tensor([1, 1]), torch.zeros(2).long(), 11)
+    assert packing.prompt_slot.tolist() == [0, 8, 9, 10, 4]
+    assert packing.positions[0, 8:].tolist() == [0, 1, 2]
+    assert packing.attention_mask[0, 0, 10].nonzero().flatten().tolist() == [8, 9, 10]
+
+
+def test_rows_hold_vectors_in_their_slots() -> None:
+    """Zeros where nothing is."""
+    packing = pack(torch.tensor([1]), torch.tensor([0]), torch.tensor([1]), torch.tensor([0]), row_size=6)
+    rows = packing.rows(
+        [packing.action_slot, packing.prompt_slot], [torch.tensor([[7.0, 8]]), torch.tensor([[1.0, 2]])]
+    )
+    assert rows.tolist() == [[[1, 2], [0, 0], [7, 8], [0, 0], [0, 0], [0, 0]]]
+
+
 def test_counts() -> None:
     """Counting starts anew for each size, and sizes may be zero."""
     assert counts(torch.tensor([2, 0, 3])).tolist() == [0, 1, 0, 1, 2]

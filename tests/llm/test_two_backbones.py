@@ -14,6 +14,7 @@ import torch
 from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.checkpoint_io import VerifiedCheckpointIO
+from kalm.data.grounding_batch import GeneralText
 from kalm.errors import CheckpointError, DataError
 from kalm.evaluation import evaluation_episodes
 from kalm.llm.backbone import Backbone
@@ -25,6 +26,7 @@ from kalm.types import GoalSplit, TaskSpec
 from tests.chain_domain import ChainDomain
 from tests.chain_run import kalm
 from tests.llm.models import (
+    ANSWERS,
     CONTINUOUS,
     DISCRETE,
     chain_grounding_data,
@@ -70,9 +72,10 @@ def alone(model: GroundedLLM, spec: TaskSpec, place: int) -> GroundedLLM:
 def test_no_loss_reaches_the_other_model(spec: TaskSpec) -> None:
     """Actions, ends and text teach one model and its encoders, next states the other; neither gets anything else."""
     model = two_models(spec)
-    for name in LOSSES:
+    batch = hand_made_batch(spec.is_discrete)._replace(general_text=GeneralText(ANSWERS, 12))
+    for name in (*LOSSES, "general_text_loss"):
         model.zero_grad()
-        model.losses(hand_made_batch(spec.is_discrete))[name].sum().backward()
+        model.losses(batch)[name].sum().backward()
         touched = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         is_of_states = name in ("next_observation_loss", "dynamics_loss")
         own = OF_STATES if is_of_states else (*OF_ACTIONS, "codec.end_head.")
