@@ -51,6 +51,9 @@ class GroundingData(LightningDataModule):
         encoder: The frozen sentence encoder.
     """
 
+    # What to do, other than resuming, with a run whose data have changed.
+    _instead = "to go on from its weights start another --experiment with model.weights_from"
+
     def __init__(
         self,
         domain: Domain,
@@ -239,8 +242,8 @@ class GroundingData(LightningDataModule):
         changed = changes(state_dict, self.state_dict()) if is_resumed else []
         if changed:
             raise CheckpointError(
-                f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back; or, "
-                "to go on from its weights, start another --experiment with model.weights_from"
+                f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back, "
+                f"or {self._instead}"
             )
 
     @cached_property

@@ -24,6 +24,8 @@ from kalm.language.encoder import SentenceEncoder
 class ReturnConditionedData(GroundingData):
     """Real rollouts for the goals that they were made for, and the episodes that policies are judged on."""
 
+    _instead = "start afresh under another --experiment"
+
     def __init__(
         self,
         domain: Domain,
