@@ -140,6 +140,11 @@ class Backbone(nn.Module, ABC):
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text to be written, without the end of text."""
 
+    @property
+    def beginning_of_text(self) -> list[int]:
+        """Ids that stand in front of every text that is no prompt's answer; none where a model needs none."""
+        return []
+
     @abstractmethod
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids that ``text_logits`` ranks, up to the end of text."""

@@ -116,7 +116,7 @@ class HuggingFaceBackbone(Backbone):
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:  # noqa: D102
         for prompt in prompts:
             if prompt not in self._ids_of_prompt:
-                self._ids_of_prompt[prompt] = torch.tensor(self._prompt_ids(prompt), dtype=torch.int64)
+                self._ids_of_prompt[prompt] = torch.tensor(self._prompt_ids(prompt))
         rows = [self._ids_of_prompt[prompt] for prompt in prompts]
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._tokenizer.pad_token_id)
         lengths = torch.tensor([len(row) for row in rows])
@@ -153,6 +153,10 @@ class HuggingFaceBackbone(Backbone):
         if text not in self._token_ids:
             self._token_ids[text] = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return self._token_ids[text]
+
+    @property
+    def beginning_of_text(self) -> list[int]:  # noqa: D102
+        return self._prompt_ids("")
 
     def decode(self, token_ids: Sequence[int]) -> str:  # noqa: D102
         until_end = list(takewhile(lambda token_id: token_id != self.end_of_text, token_ids))

@@ -42,25 +42,17 @@ def embed_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> 
         text: Texts; none is allowed.
         device: Of the model.
     """
-    if not text.texts:
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        return EmbeddedTexts(torch.zeros(0, backbone.hidden_size, device=device), none, none, none)
-    start, start_mask = backbone.embed_prompts([""])
-    start = start[start_mask]
     most = text.max_tokens if backbone.context_size is None else min(text.max_tokens, backbone.context_size)
-    token_ids = [backbone.tokenize(entry)[: most - len(start)] for entry in text.texts]
-    written = torch.tensor([token_id for ids in token_ids for token_id in ids], dtype=torch.int64, device=device)
-    num_written = torch.tensor([len(ids) for ids in token_ids], device=device)
-    pieces = backbone.embed_tokens(written).split(num_written.tolist())
-    lengths = num_written + len(start)
-    first = (lengths.cumsum(0) - lengths).repeat_interleave(num_written)
-    place = first + len(start) + counts(num_written)
-    is_predicted = place > first  # a first token with nothing in front of it is not
+    beginning = backbone.beginning_of_text
+    ids_of = [[*beginning, *backbone.tokenize(entry)][:most] for entry in text.texts]
+    token_ids = torch.tensor([token_id for ids in ids_of for token_id in ids], dtype=torch.int64, device=device)
+    lengths = torch.tensor([len(ids) for ids in ids_of], dtype=torch.int64, device=device)
+    is_predicted = counts(lengths) > 0  # all but the first, which has nothing before it
     return EmbeddedTexts(
-        vectors=torch.cat([part for piece in pieces for part in (start, piece)]),
+        vectors=backbone.embed_tokens(token_ids),
         lengths=lengths,
-        before=place[is_predicted] - 1,
-        target=written[is_predicted],
+        before=is_predicted.nonzero().flatten() - 1,
+        target=token_ids[is_predicted],
     )
 
 

@@ -107,6 +107,10 @@ class TwoBackbones(Backbone):
     def tokenize(self, text: str) -> list[int]:  # noqa: D102
         return self.actions.tokenize(text)
 
+    @property
+    def beginning_of_text(self) -> list[int]:  # noqa: D102
+        return self.actions.beginning_of_text
+
     def decode(self, token_ids: Sequence[int]) -> str:  # noqa: D102
         return self.actions.decode(token_ids)
 

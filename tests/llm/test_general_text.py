@@ -12,10 +12,12 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from kalm.data.grounding_batch import GeneralText
+from kalm.language.encoder import SentenceEncoder
 from kalm.llm.grounded_llm import GroundedLLM
 from kalm.llm.losses import text_loss
 from kalm.llm.rollout_reader import RolloutHidden, read_rollouts
 from kalm.llm.text_reader import embed_texts, read_texts
+from kalm.llm.tiny_backbone import TinyBackbone
 from tests.llm.models import chain_grounding_data, grounded_llm, hand_made_batch, tiny_backbone
 from tests.llm.small_models import CONTEXT_SIZE, backbone, chain_texts, save_small_model, unloaded_backbone
 from tests.llm.test_grounded_llm import trainer
@@ -77,6 +79,16 @@ def test_texts_and_rollouts_do_not_see_each_other(small_model: Path, reads_any_m
     alone = rollouts._replace(general_text=hidden, general_text_target=target)
     for name, one, other in zip(RolloutHidden._fields[:-1], together[:-1], alone[:-1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_model_on_the_pretrained_encoder_reads_text(tmp_path: Path) -> None:
+    """The encoder, which refuses an empty prompt, is not asked; every token but the first of each text is predicted."""
+    made = TinyBackbone(SentenceEncoder(cache_dir=str(tmp_path)), hidden_size=16, num_heads=2, feed_forward_size=16)
+    made.learn_vocabulary(TEXTS.texts)
+    hidden, target = read_texts(made, TEXTS, CPU)
+    token_ids = [made.tokenize(text)[: TEXTS.max_tokens] for text in TEXTS.texts]
+    assert target.tolist() == [token_id for ids in token_ids for token_id in ids[1:]]
+    assert hidden.shape == (len(target), 16)
 
 
 def test_texts_fill_up_rows() -> None:

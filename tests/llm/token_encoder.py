@@ -50,11 +50,11 @@ class TokenEncoder(WordEncoder):
         self.texts_seen: list[str] = []
 
     def token_vectors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """A vector a word, one for an empty text, float32 of shape (n, L, E); where there are words, bool (n, L)."""
+        """One vector a word, float32 of shape (n, L, E), and where there are words, bool of shape (n, L)."""
         self.texts_seen += texts
         rows = []
         for text in texts:
-            words = torch.stack([torch.as_tensor(self._word(word)) for word in text.lower().split() or [""]])
+            words = torch.stack([torch.as_tensor(self._word(word)) for word in text.lower().split()])
             rows.append((words + 0.1 * words.mean(dim=0)).float())
         vectors = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
