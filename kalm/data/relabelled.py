@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kalm.envs.relabelling import Relabelling
+from kalm.envs.relabelling import Relabelling, relabelled_texts
 from kalm.types import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION
 
 
@@ -36,7 +36,7 @@ class RelabelledTexts:
             relabellings: May be empty.
         """
         given = list(dict.fromkeys(texts))
-        rows = [[relabelling.text(text) for text in given] for relabelling in relabellings] or [given]
+        rows = relabelled_texts(given, relabellings) or [given]
         self.distinct = list(dict.fromkeys([*given, *(text for row in rows for text in row)]))
         number_of = {text: number for number, text in enumerate(self.distinct)}
         column_of = {text: column for column, text in enumerate(given)}
@@ -88,7 +88,7 @@ class RelabelledTransitions:
         """
         number_of = {sentence: number for number, sentence in enumerate(instructions)}
         # (L, I): the sentence's number, or -1 where it would be a new one.
-        rows = [[number_of.get(relabelling.text(text), -1) for text in instructions] for relabelling in relabellings]
+        rows = [[number_of.get(text, -1) for text in texts] for texts in relabelled_texts(instructions, relabellings)]
         self._instruction = torch.tensor(rows)
         allowed = self._instruction >= 0
         self._num_allowed = allowed.sum(dim=0)  # (I,)

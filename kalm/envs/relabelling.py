@@ -6,7 +6,7 @@ Mirror images are written in the same form: numbers and sentences change sides i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,23 @@ class Relabelling:
 
     def text(self, text: str) -> str:
         """A sentence about the relabelled rollout: every word exchanged at once."""
-        if not self.word_of:
-            return text
-        names = "|".join(re.escape(word) for word in self.word_of)
-        return re.sub(rf"\b({names})\b", lambda found: self.word_of[found[0]], text)
+        return relabelled_texts([text], [self])[0][0]
+
+
+def relabelled_texts(texts: Sequence[str], relabellings: Sequence[Relabelling]) -> list[list[str]]:
+    """Every sentence under every relabelling; each is searched for names once, for there may be a hundred relabellings.
+
+    Returns:
+        A list for each relabelling, in the order of ``texts``.
+    """
+    names = sorted({name for relabelling in relabellings for name in relabelling.word_of}, key=len, reverse=True)
+    if not names:
+        return [list(texts) for _ in relabellings]
+    name = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+    split = [name.split(text) for text in texts]
+    return [[_joined(parts, relabelling.word_of) for parts in split] for relabelling in relabellings]
+
+
+def _joined(parts: Sequence[str], word_of: Mapping[str, str]) -> str:
+    """Put a sentence together again from what lies between names, and names: every second part."""
+    return "".join(word_of.get(part, part) if place % 2 else part for place, part in enumerate(parts))
