@@ -100,6 +100,7 @@ def test_every_command_of_a_study_parses(path: Path, capsys: pytest.CaptureFixtu
     assert all(any(f"/{experiment}/" in path for path in written) for experiment in shown)
 
 
+@pytest.mark.timeout(900)  # a whole study, which takes minutes on a machine that has other work
 @pytest.mark.parametrize("domain", ["clevr_robot", "metaworld"])
 def test_smoke_study_runs_every_stage_file(domain: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From nothing to a report; started again it has nothing left to do."""
