@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.llm.adapter_folder import FOLDER, write_adapter_folder
-from kalm.llm.grounded_llm import GroundedLLM
+from kalm.llm.backbones.adapter_folder import FOLDER, write_adapter_folder
+from kalm.llm.grounding.grounded_llm import GroundedLLM
 
 
 class AdapterFolder(Callback):

@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from kalm.data.durable import sync_folder
-from kalm.errors import KalmError
+from kalm.core.durable import sync_folder
+from kalm.core.errors import KalmError
 
 LAST = "last.ckpt"
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.markdown_table import markdown_table, show_table
-from kalm.data.rollout import Rollout
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
+from kalm.core.rollout import Rollout
 from kalm.language.prompts import EXPLANATION, UNSEEN_EXPLANATION
-from kalm.llm.grounded_llm import GroundedLLM
+from kalm.llm.grounding.grounded_llm import GroundedLLM
 
 _PROMPTS = {"seen": EXPLANATION, "unseen": UNSEEN_EXPLANATION}
 

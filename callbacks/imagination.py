@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.markdown_table import markdown_table, show_table
-from kalm.data.rollout import Rollout
-from kalm.errors import KalmError
-from kalm.types import GoalSplit
+from kalm.core.errors import KalmError
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 
 _COLUMNS = ("split", "instruction", "steps", "stopped by", "meets its goal", "plausible", "actions")
 

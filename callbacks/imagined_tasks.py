@@ -11,16 +11,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kalm import types
 from kalm.callbacks.rollout_writer import STORE, RolloutWriter
-from kalm.data.durable import write_durably
+from kalm.core import names
+from kalm.core.durable import write_durably
+from kalm.core.errors import KalmError
+from kalm.core.names import GoalSplit
 from kalm.data.filters import RolloutFilter, rollout_verdicts
-from kalm.data.store import RolloutStore, is_finished_store
 from kalm.data.verified_rollouts import rollout_tasks
 from kalm.envs.base import Domain
-from kalm.errors import KalmError
-from kalm.replay import replay
-from kalm.types import GoalSplit
+from kalm.envs.replay import replay
+from kalm.store.reader import RolloutStore, is_finished_store
 
 TASKS_FILE = "tasks.json"  # beside the store
 
@@ -71,7 +71,7 @@ def task_counts(domain: Domain, store: RolloutStore, num_replayed: int) -> list[
         simulator, and their mean ``drift``, null if there is none.
     """
     verdicts = rollout_verdicts(store)
-    splits, tasks = store.rollouts[types.GOAL_SPLIT].tolist(), rollout_tasks(domain, store)
+    splits, tasks = store.rollouts[names.GOAL_SPLIT].tolist(), rollout_tasks(domain, store)
     counts = []
     for split, task in sorted(set(zip(splits, tasks, strict=True))):
         of_task = torch.tensor([(s, t) == (split, task) for s, t in zip(splits, tasks, strict=True)])

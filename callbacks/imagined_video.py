@@ -9,12 +9,12 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_gif import GifStyle, Panel, imagined_panel, rollout_gif, show_gif
-from kalm.data.rollout import Rollout
+from kalm.core.errors import KalmError
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, InstructedGoal
-from kalm.errors import KalmError
-from kalm.llm.grounded_llm import GroundedLLM
-from kalm.types import GoalSplit
+from kalm.llm.grounding.grounded_llm import GroundedLLM
 
 
 class ImaginedVideo(Callback):

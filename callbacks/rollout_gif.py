@@ -18,10 +18,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from kalm.data.rollout import Rollout
+from kalm.core.errors import KalmError
+from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain, FloatArray
-from kalm.errors import KalmError
-from kalm.evaluation import EpisodeResult
+from kalm.envs.evaluation import EpisodeResult
 
 Color = tuple[int, int, int]
 

@@ -7,10 +7,10 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, rollout_gif, show_gif
+from kalm.core.errors import KalmError
+from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain
-from kalm.errors import KalmError
 from kalm.rl.base import OfflineRLModule
-from kalm.types import GoalSplit
 
 
 class RolloutVideo(Callback):

@@ -15,20 +15,20 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from kalm.changes import changes
-from kalm.data.durable import file_sha256, write_durably
+from kalm.core.changes import changes
+from kalm.core.durable import file_sha256, write_durably
+from kalm.core.errors import DataError, KalmError
+from kalm.core.rollout import Rollout
+from kalm.core.validation import raise_problems
 from kalm.data.filters import verdict_counts
 from kalm.data.goal_data import GoalData
-from kalm.data.rollout import Rollout
-from kalm.data.store import RolloutStore, is_finished_store
-from kalm.data.validation import raise_problems
 from kalm.data.work_item import WorkItem
-from kalm.data.writer import RolloutStoreWriter
 from kalm.envs.base import Domain
-from kalm.errors import DataError, KalmError
-from kalm.llm.grounded_llm import GroundedLLM
-from kalm.rl.dynamics_check import DynamicsCheck, load_dynamics_check
-from kalm.run_folder import find_checkpoint
+from kalm.llm.grounding.grounded_llm import GroundedLLM
+from kalm.rl.dynamics.dynamics_check import DynamicsCheck, load_dynamics_check
+from kalm.runs.folder import find_checkpoint
+from kalm.store.reader import RolloutStore, is_finished_store
+from kalm.store.writer import RolloutStoreWriter
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class RolloutWriter(Callback):
 
         Args:
             max_rejection_rate: The run stops when more than this share of all rollouts so far is rejected, in [0, 1].
-            dynamics: Checkpoint of a ``kalm.rl.dynamics_check.DynamicsCheck``, trained on real rollouts alone, whose
-                verdicts join the domain's plausibility flags; null goes without.
+            dynamics: Checkpoint of a ``kalm.rl.dynamics.dynamics_check.DynamicsCheck``, trained on real rollouts
+                alone, whose verdicts join the domain's plausibility flags; null goes without.
             least_confirming: Of its members, how many must see the goal of a successful rollout come true as well.
         """
         if not 0 <= max_rejection_rate <= 1:

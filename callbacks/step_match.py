@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.data.rollout import Rollout
+from kalm.core.errors import KalmError
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
-from kalm.errors import KalmError
-from kalm.types import GoalSplit
 
 
 class StepMatch(Callback):

@@ -8,9 +8,9 @@ from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.data.durable import write_durably
-from kalm.evaluation import EpisodeResult, summarize
-from kalm.run_folder import seed_of
+from kalm.core.durable import write_durably
+from kalm.envs.evaluation import EpisodeResult, summarize
+from kalm.runs.folder import seed_of
 
 RESULTS_FILE = "results.jsonl"
 

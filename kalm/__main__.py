@@ -10,19 +10,19 @@ import os
 import sys
 
 import kalm
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
 
 # verb -> module, what it does. Each module has a function ``run_verb(verb, arguments)``.
 _VERBS = {
-    "collect": ("kalm.verbs", "collect real rollouts with the domain's expert into a rollout store"),
-    "fit": ("kalm.cli", "train: ground a language model, or learn a policy"),
-    "predict": ("kalm.cli", "let a grounded language model imagine rollouts"),
-    "validate": ("kalm.cli", "evaluate a checkpoint on the validation episodes"),
-    "test": ("kalm.cli", "evaluate a checkpoint on the test episodes of every goal split"),
-    "run": ("kalm.run", "run a whole study: every stage in order, skipping what is done, then the report"),
-    "export": ("kalm.verbs", "merge a grounded language model and save it as a plain Hugging Face folder"),
-    "report": ("kalm.verbs", "make tables and plots of what runs have written"),
-    "doctor": ("kalm.doctor", "check versions, GPU, rendering, disk, and clashes with other packages"),
+    "collect": ("kalm.cli.verbs", "collect real rollouts with the domain's expert into a rollout store"),
+    "fit": ("kalm.cli.lightning_cli", "train: ground a language model, or learn a policy"),
+    "predict": ("kalm.cli.lightning_cli", "let a grounded language model imagine rollouts"),
+    "validate": ("kalm.cli.lightning_cli", "evaluate a checkpoint on the validation episodes"),
+    "test": ("kalm.cli.lightning_cli", "evaluate a checkpoint on the test episodes of every goal split"),
+    "run": ("kalm.study.run", "run a whole study: every stage in order, skipping what is done, then the report"),
+    "export": ("kalm.cli.verbs", "merge a grounded language model and save it as a plain Hugging Face folder"),
+    "report": ("kalm.cli.verbs", "make tables and plots of what runs have written"),
+    "doctor": ("kalm.cli.doctor", "check versions, GPU, rendering, disk, and clashes with other packages"),
 }
 
 _INTERRUPTED = 130

@@ -17,11 +17,11 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.data.rollout import Rollout
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
-from kalm.envs.relabelling import Relabelling
-from kalm.errors import DataError
-from kalm.types import GoalSplit, Source
+from kalm.envs.symmetry import Relabelling
 
 NUM_CELLS = 5
 LEFT, RIGHT = 0, 1

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from kalm.__main__ import main
-from kalm.data.store import is_finished_store
-from kalm.types import GoalSplit
+from kalm.core.names import GoalSplit
+from kalm.store.reader import is_finished_store
 from tests.data.rollouts import imagined_rollouts, real_rollouts, write_store
 
 EXPERIMENT = "chain/bc/mixed"

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.data.goal_data import GoalData
-from kalm.llm.grounded_llm import GroundedLLM
+from kalm.llm.grounding.grounded_llm import GroundedLLM
 from tests.data.test_goal_data import goal_data
 from tests.llm.models import grounded_llm
 from tests.rl.helpers import trainer

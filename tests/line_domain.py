@@ -15,10 +15,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.data.rollout import Rollout
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, FloatArray, Goal
-from kalm.envs.relabelling import Relabelling
-from kalm.types import GoalSplit, Source
+from kalm.envs.symmetry import Relabelling
 from tests.chain_domain import MAX_STEPS, CellGoal, ChainDomain
 
 FULL_STEP = 0.75

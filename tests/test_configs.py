@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kalm.data.store import RolloutStore
-from kalm.study import load_study
+from kalm.store.reader import RolloutStore
+from kalm.study.definition import load_study
 from tests.chain_run import kalm
 
 REPOSITORY = Path(__file__).parents[1]

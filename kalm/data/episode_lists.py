@@ -8,9 +8,9 @@ from typing import cast
 
 from torch.utils.data import DataLoader, Dataset
 
+from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain
-from kalm.evaluation import Episode, evaluation_episodes
-from kalm.types import GoalSplit
+from kalm.envs.evaluation import Episode, evaluation_episodes
 
 _EPISODES_A_BATCH = 128
 

@@ -12,10 +12,10 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from kalm import types
-from kalm.data.store import RolloutStore
-from kalm.errors import DataError
-from kalm.types import GoalSplit
+from kalm.core import names
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit
+from kalm.store.reader import RolloutStore
 
 
 class RolloutFilter(Enum):
@@ -53,7 +53,7 @@ def select_rollouts(
     """
     if max_rollouts is not None and max_rollouts < 1:
         raise DataError(f"max_rollouts is {max_rollouts}; give 1 or more, or null for all rollouts of {store.path}")
-    split = store.rollouts[types.GOAL_SPLIT]
+    split = store.rollouts[names.GOAL_SPLIT]
     keep = rollout_verdicts(store)[rollout_filter]
     if goal_splits is not None:
         present = {GoalSplit(value) for value in split.unique().tolist()}
@@ -91,7 +91,7 @@ def verdict_counts(store: RolloutStore) -> dict[str, dict[str, int]]:
         Split label -> ``num_rollouts``; ``plausible``, ``success`` and ``both``: rollouts that pass that filter;
         ``num_transitions``; and under each plausibility flag's name the transitions it marks.
     """
-    split = store.rollouts[types.GOAL_SPLIT]
+    split = store.rollouts[names.GOAL_SPLIT]
     verdicts = rollout_verdicts(store)
     counts = {}
     for value in sorted(split.unique().tolist()):

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.errors import DataError
 from kalm.data.grounding_batch import GeneralText
-from kalm.errors import DataError
 
 JSON_LINES = ".jsonl"
 _CHARACTERS_PER_TOKEN = 4  # about as many as a tokenizer's words have in English

@@ -13,15 +13,15 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from kalm import types
-from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.core import names
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit, TaskSpec
 from kalm.data.goal_starts import make_work_items
 from kalm.data.task_spec import task_spec
 from kalm.data.work_item import WorkShard
 from kalm.envs.base import Domain, InstructedGoal
-from kalm.errors import DataError
 from kalm.language.encoder import SentenceEncoder
-from kalm.types import GoalSplit, TaskSpec
+from kalm.store.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
 
 # What the paper imagined on CLEVR-Robot.
 PAPER_NUM_ROLLOUTS = {"rephrase": 5600, "easy": 72400, "hard": 1680}
@@ -144,7 +144,7 @@ class GoalData(LightningDataModule):
     @cached_property
     def _starts(self) -> NDArray[Any]:
         store = open_domain_store(self.domain, self._real)
-        starts: NDArray[Any] = store.transitions[types.OBSERVATION][store.rollouts["start"]].numpy()
+        starts: NDArray[Any] = store.transitions[names.OBSERVATION][store.rollouts["start"]].numpy()
         return starts
 
     def _goals_of(self, split: GoalSplit) -> list[InstructedGoal]:

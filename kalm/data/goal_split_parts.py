@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kalm import types
+from kalm.core import names
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit
 from kalm.data.mixture import MixturePart
-from kalm.data.store import RolloutStore
-from kalm.errors import DataError
-from kalm.types import GoalSplit
+from kalm.store.reader import RolloutStore
 
 
 def goal_split_parts(stores: Sequence[RolloutStore], rollouts: Sequence[Tensor], num_rows: int) -> list[MixturePart]:
@@ -31,7 +31,7 @@ def goal_split_parts(stores: Sequence[RolloutStore], rollouts: Sequence[Tensor],
     Raises:
         DataError: If there are fewer rows than splits.
     """
-    splits = [store.rollouts[types.GOAL_SPLIT][rows] for store, rows in zip(stores, rollouts, strict=True)]
+    splits = [store.rollouts[names.GOAL_SPLIT][rows] for store, rows in zip(stores, rollouts, strict=True)]
     present = [split for split in GoalSplit if any((found == int(split)).any() for found in splits)]
     if num_rows < len(present):
         raise DataError(

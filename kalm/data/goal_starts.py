@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.errors import DataError
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, InstructedGoal
-from kalm.errors import DataError
 
 _MAX_TRIES = 100
 

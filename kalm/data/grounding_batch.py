@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kalm.core.rollout import Rollout
 from kalm.data.returns import returns_to_go
-from kalm.data.rollout import Rollout
 
 
 class GroundingTask(IntEnum):

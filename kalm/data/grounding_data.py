@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kalm import types
-from kalm.changes import changes
-from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.core import names
+from kalm.core.changes import changes
+from kalm.core.errors import CheckpointError, DataError
+from kalm.core.names import TaskSpec
 from kalm.data.filters import RolloutFilter, select_rollouts
 from kalm.data.general_text import GeneralTextPieces
 from kalm.data.grounding_batch import GeneralText, GroundingBatch, GroundingTask, join_batches
@@ -24,18 +25,17 @@ from kalm.data.grounding_validation import validation_loaders
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.moments import Moments
-from kalm.data.relabelled import RelabelledNumbers
-from kalm.data.store import InstructionRow, RolloutStore
+from kalm.data.symmetry import RelabelledNumbers
 from kalm.data.task_batches import TaskBatches
 from kalm.data.task_spec import task_spec
 from kalm.data.task_texts import dynamics_texts, explanation_texts, generation_texts, shortest_instructions
 from kalm.data.transition_moments import transition_moments
 from kalm.data.verified_rollouts import verified_rollouts
 from kalm.envs.base import Domain
-from kalm.errors import CheckpointError, DataError
 from kalm.language.encoder import SentenceEncoder
 from kalm.language.prompts import EXPLANATIONS
-from kalm.types import TaskSpec
+from kalm.store.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.store.reader import InstructionRow, RolloutStore
 
 # Beyond the numbers of the tasks, which seed the streams of real rollouts.
 _IMAGINED_STREAM, _TEXT_STREAM = 1 << 8, 1 << 9
@@ -370,4 +370,4 @@ class GroundingData(LightningDataModule):
     def _instruction_rows(self) -> list[InstructionRow]:
         """Goal and sentence of each training rollout."""
         table = self.store.instructions
-        return [table[row] for row in self.store.rollouts[types.INSTRUCTION_ID][self._training].tolist()]
+        return [table[row] for row in self.store.rollouts[names.INSTRUCTION_ID][self._training].tolist()]

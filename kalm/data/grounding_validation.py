@@ -8,11 +8,11 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 from kalm.data.goal_starts import make_work_items
 from kalm.data.grounding_batch import GeneralText
-from kalm.data.rollout import Rollout
 from kalm.envs.base import Domain
-from kalm.types import GoalSplit
 
 # Validation is the same for every run, whatever its seed.
 _VALIDATION_SEED = 0

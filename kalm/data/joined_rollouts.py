@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kalm.data.store import InstructionRow, RolloutStore
-from kalm.data.store_layout import Key
+from kalm.store.layout import Key
+from kalm.store.reader import InstructionRow, RolloutStore
 
 
 class JoinedRollouts:

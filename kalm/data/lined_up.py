@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kalm.core.names import INSTRUCTION_ID, ROLLOUT_ID
 from kalm.data.returns import store_returns_to_go
-from kalm.data.store import RolloutStore
-from kalm.types import INSTRUCTION_ID, ROLLOUT_ID
+from kalm.store.reader import RolloutStore
 
 
 class LinedUpStores:
@@ -42,7 +42,7 @@ class LinedUpStores:
         """Transitions as the stores have them, with ``instruction_id`` and ``rollout_id`` of the common count.
 
         Args:
-            columns: Transitions with the keys of ``kalm.types``, shape (B, ...).
+            columns: Transitions with the keys of ``kalm.core.names``, shape (B, ...).
             store: Which store each comes from, int64 of shape (B,).
 
         Returns:

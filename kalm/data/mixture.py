@@ -27,8 +27,8 @@ from torchrl.data.replay_buffers.samplers import Sampler, SamplerEnsemble
 from torchrl.data.replay_buffers.storages import Storage, StorageEnsemble
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, WriterEnsemble
 
-from kalm.data.store import RolloutStore
 from kalm.data.windows import RolloutWindows
+from kalm.store.reader import RolloutStore
 
 _WORDS_A_BLOCK = 4  # Philox makes four 64-bit words a counter value
 

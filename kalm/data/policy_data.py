@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchrl.data import ReplayBufferEnsemble
 
-from kalm import types
-from kalm.changes import changes
-from kalm.data.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.core import names
+from kalm.core.changes import changes
+from kalm.core.errors import CheckpointError, DataError
+from kalm.core.names import GoalSplit, TaskSpec
+from kalm.core.rollout import Rollout
 from kalm.data.episode_lists import EvaluationSeed, episode_loader
 from kalm.data.filters import RolloutFilter, select_imagined_rollouts, select_rollouts
 from kalm.data.goal_split_parts import goal_split_parts
@@ -29,20 +31,18 @@ from kalm.data.index_batches import IndexedBatches
 from kalm.data.lined_up import LinedUpStores
 from kalm.data.mixture import MixturePart, mixture_buffer
 from kalm.data.moments import Moments
-from kalm.data.relabelled import RelabelledTransitions
-from kalm.data.rollout import Rollout
-from kalm.data.store import RolloutStore
-from kalm.data.store_layout import Key, transition_columns
+from kalm.data.symmetry import RelabelledTransitions
 from kalm.data.task_spec import task_spec
 from kalm.data.top_returns import top_return_rollouts
 from kalm.data.transition_moments import transition_moments
 from kalm.data.verdict_weights import check_verdict_weights, rollout_weights
 from kalm.data.windows import RolloutStatistics, rollout_statistics
 from kalm.envs.base import Domain
-from kalm.errors import CheckpointError, DataError
-from kalm.evaluation import Episode
+from kalm.envs.evaluation import Episode
 from kalm.language.encoder import SentenceEncoder
-from kalm.types import GoalSplit, TaskSpec
+from kalm.store.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.store.layout import Key, transition_columns
+from kalm.store.reader import RolloutStore
 
 _RELABELLING_STREAM = 255  # of the sampler's random words; far from those of the mixture's parts
 
@@ -226,7 +226,7 @@ class PolicyData(LightningDataModule):
     def first_rollout(self, goal_split: GoalSplit) -> Rollout | None:
         """The first rollout in use of a split, a real one where there is any; None where there is no rollout."""
         for store, rows in zip(self.stores, [self._real_rollouts, *self._imagined_rollouts], strict=True):
-            of_split = rows[store.rollouts[types.GOAL_SPLIT][rows] == int(goal_split)]
+            of_split = rows[store.rollouts[names.GOAL_SPLIT][rows] == int(goal_split)]
             if len(of_split):
                 return store.rollout(int(of_split[0]))
         return None
@@ -263,8 +263,8 @@ class PolicyData(LightningDataModule):
             index: Training step, counted from 0.
 
         Returns:
-            Transitions with the keys of ``kalm.types``, shape (K, B), or (K, S, B) for several seeds; the real ones
-            come first in each row.
+            Transitions with the keys of ``kalm.core.names``, shape (K, B), or (K, S, B) for several seeds; the real
+            ones come first in each row.
             ``instruction_id`` is a row of ``goal_embeddings``; ``rollout_id`` is unique over all stores. There is a
             ``weight`` if ``verdict_weights`` were given. Windows have one more dimension at the end, T, and have
             ``return_to_go`` and ``padding_mask``.
@@ -286,10 +286,10 @@ class PolicyData(LightningDataModule):
         if self._relabelled is not None and words is not None:
             columns = self._relabelled(columns, words)
         if self._verdict_weights:
-            columns[types.WEIGHT] = self._rollout_weights[columns[types.ROLLOUT_ID]]
+            columns[names.WEIGHT] = self._rollout_weights[columns[names.ROLLOUT_ID]]
         if window:
-            columns[types.RETURN_TO_GO] = self._lined_up.return_to_go(store, sample["index", "index"])
-            columns[types.PADDING_MASK] = sample["index", "padding_mask"]
+            columns[names.RETURN_TO_GO] = self._lined_up.return_to_go(store, sample["index", "index"])
+            columns[names.PADDING_MASK] = sample["index", "padding_mask"]
         return TensorDict({key: column.unflatten(0, size) for key, column in columns.items()}, batch_size=size)
 
     def _relabelling_words(self) -> Tensor:

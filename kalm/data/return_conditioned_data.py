@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from kalm.core.errors import DataError
 from kalm.data.episode_lists import EvaluationSeed, episode_loader
 from kalm.data.filters import RolloutFilter
 from kalm.data.grounding_data import GroundingData
 from kalm.data.windows import RolloutStatistics, rollout_statistics
 from kalm.envs.base import Domain
-from kalm.errors import DataError
-from kalm.evaluation import Episode
+from kalm.envs.evaluation import Episode
 from kalm.language.encoder import SentenceEncoder
 
 

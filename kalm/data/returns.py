@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kalm import types
-from kalm.data.store import RolloutStore
+from kalm.core import names
+from kalm.store.reader import RolloutStore
 
 
 def returns_to_go(reward: Tensor, lengths: Tensor) -> Tensor:
@@ -28,4 +28,4 @@ def returns_to_go(reward: Tensor, lengths: Tensor) -> Tensor:
 
 def store_returns_to_go(store: RolloutStore) -> Tensor:
     """The same for all transitions of a store, float32 of shape (N,)."""
-    return returns_to_go(store.transitions[types.REWARD], store.rollouts["length"].long())
+    return returns_to_go(store.transitions[names.REWARD], store.rollouts["length"].long())

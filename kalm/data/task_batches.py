@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kalm import types
+from kalm.core import names
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.joined_rollouts import JoinedRollouts
-from kalm.data.relabelled import RelabelledNumbers, RelabelledTexts
 from kalm.data.returns import returns_to_go
+from kalm.data.symmetry import RelabelledNumbers, RelabelledTexts
 from kalm.data.task_texts import TaskTexts
-from kalm.envs.relabelling import Relabelling
+from kalm.envs.symmetry import Relabelling
 
 _PROMPT_STREAM = 1
 
@@ -130,7 +130,7 @@ class TaskBatches:
         _, first, prompt_of_rollout = np.unique(place.group, return_index=True, return_inverse=True)
         lengths = torch.from_numpy(self._rollouts.lengths[place.rollout] - place.skipped)
         last = lengths.cumsum(0) - 1
-        keys = (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION, types.TERMINATED, types.REWARD)
+        keys = (names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION, names.TERMINATED, names.REWARD)
         columns = self._rollouts.read(keys, place.rollout, place.skipped)
         observation, action, next_observation, terminated, reward = columns
         if self._relabellings:

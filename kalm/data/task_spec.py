@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kalm.data.store_layout import describe_spaces
+from kalm.core.names import TaskSpec
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
-from kalm.types import TaskSpec
+from kalm.store.layout import describe_spaces
 
 
 def task_spec(domain: Domain, encoder: SentenceEncoder) -> TaskSpec:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kalm.data.store import InstructionRow
+from kalm.core.names import GoalSplit
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
-from kalm.types import GoalSplit
+from kalm.store.reader import InstructionRow
 
 
 class TaskTexts(NamedTuple):

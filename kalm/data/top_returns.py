@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kalm import types
-from kalm.data.store import RolloutStore
+from kalm.core import names
+from kalm.store.reader import RolloutStore
 
 
 def top_return_rollouts(
@@ -38,7 +38,7 @@ def top_return_rollouts(
         return list(rollouts)
     chosen = list(zip(stores, rollouts, strict=True))
     returns = torch.cat([rollout_returns(store, discount)[rows] for store, rows in chosen])
-    goal_split = torch.cat([store.rollouts[types.GOAL_SPLIT][rows] for store, rows in chosen])
+    goal_split = torch.cat([store.rollouts[names.GOAL_SPLIT][rows] for store, rows in chosen])
     is_kept = torch.zeros(num_candidates, dtype=torch.bool)
     for split in goal_split.unique():
         competing = (goal_split == split).nonzero().squeeze(-1)
@@ -54,6 +54,6 @@ def rollout_returns(store: RolloutStore, discount: float) -> Tensor:
         store: Holds R rollouts.
         discount: Worth of a reward one step later.
     """
-    step, reward = store.transitions[types.STEP], store.transitions[types.REWARD].double()
+    step, reward = store.transitions[names.STEP], store.transitions[names.REWARD].double()
     returns = torch.zeros(store.num_rollouts, dtype=torch.float64)
-    return returns.index_add_(0, store.transitions[types.ROLLOUT_ID].long(), reward * discount ** step.double())
+    return returns.index_add_(0, store.transitions[names.ROLLOUT_ID].long(), reward * discount ** step.double())

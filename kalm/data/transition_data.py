@@ -14,20 +14,20 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kalm import types
-from kalm.changes import changes
-from kalm.data.domain_store import collect_if_absent, open_domain_store
+from kalm.core import names
+from kalm.core.changes import changes
+from kalm.core.errors import CheckpointError, DataError
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.moments import Moments
-from kalm.data.relabelled import RelabelledNumbers
-from kalm.data.store import RolloutStore
+from kalm.data.symmetry import RelabelledNumbers
 from kalm.data.task_spec import dynamics_spec
 from kalm.data.transition_moments import transition_moments
 from kalm.envs.base import Domain
-from kalm.errors import CheckpointError, DataError
+from kalm.store.domain_store import collect_if_absent, open_domain_store
+from kalm.store.reader import RolloutStore
 
 Transitions = dict[Any, Tensor]
-_KEYS = (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION)
+_KEYS = (names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION)
 
 
 class TransitionData(LightningDataModule):
@@ -126,9 +126,9 @@ class TransitionData(LightningDataModule):
             return columns
         relabelling = torch.from_numpy(rng.integers(len(self._relabellings), size=len(rows)))
         return {
-            types.OBSERVATION: self._numbers.observation(columns[types.OBSERVATION], relabelling),
-            types.ACTION: self._numbers.action(columns[types.ACTION], relabelling),
-            types.NEXT_OBSERVATION: self._numbers.observation(columns[types.NEXT_OBSERVATION], relabelling),
+            names.OBSERVATION: self._numbers.observation(columns[names.OBSERVATION], relabelling),
+            names.ACTION: self._numbers.action(columns[names.ACTION], relabelling),
+            names.NEXT_OBSERVATION: self._numbers.observation(columns[names.NEXT_OBSERVATION], relabelling),
         }
 
     def train_dataloader(self) -> DataLoader[Transitions]:

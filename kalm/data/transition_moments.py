@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kalm import types
+from kalm.core import names
 from kalm.data.moments import Moments
-from kalm.data.store import RolloutStore
+from kalm.store.reader import RolloutStore
 
 _CHUNK = 1 << 16
 
@@ -28,7 +28,7 @@ def transition_moments(store: RolloutStore, rollouts: Tensor) -> tuple[Moments, 
     ends = lengths.cumsum(0)
     steps = torch.arange(int(ends[-1])) + (starts - (ends - lengths)).repeat_interleave(lengths)
     for piece in steps.split(_CHUNK):
-        observation, outcome = (transitions[key][piece] for key in (types.OBSERVATION, types.NEXT_OBSERVATION))
+        observation, outcome = (transitions[key][piece] for key in (names.OBSERVATION, names.NEXT_OBSERVATION))
         of_observation.add(observation)
         of_change.add(outcome - observation)
         of_outcome.add(outcome)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kalm.core.errors import DataError
 from kalm.data.filters import RolloutFilter, rollout_verdicts
-from kalm.data.store import RolloutStore
-from kalm.errors import DataError
+from kalm.store.reader import RolloutStore
 
 # What a rollout is that does not pass the filter of the same meaning.
 _FAILS = {"implausible": RolloutFilter.plausible, "missed": RolloutFilter.success}

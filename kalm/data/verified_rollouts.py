@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kalm import types
+from kalm.core import names
 from kalm.data.filters import RolloutFilter, rollout_verdicts
-from kalm.data.store import RolloutStore
 from kalm.data.top_returns import rollout_returns
 from kalm.envs.base import Domain
+from kalm.store.reader import RolloutStore
 
 # Which rollouts may stand in where few pass a filter: all that it asks for but success.
 _WITHOUT_SUCCESS = {RolloutFilter.both: RolloutFilter.plausible, RolloutFilter.success: RolloutFilter.none}
@@ -54,4 +54,4 @@ def verified_rollouts(
 def rollout_tasks(domain: Domain, store: RolloutStore) -> list[str]:
     """The task of each rollout's goal, in the order of the store."""
     tasks = [domain.task(domain.goal_from_json(row.goal)) for row in store.instructions]
-    return [tasks[instruction] for instruction in store.rollouts[types.INSTRUCTION_ID].tolist()]
+    return [tasks[instruction] for instruction in store.rollouts[names.INSTRUCTION_ID].tolist()]

@@ -17,9 +17,9 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer, SliceSampler, TensorStorage
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter
 
-from kalm import types
+from kalm.core import names
 from kalm.data.returns import store_returns_to_go
-from kalm.data.store import RolloutStore
+from kalm.store.reader import RolloutStore
 
 _PADDING = ("collector", "mask")  # where TorchRL says which steps of a window are real
 
@@ -97,7 +97,7 @@ def rollout_statistics(stores: Sequence[RolloutStore], rollouts: Sequence[Tensor
     """
     real, rows = stores[0], rollouts[0]
     to_go = store_returns_to_go(real)
-    of_steps = to_go[torch.isin(real.transitions[types.ROLLOUT_ID], rows)]
+    of_steps = to_go[torch.isin(real.transitions[names.ROLLOUT_ID], rows)]
     in_use = [(store, used) for store, used in zip(stores, rollouts, strict=True) if len(used)]
     return RolloutStatistics(
         return_to_go_mean=of_steps.mean().item(),

@@ -18,10 +18,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.data.rollout import Rollout
-from kalm.envs.relabelling import Relabelling
-from kalm.errors import DataError
-from kalm.types import GoalSplit, Source
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
+from kalm.envs.symmetry import Relabelling
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]

@@ -10,8 +10,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.errors import SimulatorError
 from kalm.envs.clevr_robot.drawing import Picture, write_instruction
-from kalm.errors import SimulatorError
 
 
 class SceneRenderer:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kalm.errors import DataError, KalmError
+from kalm.core.errors import DataError, KalmError
 from kalm.language.vector_cache import VectorCache
 
 if TYPE_CHECKING:

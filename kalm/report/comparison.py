@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kalm.evaluation import wilson_interval
+from kalm.core.names import GoalSplit
+from kalm.envs.evaluation import wilson_interval
 from kalm.report import paper
 from kalm.report.rollout_tables import StoreVerdicts
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
-from kalm.types import GoalSplit
 
 
 @dataclass(frozen=True)

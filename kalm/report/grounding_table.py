@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kalm.core.names import GoalSplit
 from kalm.report import paper
 from kalm.report.metrics import MetricLog
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
-from kalm.types import GoalSplit
 
 GROUNDING_PREFIXES = ("explain/", "imagine/")
 EXPLANATION_METRICS = {

@@ -1,4 +1,4 @@
-"""Read the metrics.csv of every run: one row a logged update, one sparse column a metric (``kalm/loggers.py``)."""
+"""Read the metrics.csv of every run: one row a logged update, one sparse column a metric (``kalm/runs/loggers.py``)."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kalm.core.names import GoalSplit
 from kalm.report.comparison import MatchRate
 from kalm.report.grounding_table import EXPLANATION_METRICS, STEP_METRICS
 from kalm.report.metrics import MetricLog
 from kalm.report.results import EpisodeRow, splits_of
 from kalm.report.success_table import ReportRow, rates_by_split
-from kalm.types import GoalSplit
 
 _PERCENT = (-2.0, 102.0)  # room for lines that run along 0 and 100
 _PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")

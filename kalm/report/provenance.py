@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kalm
-from kalm.commit import git_commit
+from kalm.core.provenance import git_commit
 from kalm.report.results import EpisodeRow
 
 

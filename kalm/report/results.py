@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from kalm.errors import DataError
-from kalm.types import GoalSplit
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit
 
 RESULTS_FILE = "results.jsonl"
 

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kalm.core.errors import DataError
+from kalm.core.names import SOURCE, GoalSplit, Source
 from kalm.data.filters import verdict_counts
-from kalm.data.store import RolloutStore
-from kalm.data.store_layout import MANIFEST, UNFINISHED
-from kalm.errors import DataError
 from kalm.report import paper
 from kalm.report.metrics import folder_name
 from kalm.report.results import find_files
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
-from kalm.types import SOURCE, GoalSplit, Source
+from kalm.store.layout import MANIFEST, UNFINISHED
+from kalm.store.reader import RolloutStore
 
 # Named by callbacks/rollout_writer.py, which a report should not have to import: it brings the language model.
 REJECTED_FILE = "rejected.json"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kalm.errors import DataError
+from kalm.core.errors import DataError
 from kalm.report.comparison import ComparedImagination
 from kalm.report.paper import ABLATIONS
 from kalm.report.results import EpisodeRow

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kalm.evaluation import wilson_interval
+from kalm.core.names import GoalSplit
+from kalm.envs.evaluation import wilson_interval
 from kalm.report.paper import CQL_NOVEL
 from kalm.report.results import EpisodeRow, splits_of
 from kalm.report.table import Table
-from kalm.types import GoalSplit
 
 NOVEL_SPLITS = tuple(split.label for split in GoalSplit if split is not GoalSplit.TRAIN)
 EMPTY = "-"

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kalm.errors import DataError
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit
 from kalm.report.metrics import folder_name
 from kalm.report.results import find_files
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
-from kalm.types import GoalSplit
 
 # Named by callbacks/imagined_tasks.py, which a report should not have to import: it brings the language model.
 TASKS_FILE = "tasks.json"

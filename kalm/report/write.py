@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from kalm.data.store_layout import MANIFEST
-from kalm.errors import DataError
+from kalm.core.errors import DataError
+from kalm.core.names import Source
 from kalm.report.comparison import MatchRate, comparison_table, match_rates
 from kalm.report.grounding_table import GROUNDING_PREFIXES, grounding_table
 from kalm.report.metrics import METRICS_FILE, MetricLog, load_metrics
@@ -23,7 +23,7 @@ from kalm.report.study import belongs_to_study, compared_imagination, experiment
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown
 from kalm.report.task_verdicts import TaskVerdicts, load_task_verdicts, task_verdict_table
-from kalm.types import Source
+from kalm.store.layout import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kalm.rl.action_values import value_of_action
+from kalm.core.names import TaskSpec
 from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.log_deviation import LogDeviation
 from kalm.rl.losses.advantage_weighting import advantage_weight
 from kalm.rl.losses.gaussian import gaussian_log_probability
 from kalm.rl.losses.imitation import imitation_loss
 from kalm.rl.losses.temporal_difference import td_target
-from kalm.rl.networks import critic_network, policy_network
-from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import TaskSpec
+from kalm.rl.networks.action_values import value_of_action
+from kalm.rl.networks.log_deviation import LogDeviation
+from kalm.rl.networks.mlp import critic_network, policy_network
+from kalm.rl.training.transition_batch import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-6.0, 0.0)  # the authors' code
 

@@ -21,25 +21,25 @@ from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from kalm.evaluation import Episode, EpisodeResult
-from kalm.rl.attached_data import attached_data, check_fit, take_statistics
-from kalm.rl.finite import is_finite, raise_non_finite
-from kalm.rl.initialization import initialize
-from kalm.rl.learning_rate import LearningRateSchedule, ScheduleKind
-from kalm.rl.method_call import MethodCall
-from kalm.rl.noise import update_noise
-from kalm.rl.normalizer import Normalizer
-from kalm.rl.policy_checkpoint import add_policy, take_policy
-from kalm.rl.policy_evaluation import EpisodePolicy, evaluate_policy
-from kalm.rl.recorded import stack_recorded
-from kalm.rl.require import require
-from kalm.rl.side_by_side import policy_of, stack_parameters
-from kalm.rl.source_means import source_means
-from kalm.rl.transition_batch import TransitionBatch, unstack
-from kalm.rl.transition_weights import TransitionWeights
-from kalm.rl.update import Update
-from kalm.rl.weight_average import WeightAverage
-from kalm.types import PADDING_MASK, SOURCE, TaskSpec
+from kalm.core.names import PADDING_MASK, SOURCE, TaskSpec
+from kalm.core.require import require
+from kalm.envs.evaluation import Episode, EpisodeResult
+from kalm.rl.networks.initialization import initialize
+from kalm.rl.networks.normalizer import Normalizer
+from kalm.rl.training.attached_data import attached_data, check_fit, take_statistics
+from kalm.rl.training.finite import is_finite, raise_non_finite
+from kalm.rl.training.learning_rate import LearningRateSchedule, ScheduleKind
+from kalm.rl.training.method_call import MethodCall
+from kalm.rl.training.noise import update_noise
+from kalm.rl.training.policy_checkpoint import add_policy, take_policy
+from kalm.rl.training.policy_evaluation import EpisodePolicy, evaluate_policy
+from kalm.rl.training.recorded import stack_recorded
+from kalm.rl.training.side_by_side import policy_of, stack_parameters
+from kalm.rl.training.source_means import source_means
+from kalm.rl.training.transition_batch import TransitionBatch, unstack
+from kalm.rl.training.transition_weights import TransitionWeights
+from kalm.rl.training.update import Update
+from kalm.rl.training.weight_average import WeightAverage
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData

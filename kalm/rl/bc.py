@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kalm.core.names import TaskSpec
 from kalm.rl.base import OfflineRLModule, require
 from kalm.rl.losses.imitation import imitation_loss, log_probability_penalty, squared_action_error
-from kalm.rl.networks import policy_network
-from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import TaskSpec
+from kalm.rl.networks.mlp import policy_network
+from kalm.rl.training.transition_batch import TransitionBatch
 
 
 class BC(OfflineRLModule):

@@ -27,15 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.rl.action_autoencoder import ActionAutoencoder
-from kalm.rl.action_values import value_of_action
+from kalm.core.names import TaskSpec
 from kalm.rl.base import OfflineRLModule, require
 from kalm.rl.losses.gaussian import standard_normal_divergence
 from kalm.rl.losses.imitation import imitation_loss, squared_action_error
 from kalm.rl.losses.temporal_difference import huber_td_loss, td_target
-from kalm.rl.networks import MLP, critic_network, discrete_critic_network, policy_network
-from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import TaskSpec
+from kalm.rl.networks.action_autoencoder import ActionAutoencoder
+from kalm.rl.networks.action_values import value_of_action
+from kalm.rl.networks.mlp import MLP, critic_network, discrete_critic_network, policy_network
+from kalm.rl.training.transition_batch import TransitionBatch
 
 
 class BCQ(OfflineRLModule):

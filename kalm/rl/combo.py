@@ -32,20 +32,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
+from kalm.core.names import TaskSpec
 from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.dynamics_ensemble import DynamicsEnsemble
-from kalm.rl.first_layer import Product
-from kalm.rl.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size
-from kalm.rl.learned_scale import LearnedScale
+from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
+from kalm.rl.dynamics.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size
 from kalm.rl.losses.conservative import sampled_cql_penalty
 from kalm.rl.losses.entropy import soft_policy_loss, temperature_loss
 from kalm.rl.losses.temporal_difference import td_target
-from kalm.rl.networks import critic_network, gaussian_policy_network
-from kalm.rl.sampled_actions import sampled_actions
-from kalm.rl.squashed_gaussian import SquashedGaussian
-from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import TaskSpec
+from kalm.rl.networks.first_layer import Product
+from kalm.rl.networks.learned_scale import LearnedScale
+from kalm.rl.networks.mlp import critic_network, gaussian_policy_network
+from kalm.rl.networks.sampled_actions import sampled_actions
+from kalm.rl.networks.squashed_gaussian import SquashedGaussian
+from kalm.rl.training.transition_batch import TransitionBatch
 
 
 class COMBO(OfflineRLModule):

@@ -30,17 +30,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.rl.action_values import value_of_action
+from kalm.core.names import TaskSpec
 from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.learned_scale import LearnedScale
 from kalm.rl.losses.conservative import cql_penalty, sampled_cql_penalty
 from kalm.rl.losses.entropy import soft_policy_loss, temperature_loss
 from kalm.rl.losses.temporal_difference import huber_td_loss, td_target
-from kalm.rl.networks import critic_network, discrete_critic_network, gaussian_policy_network
-from kalm.rl.sampled_actions import sampled_actions
-from kalm.rl.squashed_gaussian import SquashedGaussian
-from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import TaskSpec
+from kalm.rl.networks.action_values import value_of_action
+from kalm.rl.networks.learned_scale import LearnedScale
+from kalm.rl.networks.mlp import critic_network, discrete_critic_network, gaussian_policy_network
+from kalm.rl.networks.sampled_actions import sampled_actions
+from kalm.rl.networks.squashed_gaussian import SquashedGaussian
+from kalm.rl.training.transition_batch import TransitionBatch
 
 _MAX_MULTIPLIER = 1e6  # the authors' code
 

@@ -7,7 +7,7 @@ the episode so far and the return that is wanted of it, which shrinks as rewards
 Paper: Chen et al. 2021 (arXiv:2106.01345), hyper-parameters of its locomotion tasks.
 
 Part of the paper -> function: architecture, section 3 -> ``_outputs``; training, section 3 -> ``imitation_loss`` or
-``squared_action_error``; evaluation, algorithm 1 -> ``kalm/rl/running_episodes.py``.
+``squared_action_error``; evaluation, algorithm 1 -> ``kalm/rl/training/running_episodes.py``.
 
 Differences from the paper: 1. the goal's embedding is the first token, which all others see; 2. windows are drawn with
 every rollout equally likely, not in proportion to its length, and as full as the rollout allows (see
@@ -15,7 +15,7 @@ every rollout equally likely, not in proportion to its length, and as full as th
 the return that is wanted is a quantile of the data's; 4. an episode that outlasts the longest rollout is read as if it
 were no later than that, for later steps have embeddings that were never trained; 5. no weight decay (the paper's 1e-4
 times its step size moves a weight by 1e-8 of itself), and no dropout of attention weights (see
-``kalm/rl/transformer.py``).
+``kalm/rl/networks/transformer.py``).
 
 ``torchrl.objectives.DTLoss`` is a mean squared error around a model; the model wraps the transformers library, which
 the policies do not import, and keeps no goal.
@@ -33,17 +33,17 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.errors import DataError
-from kalm.evaluation import Episode
+from kalm.core.errors import DataError
+from kalm.core.names import TaskSpec
+from kalm.core.require import require
+from kalm.envs.evaluation import Episode
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses.imitation import imitation_loss, squared_action_error
-from kalm.rl.normalizer import Normalizer
-from kalm.rl.policy_evaluation import EpisodePolicy
-from kalm.rl.require import require
-from kalm.rl.running_episodes import RunningEpisodes
-from kalm.rl.transformer import CausalTransformer
-from kalm.rl.window_batch import WindowBatch, unstack_windows
-from kalm.types import TaskSpec
+from kalm.rl.networks.normalizer import Normalizer
+from kalm.rl.networks.transformer import CausalTransformer
+from kalm.rl.training.policy_evaluation import EpisodePolicy
+from kalm.rl.training.running_episodes import RunningEpisodes
+from kalm.rl.training.window_batch import WindowBatch, unstack_windows
 
 if TYPE_CHECKING:
     from kalm.envs.base import Domain

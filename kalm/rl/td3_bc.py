@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
+from kalm.core.names import TaskSpec
 from kalm.rl.base import OfflineRLModule, require
 from kalm.rl.losses.imitation import squared_action_error
 from kalm.rl.losses.temporal_difference import td_target
-from kalm.rl.networks import critic_network, policy_network
-from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import TaskSpec
+from kalm.rl.networks.mlp import critic_network, policy_network
+from kalm.rl.training.transition_batch import TransitionBatch
 
 
 class TD3BC(OfflineRLModule):

@@ -33,14 +33,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kalm.core.names import GoalSplit, TaskSpec
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
 from kalm.language.prompts import generation_prompt
-from kalm.llm.generation import Generated, Sampling, generate
-from kalm.llm.hugging_face_backbone import HuggingFaceBackbone
-from kalm.llm.reader import CachedReader, Reader
-from kalm.llm.rollout_codec import RolloutCodec
-from kalm.types import GoalSplit, TaskSpec
+from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
+from kalm.llm.grounding.rollout_codec import RolloutCodec
+from kalm.llm.imagination.generation import Generated, Sampling, generate
+from kalm.llm.imagination.reader import CachedReader, Reader
 from tests.chain_domain import CellGoal
 from tests.llm.small_models import backbone, save_small_model
 

@@ -32,12 +32,12 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from kalm.core.names import GoalSplit
 from kalm.data.grounding_batch import GroundingBatch
 from kalm.data.grounding_data import GroundingData
 from kalm.envs.clevr_robot import ClevrRobot
-from kalm.llm.grounded_llm import GroundedLLM
-from kalm.loggers import MetricsFileLogger, RunTensorBoardLogger
-from kalm.types import GoalSplit
+from kalm.llm.grounding.grounded_llm import GroundedLLM
+from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
 from tests.benchmarks.lightning_throughput import CLOCKS, Clock
 from tests.llm.small_models import backbone, save_small_model
 from tests.llm.token_encoder import TokenEncoder

@@ -35,14 +35,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from kalm.core.names import GoalSplit
 from kalm.data.policy_data import PolicyData
 from kalm.envs.clevr_robot import ClevrRobot
-from kalm.evaluation import EpisodeResult, wilson_interval
+from kalm.envs.evaluation import EpisodeResult, wilson_interval
 from kalm.language.encoder import SentenceEncoder
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
-from kalm.types import GoalSplit
 from tests.benchmarks.success_export import MAX_REAL_ROLLOUTS, export_store
 
 _WORKER = Path(__file__).parent / "d3rlpy_policy.py"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
 from kalm.data.filters import RolloutFilter, select_rollouts
 from kalm.data.policy_data import PolicyData
 from kalm.rl.base import OfflineRLModule
-from kalm.types import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
 
 MAX_REAL_ROLLOUTS = 6400  # the paper's
 

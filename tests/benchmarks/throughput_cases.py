@@ -15,16 +15,16 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
+from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, GoalSplit, Source
+from kalm.core.rollout import Rollout
 from kalm.data.policy_data import PolicyData
-from kalm.data.rollout import Rollout
-from kalm.data.writer import RolloutStoreWriter
 from kalm.rl.awac import AWAC
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
 from kalm.rl.iql import IQL
 from kalm.rl.td3_bc import TD3BC
-from kalm.types import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, GoalSplit, Source
+from kalm.store.writer import RolloutStoreWriter
 from tests.chain_domain import CellGoal, ChainDomain
 from tests.word_encoder import WordEncoder
 

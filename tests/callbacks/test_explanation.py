@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kalm.callbacks.explanation import Explanation
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
+from kalm.core.names import Source
 from kalm.language.prompts import EXPLANATION, UNSEEN_EXPLANATION
-from kalm.types import Source
 from tests.callbacks.judged import Shown, logged_text, validate, walk
 
 TO_THE_RIGHT = walk([2, 3, 4], [1, 1], goal=4, source=Source.REAL)

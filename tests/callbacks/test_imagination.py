@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kalm.callbacks.imagination import Imagination
-from kalm.errors import KalmError
-from kalm.types import GoalSplit, Source
+from kalm.core.errors import KalmError
+from kalm.core.names import GoalSplit, Source
 from tests.callbacks.judged import logged_text, validate, walk
 
 MEETS = walk([2, 3, 4], [1, 1], goal=4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kalm.callbacks.rollout_writer import STORE, RolloutWriter
-from kalm.data.store import RolloutStore, is_finished_store
+from kalm.store.reader import RolloutStore, is_finished_store
 from tests.imagine_run import imagine, work
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.test_replay import walk
 
 from kalm.callbacks import imagined_tasks
 from kalm.callbacks.imagined_tasks import TASKS_FILE, ImaginedTasks, task_counts
 from kalm.callbacks.rollout_writer import RolloutWriter
-from kalm.errors import DataError, KalmError
+from kalm.core.errors import DataError, KalmError
 from kalm.report import task_verdicts
 from kalm.report.task_verdicts import load_task_verdicts, task_verdict_table
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store
 from tests.rl.helpers import trainer
-from tests.test_replay import walk
 
 DOMAIN = ChainDomain()
 SOUND, JUMPED, MISSED = walk(2, [0, 1, 2], [1, 1]), walk(2, [0, 2], [1]), walk(2, [0, 1], [1])

@@ -12,9 +12,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kalm.callbacks.imagined_video import ImaginedVideo
-from kalm.data.rollout import Rollout
-from kalm.errors import KalmError
-from kalm.types import GoalSplit, Source
+from kalm.core.errors import KalmError
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
 from tests.callbacks.judged import validate, walk
 
 MEETS = walk([2, 3, 4], [1, 1], goal=4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kalm.callbacks.plausibility import Plausibility
-from kalm.types import Source
+from kalm.core.names import Source
 from tests.callbacks.judged import validate, walk
 
 JUMPS_ONCE = walk([0, 1, 3, 2], [1, 1, 0], goal=4)  # 1 of 3 steps

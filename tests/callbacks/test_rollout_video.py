@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kalm.callbacks.rollout_video import RolloutVideo
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
 from kalm.rl.bc import BC
 from tests.rl.helpers import chain_data, trainer
 

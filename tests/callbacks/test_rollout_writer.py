@@ -18,13 +18,13 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kalm.callbacks.rollout_writer import REJECTED_FILE, STORE, RolloutWriter
+from kalm.core.errors import DataError, KalmError
+from kalm.core.names import Source
+from kalm.core.rollout import Rollout
 from kalm.data.goal_data import GoalData
-from kalm.data.rollout import Rollout
-from kalm.data.store import RolloutStore, is_finished_store
 from kalm.data.work_item import WorkItem, WorkShard
-from kalm.data.writer import RolloutStoreWriter
-from kalm.errors import DataError, KalmError
-from kalm.types import Source
+from kalm.store.reader import RolloutStore, is_finished_store
+from kalm.store.writer import RolloutStoreWriter
 from tests.chain_domain import MAX_STEPS, ChainDomain, one_hot, step
 from tests.data.test_goal_data import goal_data
 from tests.llm.models import grounded_llm

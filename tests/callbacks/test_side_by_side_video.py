@@ -11,8 +11,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kalm.callbacks.side_by_side_video import SideBySideVideo
+from kalm.core.names import GoalSplit
 from kalm.rl.bc import BC
-from kalm.types import GoalSplit
 from tests.callbacks.judged import walk
 from tests.data.rollouts import write_store
 from tests.rl.helpers import chain_data, trainer

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kalm.callbacks.step_match import StepMatch, step_match
-from kalm.errors import KalmError
-from kalm.types import GoalSplit, Source
+from kalm.core.errors import KalmError
+from kalm.core.names import GoalSplit, Source
 from tests.callbacks.judged import DOMAIN, validate, walk
 from tests.chain_domain import ChainDomain
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kalm.callbacks.success_rate import RESULTS_FILE, SuccessRate
-from kalm.evaluation import wilson_interval
+from kalm.envs.evaluation import wilson_interval
 from kalm.report.results import load_results
 from kalm.rl.bc import BC
 from tests.rl.helpers import chain_data, trainer

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from kalm.data.rollout import Rollout
-from kalm.data.store import RolloutStore
-from kalm.data.writer import RolloutStoreWriter
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
-from kalm.types import GoalSplit, Source
+from kalm.store.reader import RolloutStore
+from kalm.store.writer import RolloutStoreWriter
 from tests.chain_domain import ChainDomain
 
 DOMAIN = ChainDomain()

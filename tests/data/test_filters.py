@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
-from kalm.data.rollout import Rollout
-from kalm.data.store import RolloutStore
-from kalm.errors import DataError
-from kalm.types import GoalSplit
+from kalm.store.reader import RolloutStore
 from tests.data.rollouts import broken, imagined_rollouts, real_rollouts, write_store
 
 

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-
-from kalm.data.general_text import GeneralTextPieces, read_texts
-from kalm.errors import CheckpointError, DataError
-from kalm.llm.grounded_llm import GroundedLLM
-from tests.llm.models import chain_grounding_data, tiny_backbone
 from tests.llm.test_grounded_llm import trainer
+
+from kalm.core.errors import CheckpointError, DataError
+from kalm.data.general_text import GeneralTextPieces, read_texts
+from kalm.llm.grounding.grounded_llm import GroundedLLM
+from tests.llm.models import chain_grounding_data, tiny_backbone
 
 SEED = (0, 1)
 

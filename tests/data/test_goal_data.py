@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kalm.core.errors import DataError
 from kalm.data.goal_data import PAPER_NUM_ROLLOUTS, GoalData, ShardSampler
-from kalm.data.store import is_finished_store
-from kalm.errors import DataError
+from kalm.store.reader import is_finished_store
 from tests.chain_domain import MAX_STEPS, ChainDomain
 from tests.data.rollouts import real_rollouts, write_store
 from tests.word_encoder import WordEncoder

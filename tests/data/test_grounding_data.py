@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
+from kalm.core.errors import CheckpointError, DataError
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 from kalm.data.goal_starts import make_work_items
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts, join_batches
 from kalm.data.grounding_data import GroundingData
 from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.moments import Moments
-from kalm.data.rollout import Rollout
-from kalm.data.store import RolloutStore
 from kalm.data.task_batches import TaskBatches
 from kalm.data.task_texts import TaskTexts
 from kalm.envs.base import Goal
-from kalm.envs.relabelling import Relabelling
-from kalm.errors import CheckpointError, DataError
+from kalm.envs.symmetry import Relabelling
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, GENERATION, UNSEEN_EXPLANATION, generation_prompt
-from kalm.types import GoalSplit
+from kalm.store.reader import RolloutStore
 from tests.chain_domain import CellGoal, ChainDomain, step
 from tests.data.rollouts import imagined_rollouts, real_rollouts, write_store
 from tests.line_domain import LineDomain

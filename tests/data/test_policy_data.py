@@ -11,13 +11,13 @@ from lightning import LightningModule, Trainer
 from tensordict import TensorDict
 from torchrl.data import ReplayBufferEnsemble
 
-from kalm import types
+from kalm.core import names
+from kalm.core.errors import CheckpointError, DataError
+from kalm.core.names import GoalSplit, Source
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
-from kalm.data.relabelled import RelabelledTransitions
-from kalm.data.store import RolloutStore
-from kalm.errors import CheckpointError, DataError
-from kalm.types import GoalSplit, Source
+from kalm.data.symmetry import RelabelledTransitions
+from kalm.store.reader import RolloutStore
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
 from tests.line_domain import LineDomain
@@ -42,17 +42,17 @@ def make_data(folder: Path, imagined: tuple[str, ...] = ("rephrase", "easy", "ha
 
 
 def test_batch_has_the_shared_keys_and_types(folder: Path) -> None:
-    """K stacked minibatches with exactly the keys of ``kalm.types``."""
+    """K stacked minibatches with exactly the keys of ``kalm.core.names``."""
     batch = make_data(folder).batch(0)
     assert batch.batch_size == (4, 10)
     assert set(batch.keys(True, True)) == {
-        *(types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION, types.REWARD, types.TERMINATED, types.TRUNCATED),
-        *(types.ROLLOUT_ID, types.STEP, types.INSTRUCTION_ID, types.SOURCE, types.GOAL_SPLIT),
+        *(names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION, names.REWARD, names.TERMINATED, names.TRUNCATED),
+        *(names.ROLLOUT_ID, names.STEP, names.INSTRUCTION_ID, names.SOURCE, names.GOAL_SPLIT),
     }
-    assert batch[types.OBSERVATION].shape == (4, 10, 5)
-    assert batch[types.OBSERVATION].dtype == torch.float32
-    assert batch[types.ACTION].dtype == torch.int64
-    assert batch[types.TERMINATED].dtype == torch.bool
+    assert batch[names.OBSERVATION].shape == (4, 10, 5)
+    assert batch[names.OBSERVATION].dtype == torch.float32
+    assert batch[names.ACTION].dtype == torch.int64
+    assert batch[names.TERMINATED].dtype == torch.bool
 
 
 @pytest.mark.parametrize(("fraction", "imagined_rows"), [(0.5, 5), (0.3, 3), (0.04, 0), (1.0, 10)])
@@ -64,7 +64,7 @@ def test_every_minibatch_has_exactly_the_configured_mixture(folder: Path, fracti
         return
     data = make_data(folder, imagined_fraction=fraction)
     for index in range(50):
-        is_imagined = data.batch(index)[types.SOURCE] == Source.IMAGINARY
+        is_imagined = data.batch(index)[names.SOURCE] == Source.IMAGINARY
         assert is_imagined.sum(1).tolist() == [imagined_rows] * 4
         assert not is_imagined[:, : 10 - imagined_rows].any()
 
@@ -89,16 +89,16 @@ def test_transitions_come_from_the_buffer_ensemble_and_from_kept_rollouts_only(f
         first_rollout += store.num_rollouts
     assert seen.keys() == expected.keys()
     for place, row in seen.items():
-        for key in (types.OBSERVATION, types.ACTION, types.NEXT_OBSERVATION, types.REWARD, types.TERMINATED):
+        for key in (names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION, names.REWARD, names.TERMINATED):
             assert torch.equal(row[key], expected[place][key])
-        assert row[types.SOURCE] == expected[place][types.SOURCE]
-        assert row[types.GOAL_SPLIT] == expected[place][types.GOAL_SPLIT]
+        assert row[names.SOURCE] == expected[place][names.SOURCE]
+        assert row[names.GOAL_SPLIT] == expected[place][names.GOAL_SPLIT]
 
 
 def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) -> None:
     """Five imagined rows of ten: two, two and one, whatever the stores hold; three splits need three rows."""
     batch = make_data(folder, balance_goal_splits=True).batch(3)
-    for splits in batch[types.GOAL_SPLIT]:
+    for splits in batch[names.GOAL_SPLIT]:
         assert torch.bincount(splits.long(), minlength=4).tolist() == [5, 2, 2, 1]
     with pytest.raises(DataError, match="2 imagined rows of a minibatch cannot be shared out among 3 goal splits"):
         make_data(folder, balance_goal_splits=True, imagined_fraction=0.2).setup("fit")
@@ -107,7 +107,7 @@ def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) 
 def test_transitions_of_one_part_are_equally_likely(folder: Path) -> None:
     """Of three imagined stores each is drawn in proportion to its kept transitions (chi-square, 3 sigma each)."""
     data = make_data(folder, batch_size=200, updates_per_step=50)
-    splits = torch.cat([data.batch(index)[types.GOAL_SPLIT][:, 100:].flatten() for index in range(4)])
+    splits = torch.cat([data.batch(index)[names.GOAL_SPLIT][:, 100:].flatten() for index in range(4)])
     lengths = [store.rollouts["length"][store.rollouts["is_success"]].sum().item() for store in data.stores[1:]]
     for split, length in zip((1, 2, 3), lengths, strict=True):
         share = length / sum(lengths)
@@ -130,15 +130,15 @@ def test_batches_depend_on_seed_and_index_only(folder: Path) -> None:
     later = data.batch(7)
     _ = [other.batch(index) for index in (9, 2)]
     assert (later == other.batch(7)).all()
-    assert not (later[types.OBSERVATION] == data.batch(8)[types.OBSERVATION]).all()
-    assert not (later[types.OBSERVATION] == make_data(folder, seed=4).batch(7)[types.OBSERVATION]).all()
+    assert not (later[names.OBSERVATION] == data.batch(8)[names.OBSERVATION]).all()
+    assert not (later[names.OBSERVATION] == make_data(folder, seed=4).batch(7)[names.OBSERVATION]).all()
 
 
 def test_batch_is_a_copy(folder: Path) -> None:
     """Writing into a batch changes neither the store nor a later batch."""
     data = make_data(folder)
     before = data.batch(0)
-    data.batch(0)[types.OBSERVATION].fill_(9.0)
+    data.batch(0)[names.OBSERVATION].fill_(9.0)
     assert (data.batch(0) == before).all()
 
 
@@ -164,7 +164,7 @@ def test_without_imagined_stores_all_rows_are_real(folder: Path) -> None:
     """The baseline: no imagined rollouts, whatever the fraction says."""
     batch = make_data(folder, imagined=()).batch(0)
     assert batch.batch_size == (4, 10)
-    assert (batch[types.SOURCE] == Source.REAL).all()
+    assert (batch[names.SOURCE] == Source.REAL).all()
 
 
 def test_nothing_left_after_the_filter_is_an_error_with_counts(folder: Path, tmp_path: Path) -> None:
@@ -179,11 +179,11 @@ def test_nothing_left_after_the_filter_is_an_error_with_counts(folder: Path, tmp
 def test_normalisation_is_that_of_the_real_rollouts_in_use(folder: Path) -> None:
     """Mean and standard deviation of the first 50 real rollouts' observations; an entry that never moves gets 1."""
     data = make_data(folder)
-    used = data.stores[0].transitions[types.OBSERVATION][data.stores[0].transitions["rollout_id"] < 50]
+    used = data.stores[0].transitions[names.OBSERVATION][data.stores[0].transitions["rollout_id"] < 50]
     torch.testing.assert_close(data.observation_mean, used.mean(0))
     torch.testing.assert_close(data.observation_std, used.std(0, unbiased=False))
     still = make_data(folder, max_real_rollouts=1)
-    first = still.stores[0].transitions[types.OBSERVATION][still.stores[0].transitions["rollout_id"] < 1]
+    first = still.stores[0].transitions[names.OBSERVATION][still.stores[0].transitions["rollout_id"] < 1]
     constant = first.std(0, unbiased=False) == 0
     assert constant.any()
     assert (still.observation_std[constant] == 1).all()
@@ -192,7 +192,7 @@ def test_normalisation_is_that_of_the_real_rollouts_in_use(folder: Path) -> None
 def test_spec_needs_no_data() -> None:
     """Sizes are known before anything is read."""
     data = PolicyData(DOMAIN, WordEncoder(), "nowhere")
-    assert data.spec == types.TaskSpec(5, 2, is_discrete=True, goal_embedding_size=16)
+    assert data.spec == names.TaskSpec(5, 2, is_discrete=True, goal_embedding_size=16)
 
 
 @pytest.mark.parametrize(
@@ -326,18 +326,18 @@ def test_relabelled_rows_are_the_recorded_ones_under_other_names(folder: Path) -
         for row in range(len(recorded)):
             before, after = recorded[row], relabelled[row]
             sentences = (
-                plain.instructions[before[types.INSTRUCTION_ID]],
-                shown.instructions[after[types.INSTRUCTION_ID]],
+                plain.instructions[before[names.INSTRUCTION_ID]],
+                shown.instructions[after[names.INSTRUCTION_ID]],
             )
-            assert after[types.ROLLOUT_ID] == before[types.ROLLOUT_ID]
-            is_mirrored = not torch.equal(after[types.ACTION], before[types.ACTION])
+            assert after[names.ROLLOUT_ID] == before[names.ROLLOUT_ID]
+            is_mirrored = not torch.equal(after[names.ACTION], before[names.ACTION])
             num_mirrored, num_rows = num_mirrored + is_mirrored, num_rows + 1
             if not is_mirrored:
-                assert torch.equal(after[types.OBSERVATION], before[types.OBSERVATION])
+                assert torch.equal(after[names.OBSERVATION], before[names.OBSERVATION])
                 assert sentences[0] == sentences[1]
                 continue
-            assert torch.equal(after[types.OBSERVATION], before[types.OBSERVATION].flip(0))
-            assert torch.equal(after[types.NEXT_OBSERVATION], before[types.NEXT_OBSERVATION].flip(0))
+            assert torch.equal(after[names.OBSERVATION], before[names.OBSERVATION].flip(0))
+            assert torch.equal(after[names.NEXT_OBSERVATION], before[names.NEXT_OBSERVATION].flip(0))
             assert mirror.text(sentences[0]) == sentences[1]
     assert 0.45 < num_mirrored / num_rows < 0.55
     assert len(shown.goal_embeddings) == len(shown.instructions)
@@ -354,14 +354,14 @@ def test_no_sentence_is_shown_that_the_stores_do_not_have(tmp_path: Path) -> Non
     sentences = [pair, mirror.text(pair), alone]
     shown = RelabelledTransitions(sentences, DOMAIN.relabellings)
     columns = {
-        types.INSTRUCTION_ID: torch.tensor([0, 0, 1, 1, 2, 2]),
-        types.OBSERVATION: torch.eye(6, len(mirror.observation_order)),
-        types.NEXT_OBSERVATION: torch.eye(6, len(mirror.observation_order)),
-        types.ACTION: torch.zeros(6, dtype=torch.int64),
+        names.INSTRUCTION_ID: torch.tensor([0, 0, 1, 1, 2, 2]),
+        names.OBSERVATION: torch.eye(6, len(mirror.observation_order)),
+        names.NEXT_OBSERVATION: torch.eye(6, len(mirror.observation_order)),
+        names.ACTION: torch.zeros(6, dtype=torch.int64),
     }
     after = shown(columns, torch.tensor([0, 1, 2, 3, 4, 5]))
-    assert after[types.INSTRUCTION_ID].tolist() == [0, 1, 1, 0, 2, 2]
-    unchanged = (after[types.OBSERVATION] == columns[types.OBSERVATION]).all(dim=1)
+    assert after[names.INSTRUCTION_ID].tolist() == [0, 1, 1, 0, 2, 2]
+    unchanged = (after[names.OBSERVATION] == columns[names.OBSERVATION]).all(dim=1)
     assert unchanged.tolist()[4:] == [True, True]
 
 
@@ -370,12 +370,12 @@ def test_relabelling_is_the_same_for_every_number_of_updates_per_step_and_for_a_
     at_once = make_data(folder, relabel=True, updates_per_step=4).batch(1)
     one_by_one = make_data(folder, relabel=True, updates_per_step=1)
     for number in range(4):
-        assert torch.equal(at_once[types.OBSERVATION][number], one_by_one.batch(4 + number)[types.OBSERVATION][0])
+        assert torch.equal(at_once[names.OBSERVATION][number], one_by_one.batch(4 + number)[names.OBSERVATION][0])
     windows = make_data(folder, relabel=True, sequence_length=3).batch(0)
-    assert (windows[types.INSTRUCTION_ID] == windows[types.INSTRUCTION_ID][..., :1]).all()
-    is_real = windows[types.PADDING_MASK][..., 1:]
-    follows = windows[types.OBSERVATION][..., 1:, :] == windows[types.NEXT_OBSERVATION][..., :-1, :]
-    assert follows[is_real & windows[types.PADDING_MASK][..., :-1]].all()
+    assert (windows[names.INSTRUCTION_ID] == windows[names.INSTRUCTION_ID][..., :1]).all()
+    is_real = windows[names.PADDING_MASK][..., 1:]
+    follows = windows[names.OBSERVATION][..., 1:, :] == windows[names.NEXT_OBSERVATION][..., :-1, :]
+    assert follows[is_real & windows[names.PADDING_MASK][..., :-1]].all()
 
 
 def test_a_domain_without_relabellings_cannot_relabel() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from kalm.core.errors import CheckpointError, DataError
 from kalm.data.filters import RolloutFilter
 from kalm.data.grounding_batch import GroundingTask, batch_rollouts
 from kalm.data.policy_data import PolicyData
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.data.returns import returns_to_go
-from kalm.errors import CheckpointError, DataError
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import real_rollouts, write_store
 from tests.llm.token_encoder import TokenEncoder

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from kalm.core.errors import DataError
+from kalm.core.names import SOURCE, GoalSplit, Source
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
-from kalm.data.store import RolloutStore
 from kalm.data.top_returns import top_return_rollouts
-from kalm.errors import DataError
-from kalm.types import SOURCE, GoalSplit, Source
+from kalm.store.reader import RolloutStore
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kalm.core.errors import DataError
+from kalm.core.names import SOURCE, WEIGHT, GoalSplit, Source
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
-from kalm.data.store import RolloutStore
 from kalm.data.verdict_weights import rollout_weights
-from kalm.errors import DataError
-from kalm.types import SOURCE, WEIGHT, GoalSplit, Source
+from kalm.store.reader import RolloutStore
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
 

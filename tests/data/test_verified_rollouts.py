@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kalm import types
+from kalm.core import names
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
 from kalm.data.filters import RolloutFilter
 from kalm.data.joined_rollouts import JoinedRollouts
-from kalm.data.rollout import Rollout
 from kalm.data.verified_rollouts import rollout_tasks, verified_rollouts
 from kalm.envs.base import InstructedGoal
-from kalm.types import GoalSplit, Source
 from tests.chain_domain import CellGoal, ChainDomain, one_hot
 from tests.data.rollouts import broken, imagined_rollouts, real_rollouts, write_store
 
@@ -76,7 +76,7 @@ def test_joined_rollouts_read_like_their_own_stores(tmp_path: Path) -> None:
     assert joined.lengths.tolist() == [len(rollout) for rollout in in_line]
     assert [row.instruction for row in joined.instruction_rows] == [rollout.instruction for rollout in in_line]
     places, skipped = np.array([4, 1, 3, 0]), np.array([2, 0, 1, 0])
-    observation, action = joined.read((types.OBSERVATION, types.ACTION), places, skipped)
+    observation, action = joined.read((names.OBSERVATION, names.ACTION), places, skipped)
     expected = [(in_line[place], skip) for place, skip in zip(places, skipped, strict=True)]
     assert torch.equal(action, torch.from_numpy(np.concatenate([r.actions[skip:] for r, skip in expected])))
     before = np.concatenate([r.observations[skip:-1] for r, skip in expected])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from kalm import types
+from kalm.core import names
+from kalm.core.names import GoalSplit, Source
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
 from kalm.data.returns import store_returns_to_go
 from kalm.data.windows import RolloutWindows
-from kalm.types import GoalSplit, Source
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
 
@@ -81,14 +81,14 @@ def test_every_window_is_a_piece_of_one_rollout_with_its_own_padding(folder: Pat
     batch = torch.cat([data.batch(index) for index in range(5)]).flatten(0, 1)
     assert batch.batch_size == (200, NUM_STEPS)
     for window in batch:
-        length = int(lengths[window[types.ROLLOUT_ID][0]])
+        length = int(lengths[window[names.ROLLOUT_ID][0]])
         num_real = min(length, NUM_STEPS)
-        assert window[types.PADDING_MASK].tolist() == [True] * num_real + [False] * (NUM_STEPS - num_real)
-        first = int(window[types.STEP][0])
+        assert window[names.PADDING_MASK].tolist() == [True] * num_real + [False] * (NUM_STEPS - num_real)
+        first = int(window[names.STEP][0])
         assert first <= max(0, length - NUM_STEPS)
-        assert window[types.STEP][:num_real].tolist() == list(range(first, first + num_real))
-        assert (window[types.ROLLOUT_ID] == window[types.ROLLOUT_ID][0]).all()
-        arrives = window[types.OBSERVATION][1:num_real]
+        assert window[names.STEP][:num_real].tolist() == list(range(first, first + num_real))
+        assert (window[names.ROLLOUT_ID] == window[names.ROLLOUT_ID][0]).all()
+        arrives = window[names.OBSERVATION][1:num_real]
         assert torch.equal(arrives, window["next", "observation"][: num_real - 1])
 
 
@@ -98,10 +98,10 @@ def test_padding_holds_neither_transitions_nor_ends(folder: Path) -> None:
     write_store(folder / "short", short)
     data = PolicyData(DOMAIN, WordEncoder(), str(folder / "short"), sequence_length=NUM_STEPS, batch_size=50)
     batch = data.batch(0).flatten(0, 1)
-    is_step, rollout = batch[types.PADDING_MASK], batch[types.ROLLOUT_ID][:, 0]
+    is_step, rollout = batch[names.PADDING_MASK], batch[names.ROLLOUT_ID][:, 0]
     assert set(rollout.tolist()) == set(range(len(short)))
     assert is_step.sum(1).tolist() == [len(short[row].actions) for row in rollout.tolist()]
-    assert (batch[types.TERMINATED] & is_step).sum(1).tolist() == [
+    assert (batch[names.TERMINATED] & is_step).sum(1).tolist() == [
         int(short[row].terminated.sum()) for row in rollout.tolist()
     ]
 
@@ -112,10 +112,10 @@ def test_the_mixture_is_one_of_windows(folder: Path) -> None:
     splits = set()
     for index in range(20):
         batch = data.batch(index)
-        is_imagined = batch[types.SOURCE] == Source.IMAGINARY
+        is_imagined = batch[names.SOURCE] == Source.IMAGINARY
         assert is_imagined.all(2).sum(1).tolist() == [3] * 4
         assert not is_imagined[:, :7].any()
-        splits |= set(batch[types.GOAL_SPLIT][:, 7:].flatten().tolist())
+        splits |= set(batch[names.GOAL_SPLIT][:, 7:].flatten().tolist())
     assert splits == {GoalSplit.REPHRASE, GoalSplit.EASY}
 
 
@@ -126,7 +126,7 @@ def test_an_update_gets_the_same_windows_for_every_number_of_updates_per_step(fo
     for key in updates[1].keys(True, True):
         assert torch.equal(updates[1][key], updates[4][key])
         assert torch.equal(updates[1][key], updates[12][key])
-    assert not torch.equal(updates[1][types.STEP], make_data(folder, seed=1, updates_per_step=12).batch(0)[types.STEP])
+    assert not torch.equal(updates[1][names.STEP], make_data(folder, seed=1, updates_per_step=12).batch(0)[names.STEP])
 
 
 def test_the_return_to_go_is_the_sum_of_what_is_still_earned(folder: Path) -> None:
@@ -141,15 +141,15 @@ def test_the_return_to_go_is_the_sum_of_what_is_still_earned(folder: Path) -> No
     assert len(set(expected.values())) > 1
     for index in range(5):
         for row in data.batch(index).flatten():
-            place = int(row[types.ROLLOUT_ID]), int(row[types.STEP])
-            assert row[types.RETURN_TO_GO].item() == pytest.approx(expected[place], abs=1e-5)
+            place = int(row[names.ROLLOUT_ID]), int(row[names.STEP])
+            assert row[names.RETURN_TO_GO].item() == pytest.approx(expected[place], abs=1e-5)
 
 
 def test_returns_to_go_do_not_run_into_the_next_rollout(folder: Path) -> None:
     """The last step's is its own reward."""
     store = make_data(folder).stores[0]
     last = store.rollouts["start"] + store.rollouts["length"] - 1
-    assert torch.equal(store_returns_to_go(store)[last], store.transitions[types.REWARD][last])
+    assert torch.equal(store_returns_to_go(store)[last], store.transitions[names.REWARD][last])
 
 
 def test_statistics_are_those_of_the_rollouts_in_use(folder: Path) -> None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from kalm.core.names import GoalSplit
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
-from kalm.types import GoalSplit
 from tests.chain_domain import CellGoal
 
 ITEM = WorkItem(InstructedGoal(CellGoal(1), "step left", GoalSplit.EASY), np.eye(5, dtype=np.float32)[2], 12, 7)

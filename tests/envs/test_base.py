@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit, Source
 from kalm.envs.base import reward_of_each, success_of_each
-from kalm.errors import DataError
-from kalm.types import GoalSplit, Source
 from tests.chain_domain import LEFT, RIGHT, CellGoal, ChainDomain, one_hot
 
 CHAIN = ChainDomain()

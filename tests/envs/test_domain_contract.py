@@ -16,10 +16,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import kalm.envs
-from kalm.data.validation import validate_rollout
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit, Source
+from kalm.core.validation import validate_rollout
 from kalm.envs.base import Domain, InstructedGoal
-from kalm.errors import DataError
-from kalm.types import GoalSplit, Source
 
 
 def domains() -> list[type[Domain]]:
@@ -190,7 +190,7 @@ def test_collection_gives_valid_rollouts_that_depend_on_seed_and_number_alone(do
 
 def test_reset_seeds_of_a_collection_stay_clear_of_evaluation(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
     """No rollout begins from a seed at or above the offset from which evaluation takes its own."""
-    from kalm.evaluation import EVALUATION_SEED_OFFSET
+    from kalm.envs.evaluation import EVALUATION_SEED_OFFSET
 
     used: list[int] = []
     real_make = type(domain).make_vector_env

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kalm.errors import DataError, KalmError
+from kalm.core.errors import DataError, KalmError
 from kalm.language import encoder as encoder_module
 from kalm.language.encoder import SentenceEncoder, verify_default_weights
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kalm.core.names import TaskSpec
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.grounding_data import GroundingData
-from kalm.data.store import is_finished_store
-from kalm.llm.grounded_llm import GroundedLLM
-from kalm.llm.tiny_backbone import TinyBackbone
-from kalm.types import TaskSpec
+from kalm.llm.backbones.tiny_backbone import TinyBackbone
+from kalm.llm.grounding.grounded_llm import GroundedLLM
+from kalm.store.reader import is_finished_store
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import real_rollouts, write_store
 from tests.llm.token_encoder import TokenEncoder

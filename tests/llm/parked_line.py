@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.data.rollout import Rollout
+from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, FloatArray
 from tests.line_domain import LineDomain, step
 

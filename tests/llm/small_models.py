@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from kalm.core.names import GoalSplit
 from kalm.language.prompts import DYNAMICS, EXPLANATION, generation_prompt
-from kalm.llm.hugging_face_backbone import HuggingFaceBackbone
-from kalm.types import GoalSplit
+from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from tests.chain_domain import ChainDomain
 
 ARCHITECTURES = ("llama", "qwen2")

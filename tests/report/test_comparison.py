@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kalm.errors import DataError
+from kalm.core.errors import DataError
 from kalm.report.comparison import ComparedImagination, comparison_table, match_rates
 from kalm.report.plots import plot_match_bars
 from kalm.report.rollout_tables import StoreVerdicts

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kalm.errors import DataError
+from kalm.core.errors import DataError
 from kalm.report.results import last_evaluations, last_update, load_results, splits_of
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kalm.callbacks import rollout_writer, success_rate
-from kalm.data.rollout import Rollout
-from kalm.data.writer import RolloutStoreWriter
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
 from kalm.report.results import RESULTS_FILE
 from kalm.report.rollout_tables import (
     REJECTED_FILE,
@@ -19,7 +19,7 @@ from kalm.report.rollout_tables import (
     load_verdicts,
     plausibility_table,
 )
-from kalm.types import GoalSplit, Source
+from kalm.store.writer import RolloutStoreWriter
 
 FLAGS = ("out_of_workbench", "beyond_dynamics_limits")
 

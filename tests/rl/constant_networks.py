@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kalm.rl.first_layer import Product
-from kalm.rl.networks import MLP, EnsembleMLP
+from kalm.rl.networks.first_layer import Product
+from kalm.rl.networks.mlp import MLP, EnsembleMLP
 
 
 def make_constant(network: MLP | EnsembleMLP, outputs: Sequence[float] | Sequence[Sequence[float]]) -> None:

@@ -14,13 +14,13 @@ import torch
 from tensordict import TensorDict
 
 import kalm.rl
+from kalm.core.names import TaskSpec
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.policy_data import PolicyData
-from kalm.data.store import is_finished_store
 from kalm.data.windows import RolloutStatistics
 from kalm.rl.base import OfflineRLModule
-from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import TaskSpec
+from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.store.reader import is_finished_store
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store
 from tests.line_domain import LineDomain

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kalm.errors import CheckpointError, KalmError
-from kalm.evaluation import evaluate, evaluation_episodes, summarize
+from kalm.core.errors import CheckpointError, KalmError
+from kalm.core.names import GoalSplit, TaskSpec
+from kalm.envs.evaluation import evaluate, evaluation_episodes, summarize
 from kalm.rl.base import OfflineRLModule
-from kalm.types import GoalSplit, TaskSpec
 from tests.rl.helpers import (
     CONTINUOUS,
     DISCRETE,

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from kalm.errors import DataError, KalmError
-from kalm.loggers import MetricsFileLogger
+from kalm.core.errors import DataError, KalmError
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
+from kalm.runs.loggers import MetricsFileLogger
 from tests.rl.helpers import DISCRETE, FixedData, chain_data, stacked_batch, trainer
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
 from kalm.rl.bc import BC
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 

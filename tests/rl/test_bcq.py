@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
+from kalm.core.names import TaskSpec
 from kalm.rl.bcq import BCQ
-from kalm.rl.transition_batch import TransitionBatch
-from kalm.types import TaskSpec
+from kalm.rl.training.transition_batch import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 

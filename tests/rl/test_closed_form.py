@@ -12,15 +12,15 @@ from tensordict import TensorDict
 from torch import nn
 from torch.nn import functional
 
+from kalm.core.names import TaskSpec
 from kalm.rl.awac import AWAC
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bcq import BCQ
 from kalm.rl.combo import COMBO
 from kalm.rl.cql import CQL
 from kalm.rl.iql import IQL
-from kalm.rl.networks import EnsembleMLP
+from kalm.rl.networks.mlp import EnsembleMLP
 from kalm.rl.td3_bc import TD3BC
-from kalm.types import TaskSpec
 from tests.rl.helpers import FixedData, build, stacked_batch, trainer
 from tests.rl.test_algorithms import CASES as ALGORITHM_CASES
 from tests.rl.test_algorithms import each_case

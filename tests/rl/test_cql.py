@@ -10,10 +10,10 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
+from kalm.core.names import TaskSpec
 from kalm.rl.cql import CQL
-from kalm.rl.transition_batch import TransitionBatch, unstack
-from kalm.types import TaskSpec
+from kalm.rl.training.transition_batch import TransitionBatch, unstack
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, stacked_batch, transition_batch
 

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from kalm.errors import CheckpointError, DataError, KalmError
+from kalm.core.errors import CheckpointError, DataError, KalmError
+from kalm.core.names import TaskSpec
 from kalm.rl.decision_transformer import DecisionTransformer
-from kalm.rl.window_batch import WindowBatch
-from kalm.types import TaskSpec
+from kalm.rl.training.window_batch import WindowBatch
 from tests.rl.helpers import CONTINUOUS, DISCRETE, FixedData, chain_data, loss_batch, stacked_batch, trainer
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from kalm.core.names import GoalSplit, TaskSpec
 from kalm.data.policy_data import PolicyData
-from kalm.data.store import is_finished_store
-from kalm.evaluation import summarize
+from kalm.envs.evaluation import summarize
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
-from kalm.types import GoalSplit, TaskSpec
+from kalm.store.reader import is_finished_store
 from tests.data.rollouts import write_store
 from tests.rl.helpers import CONTINUOUS, DISCRETE, trainer, world
 from tests.rl.test_algorithms import CASES

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kalm.errors import KalmError
+from kalm.core.errors import KalmError
 from kalm.rl.td3_bc import TD3BC
-from kalm.rl.transition_batch import TransitionBatch
+from kalm.rl.training.transition_batch import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 

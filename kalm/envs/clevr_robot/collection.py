@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.data.rollout import Rollout
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain, Goal, InstructedGoal
 from kalm.envs.clevr_robot.expert import candidate_pushes, has_failed, look_ahead_action, place_action
 from kalm.envs.clevr_robot.goals import PlaceGoal
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS, NUM_ACTIONS
 from kalm.envs.clevr_robot.vector_env import ClevrRobotVectorEnv
-from kalm.types import GoalSplit, Source
 
 NUM_RESET_SEEDS = 1_000_000_000  # resets of a collection stay below; those of evaluation begin here
 NUM_ENVS = 500  # episodes at once; more waste less on waiting for the longest one

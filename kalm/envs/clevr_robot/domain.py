@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.data.rollout import Rollout
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.instructions import explains, instructed_goals
@@ -17,8 +18,7 @@ from kalm.envs.clevr_robot.layout import NUM_ACTIONS, OBSERVATION_SIZE
 from kalm.envs.clevr_robot.plausibility import violations
 from kalm.envs.clevr_robot.relabellings import ball_permutations
 from kalm.envs.clevr_robot.sub_goals import next_sub_goal
-from kalm.envs.relabelling import Relabelling
-from kalm.types import GoalSplit
+from kalm.envs.symmetry import Relabelling
 
 
 class ClevrRobot(Domain):

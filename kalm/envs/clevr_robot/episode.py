@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain, Goal
 from kalm.envs.clevr_robot.instructions import first_instructions
 from kalm.envs.clevr_robot.layout import OBSERVATION_SIZE, sample_layout
-from kalm.types import GoalSplit
 
 MAX_LAYOUTS = 1000  # a built-in goal is already true in at most a few of a hundred layouts
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.errors import DataError
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS, NUM_BALLS, PUSH_DIRECTIONS
-from kalm.errors import DataError
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]

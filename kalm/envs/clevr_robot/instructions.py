@@ -9,10 +9,10 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from kalm.core.names import GoalSplit
 from kalm.envs.base import Goal, InstructedGoal
 from kalm.envs.clevr_robot.goals import AllOf, ClevrRobotGoal, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
-from kalm.types import GoalSplit
 
 # Words that name each side; a text names a side if it holds any of them.
 DIRECTION_WORDS = {

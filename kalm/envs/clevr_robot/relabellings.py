@@ -8,7 +8,7 @@ from itertools import permutations
 import numpy as np
 
 from kalm.envs.clevr_robot.layout import COLORS, NUM_BALLS, PUSH_DIRECTIONS
-from kalm.envs.relabelling import Relabelling
+from kalm.envs.symmetry import Relabelling
 
 
 @cache

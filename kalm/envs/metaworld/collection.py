@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kalm.data.rollout import Rollout
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
 from kalm.envs.base import InstructedGoal
 from kalm.envs.metaworld.domain import MetaWorld
 from kalm.envs.metaworld.expert import expert
 from kalm.envs.metaworld.vector_env import MetaWorldVectorEnv
-from kalm.types import GoalSplit, Source
 
 NUM_RESET_SEEDS = 1_000_000_000  # resets of a collection stay below; those of evaluation begin here
 NUM_ENVS = 250  # episodes at once; more waste less on waiting for the longest one

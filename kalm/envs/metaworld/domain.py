@@ -9,7 +9,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.data.rollout import Rollout
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
 from kalm.envs.metaworld.goals import TaskGoal, goal_from_json
 from kalm.envs.metaworld.instructions import explains, instructed_goals
@@ -18,8 +19,7 @@ from kalm.envs.metaworld.mirror import mirror_images
 from kalm.envs.metaworld.plausibility import FLAGS, violations
 from kalm.envs.metaworld.potential import POTENTIALS
 from kalm.envs.metaworld.success import SUCCESS
-from kalm.envs.relabelling import Relabelling
-from kalm.types import GoalSplit
+from kalm.envs.symmetry import Relabelling
 
 SUCCESS_REWARD = 10.0  # on top of the change of the potential, as in the paper
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain, Goal
 from kalm.envs.metaworld.goals import TaskGoal, goal_of_task
 from kalm.envs.metaworld.instructions import first_instructions, instructed_goals
@@ -16,7 +17,6 @@ from kalm.envs.metaworld.layout import ENTITIES, OBSERVATION_SIZE, pose_slice
 from kalm.envs.metaworld.restoring import restore
 from kalm.envs.metaworld.scene import SceneState
 from kalm.envs.metaworld.scene_pool import borrowed_scene
-from kalm.types import GoalSplit
 
 MAX_LAYOUTS = 100  # the package lays a task out undone nearly always
 # Where a random absent entity is shown: over the table, turned about the vertical axis.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kalm.core.errors import DataError
 from kalm.envs.metaworld.tasks import TASKS, Task, name_problem
-from kalm.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from packaging.requirements import Requirement
 
-from kalm.errors import SimulatorError
+from kalm.core.errors import SimulatorError
 
 
 @cache

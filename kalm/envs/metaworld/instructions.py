@@ -7,10 +7,10 @@ import re
 from functools import cache
 from pathlib import Path
 
+from kalm.core.names import GoalSplit
 from kalm.envs.base import Goal, InstructedGoal
 from kalm.envs.metaworld.goals import TaskGoal
 from kalm.envs.metaworld.key_words import KEY_WORDS
-from kalm.types import GoalSplit
 
 
 @cache

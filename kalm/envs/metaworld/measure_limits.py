@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.data.rollout import Rollout
+from kalm.core.names import GoalSplit
+from kalm.core.rollout import Rollout
 from kalm.envs.base import InstructedGoal
 from kalm.envs.metaworld.collection import run_experts
 from kalm.envs.metaworld.domain import MetaWorld
@@ -33,7 +34,6 @@ from kalm.envs.metaworld.layout import (
     quaternion,
 )
 from kalm.envs.metaworld.plausibility import PATH, EntityLimits, PlausibilityLimits
-from kalm.types import GoalSplit
 
 # Shapes: N transitions.
 TAIL = 0.0005  # share of real values beyond a limit, before the margin

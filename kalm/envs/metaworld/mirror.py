@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from kalm.envs.metaworld.layout import ACTION_SIZE, ENTITIES, HAND, OBSERVATION_SIZE, TARGET, pose_slice
-from kalm.envs.relabelling import Relabelling
+from kalm.envs.symmetry import Relabelling
 
 _SIDES = {"left": "right", "right": "left", "leftwards": "rightwards", "rightwards": "leftwards"}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kalm.types import GoalSplit
+from kalm.core.names import GoalSplit
 
 # Meta-World has had several reward functions; kalm's potentials follow this one, and scenes are built with it.
 REWARD_FUNCTION_VERSION = "v2"

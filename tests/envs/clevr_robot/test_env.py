@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import kalm.envs
+from kalm.core.errors import DataError, SimulatorError
+from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import ClevrRobot, MoveGoal, PlaceGoal
 from kalm.envs.clevr_robot.env import ClevrRobotEnv
-from kalm.errors import DataError, SimulatorError
-from kalm.types import GoalSplit
 
 # Red is two free pushes to the right of its place at blue's right side.
 START = np.array([0.45, 0.1, -0.2, 0.1, -0.4, 0.5, 0.1, 0.5, 0.4, 0.5])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kalm.data.rollout import Rollout
+from kalm.core.rollout import Rollout
 from kalm.envs.clevr_robot import ClevrRobot, PlaceGoal
 from kalm.envs.clevr_robot.expert import has_failed, place_action
 from kalm.envs.clevr_robot.goals import goal_from_json

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import AllOf, ClevrRobot, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
-from kalm.errors import DataError
-from kalm.types import GoalSplit
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "clevr_robot.npz"
 FAR_APART = np.array([-0.4, 0.5, 0.4, 0.5, -0.4, -0.1, 0.4, -0.1, 0.0, 0.2])

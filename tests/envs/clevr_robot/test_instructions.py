@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import AllOf, ClevrRobot, GatherGoal, MoveGoal, PlaceGoal, RowGoal
-from kalm.types import GoalSplit
 
 
 def test_splits_have_the_papers_sizes() -> None:

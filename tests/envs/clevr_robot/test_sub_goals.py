@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.envs.clevr_robot.goals import AllOf, ClevrRobotGoal, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.layout import sample_layout
 from kalm.envs.clevr_robot.sub_goals import next_sub_goal
-from kalm.types import GoalSplit
 
 
 def balls(

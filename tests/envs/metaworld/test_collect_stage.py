@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kalm.data.collect import success_by_task
-from kalm.data.store import RolloutStore
 from kalm.envs.metaworld import MetaWorld
+from kalm.store.collect import success_by_task
+from kalm.store.reader import RolloutStore
 from tests.chain_run import kalm
 
 CONFIG = Path(__file__).parents[3] / "conf" / "metaworld" / "collect.yaml"

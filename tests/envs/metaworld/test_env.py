@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import kalm.envs  # noqa: F401  # registers the environment
+from kalm.core.errors import DataError, SimulatorError
 from kalm.envs import scene_renderer
 from kalm.envs.metaworld import MetaWorld, TaskGoal
 from kalm.envs.metaworld.env import MetaWorldEnv
 from kalm.envs.metaworld.installation import import_metaworld
 from kalm.envs.metaworld.layout import ENTITIES, OBSERVATION_SIZE, is_present
 from kalm.envs.metaworld.tasks import TASKS
-from kalm.errors import DataError, SimulatorError
 
 IDLE = np.zeros(4, dtype=np.float32)
 
@@ -120,7 +120,7 @@ def test_renders_where_gl_exists() -> None:
     """In a process of its own, since MuJoCo takes its GL library at import; skipped where there is none."""
     program = (
         "import sys, kalm.envs, gymnasium as gym\n"
-        "from kalm.errors import SimulatorError\n"
+        "from kalm.core.errors import SimulatorError\n"
         "env = gym.make('kalm/MetaWorld-v0', render_mode='rgb_array', render_size=96)\n"
         "env.reset(seed=0, options={'task': 'hammer'})\n"
         "try:\n    picture = env.render()\nexcept SimulatorError:\n    sys.exit(77)\n"
@@ -157,7 +157,7 @@ def test_the_domain_alone_imports_no_simulator() -> None:
     program = (
         "import sys, numpy as np\n"
         "from kalm.envs.metaworld import MetaWorld\n"
-        "from kalm.types import GoalSplit\n"
+        "from kalm.core.names import GoalSplit\n"
         "domain = MetaWorld()\n"
         "goal = domain.instructed_goals(GoalSplit.TRAIN)[0].goal\n"
         "domain.success(goal, np.zeros((2, 91)))\n"

@@ -7,12 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from kalm.core.names import GoalSplit
 from kalm.envs.base import InstructedGoal
 from kalm.envs.metaworld.collection import run_experts
 from kalm.envs.metaworld.domain import MetaWorld
 from kalm.envs.metaworld.goals import TaskGoal
 from kalm.envs.metaworld.tasks import TASKS
-from kalm.types import GoalSplit
 
 NUM_ROLLOUTS = 3
 # Of three rollouts within 200 steps; noise of 0.1 costs the tasks with a grip or a roll some.

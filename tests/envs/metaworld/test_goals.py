@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit
 from kalm.envs.metaworld import MetaWorld, TaskGoal
 from kalm.envs.metaworld.key_words import KEY_WORDS
 from kalm.envs.metaworld.tasks import TASKS
-from kalm.errors import DataError
-from kalm.types import GoalSplit
 
 DOMAIN = MetaWorld()
 

@@ -6,11 +6,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from kalm.core.names import GoalSplit
 from kalm.envs.metaworld import MetaWorld
 from kalm.envs.metaworld.collection import run_experts
 from kalm.envs.metaworld.layout import HAND, TARGET, position
 from kalm.envs.metaworld.success import SUCCESS
-from kalm.types import GoalSplit
 
 DOMAIN = MetaWorld()
 NUM_STEPS = 8  # about 6 cm of the hand

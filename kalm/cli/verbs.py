@@ -1,0 +1,140 @@
+"""The verbs ``collect``, ``export`` and ``report``: thin doors to the modules that do the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from kalm.cli.usage import usage_error
+from kalm.core.errors import KalmError
+from kalm.envs.base import Domain
+from kalm.runs.folder import find_checkpoint, run_folder
+from kalm.study.definition import load_study
+
+
+def run_verb(verb: str, arguments: list[str]) -> int:
+    """Run ``collect``, ``export`` or ``report``.
+
+    Args:
+        verb: Which of them.
+        arguments: What follows the verb on the command line.
+
+    Returns:
+        Exit code.
+    """
+    if verb == "collect":
+        return _collect(_parse(_collect_parser(), arguments))
+    if verb == "export":
+        return _export(_parse(_export_parser(), arguments))
+    return _report(_parse(_report_parser(), arguments))
+
+
+def _collect_parser() -> ArgumentParser:
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    parser = ArgumentParser(
+        prog="python -m kalm collect",
+        description="Collect real rollouts with the domain's expert. A collection that was killed goes on.",
+        parser_mode="omegaconf+",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given again.")
+    parser.add_argument("--root", type=str, default="checkpoints", help="Folder below which all runs write.")
+    parser.add_argument(
+        "--experiment",
+        type=str,
+        default="",
+        help="<domain>/<stage>/<name>; the store is written to <root>/<experiment>/seed=<seed>/.",
+    )
+    parser.add_argument("--domain", type=Domain, required=True, help="The world, by class_path.")
+    parser.add_argument("--num_rollouts", type=int, default=10000, help="Rollouts to collect.")
+    parser.add_argument("--seed", type=int, default=0, help="Equal seeds give equal files.")
+    parser.add_argument("--show_progress", type=bool, default=True, help="Draw a progress bar.")
+    return parser
+
+
+def _collect(config: Namespace) -> int:
+    folder = run_folder(config.root, config.experiment, config.seed)
+    if config.num_rollouts < 1:
+        raise KalmError(f"num_rollouts is {config.num_rollouts}; it must be at least 1")
+    domain = _collect_parser().instantiate(config).domain
+    from kalm.store.collect import collect_store, success_by_task
+
+    store = collect_store(domain, folder, config.num_rollouts, config.seed, show_progress=config.show_progress)
+    megabytes = sum(entry["bytes"] for entry in store.manifest["files"].values()) / 1e6
+    Console().print(
+        f"{folder}: {store.num_rollouts} rollouts, {len(store)} transitions, {megabytes:.1f} MB "
+        f"({store.manifest['bytes_per_transition']} bytes a transition)",
+        markup=False,
+        soft_wrap=True,
+    )
+    rates = [f"{task} {good}/{count}" for task, (good, count) in success_by_task(domain, store).items()]
+    Console().print(f"successful rollouts by task: {', '.join(rates)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _export_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m kalm export",
+        description="Merge what grounding taught a pretrained model into its weights; write a Hugging Face folder.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of grounding, or its run folder.")
+    parser.add_argument("--output", type=str, required=True, help="Folder to write; empty or absent.")
+    parser.add_argument(
+        "--model", type=str | None, default=None, help="Where the pretrained model lies now, if it has moved."
+    )
+    parser.add_argument(
+        "--dtype", type=Literal["bfloat16", "float16", "float32"], default="bfloat16", help="Kind of number to save."
+    )
+    return parser
+
+
+def _export(config: Namespace) -> int:
+    from kalm.llm.backbones.export import export_model  # brings torch and transformers
+
+    export_model(find_checkpoint(config.ckpt_path, Path()), Path(config.output), config.model, config.dtype)
+    Console().print(f"{config.output}: a plain Hugging Face model", markup=False, soft_wrap=True)
+    return 0
+
+
+def _report_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m kalm report",
+        description="Tables and plots of whatever the stages have written: report.md, report.html, PNG files.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", type=str, nargs="*", default=["checkpoints"], help="Roots or run folders.")
+    parser.add_argument("--output", type=str, default="checkpoints/report", help="Folder to write to.")
+    parser.add_argument(
+        "--study", type=str | None, default=None, help="Study file whose report section names the table's rows."
+    )
+    parser.add_argument("--num_last_evaluations", type=int, default=5, help="Evaluations to average (paper: 5).")
+    return parser
+
+
+def _report(config: Namespace) -> int:
+    from kalm.report import write_report  # brings matplotlib
+
+    root = config.folders[0] if len(config.folders) == 1 else None
+    write_report(
+        config.folders,
+        config.output,
+        study=None if config.study is None else load_study(config.study, root).definition,
+        num_last_evaluations=config.num_last_evaluations,
+        console=Console(),
+    )
+    return 0
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    try:
+        return parser.parse_args(arguments)
+    except (ArgumentError, OmegaConfBaseException, RecursionError) as error:
+        raise usage_error(error, parser) from error

@@ -1,0 +1,1 @@
+"""Language models underneath: the tiny one, Hugging Face's, and their caches."""

@@ -1,0 +1,137 @@
+"""Separate models for actions and states: the first wish of KALM's authors, who had one for both.
+
+Both read the same prompts, states and actions, each in vectors of its own; what they make of a token lies side by side.
+Actions, ends and text are read off one, next states off the other. So no parameter serves two masters: what one model
+learns cannot disturb the other. Text belongs to the model of actions, which has to know what was asked for; the world
+does what it does whatever was asked for.
+
+Shape letters: B rows, L tokens of a prompt, S new tokens of a row, H hidden size of both models together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kalm.core.errors import DataError
+from kalm.llm.backbones.backbone import Backbone
+from kalm.llm.backbones.joined_cache import JoinedCache
+from kalm.llm.backbones.key_value_cache import KeyValueCache
+
+
+class TwoBackbones(Backbone):
+    """Two language models side by side; any two that cut texts into the same number of tokens.
+
+    General text is learned by the model of actions alone.
+
+    The output layer for text of the model of states has nothing to learn. With several devices, Lightning has to be
+    told so: ``--trainer.strategy ddp_find_unused_parameters_true``.
+    """
+
+    def __init__(self, actions: Backbone, states: Backbone) -> None:
+        """Put two models side by side.
+
+        Args:
+            actions: Actions, ends and text are read off this one.
+            states: Next states are read off this one.
+        """
+        super().__init__()
+        self.actions, self.states = actions, states
+        self.hidden_size = actions.hidden_size + states.hidden_size
+        self.end_of_text = actions.end_of_text
+        sizes = [part.context_size for part in self.parts if part.context_size is not None]
+        self.context_size = min(sizes, default=None)
+        self.reads_any_mask = actions.reads_any_mask and states.reads_any_mask
+
+    @property
+    def parts(self) -> tuple[Backbone, ...]:  # noqa: D102
+        return self.actions, self.states
+
+    def load(self, device: torch.device) -> None:  # noqa: D102
+        for part in self.parts:
+            part.load(device)
+
+    def save_adapter(self, folder: Path) -> bool:
+        """Write the folders ``actions`` and ``states``, as far as these models have adapters."""
+        return any([self.actions.save_adapter(folder / "actions"), self.states.save_adapter(folder / "states")])
+
+    @property
+    def identity(self) -> dict[str, Any]:  # noqa: D102
+        return {"class": type(self).__name__, **_of_both(self.actions.identity, self.states.identity)}
+
+    @property
+    def description(self) -> dict[str, Any]:  # noqa: D102
+        return {"class": type(self).__name__, **_of_both(self.actions.description, self.states.description)}
+
+    def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Vectors of both models, (B, L, H); and True at real tokens, (B, L).
+
+        Raises:
+            DataError: If the models cut a prompt into different numbers of tokens.
+        """
+        (of_actions, prompt_mask), (of_states, other_mask) = (part.embed_prompts(prompts) for part in self.parts)
+        if not torch.equal(prompt_mask, other_mask):
+            sizes = zip(prompt_mask.sum(dim=1).tolist(), other_mask.sum(dim=1).tolist(), strict=True)
+            prompt, (size, other) = next(entry for entry in zip(prompts, sizes, strict=True) if len(set(entry[1])) > 1)
+            raise DataError(
+                f"the model of actions reads the prompt {prompt[:60]!r} as {size} tokens, the model of states as "
+                f"{other}; both must read the same rows. Choose two models with the same tokenizer, such as two of one "
+                "family"
+            )
+        return torch.cat([of_actions, of_states], dim=-1), prompt_mask
+
+    def forward(  # noqa: D102
+        self, embeddings: Tensor, positions: Tensor, attention_mask: Tensor, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        assert cache is None or isinstance(cache, JoinedCache)
+        caches = [None, None] if cache is None else cache.parts
+        vectors = embeddings.split([part.hidden_size for part in self.parts], dim=-1)
+        hidden = [
+            part(own, positions, attention_mask, own_cache)
+            for part, own, own_cache in zip(self.parts, vectors, caches, strict=True)
+        ]
+        return torch.cat(hidden, dim=-1)
+
+    def make_cache(  # noqa: D102
+        self, num_rows: int, num_columns: int, column_step: int = 1
+    ) -> KeyValueCache:
+        return JoinedCache([part.make_cache(num_rows, num_columns, column_step) for part in self.parts])
+
+    def learn_vocabulary(self, texts: Sequence[str]) -> None:  # noqa: D102
+        self.actions.learn_vocabulary(texts)
+
+    def tokenize(self, text: str) -> list[int]:  # noqa: D102
+        return self.actions.tokenize(text)
+
+    @property
+    def beginning_of_text(self) -> list[int]:  # noqa: D102
+        return self.actions.beginning_of_text
+
+    def decode(self, token_ids: Sequence[int]) -> str:  # noqa: D102
+        return self.actions.decode(token_ids)
+
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Vectors of text that is being written: nothing for the model of states, off which no text is read.
+
+        No state or action stands behind such a text, so that nothing it makes of these zeros reaches a result.
+        """
+        vectors = self.actions.embed_tokens(token_ids)
+        return torch.cat([vectors, vectors.new_zeros(*token_ids.shape, self.states.hidden_size)], dim=-1)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:  # noqa: D102
+        return self.actions.text_logits(hidden[..., : self.actions.hidden_size])
+
+    @property
+    def frozen_fingerprint(self) -> str:  # noqa: D102
+        return f"{self.actions.frozen_fingerprint} and {self.states.frozen_fingerprint}"
+
+
+def _of_both(actions: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
+    """In one level, so that a message can name the one entry that differs."""
+    return {
+        f"{name}.{key}": value for name, own in (("actions", actions), ("states", states)) for key, value in own.items()
+    }

@@ -1,0 +1,315 @@
+"""The grounded language model (KALM, section 3.1): a backbone that also reads and writes states and actions.
+
+Three tasks teach it what states and actions mean: generation (goal in, rollout out; actions, next states and the end
+are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out).
+
+Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
+3.2) in ``rollout_engine.py``.
+
+Differences from the paper: (1) a next state is predicted as its change, and kept to the range of the data; (2) an
+end head says when the goal is met, so that continuous actions need no end token; (3) a rollout contributes all its
+steps to one sequence, where the paper has one dynamics sequence a transition; (4) tasks are mixed in the proportion of
+the data module, not equally.
+
+Shape letters: R rollouts, n steps of all rollouts, O numbers in an observation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from kalm.core.names import TaskSpec
+from kalm.core.rollout import Rollout
+from kalm.data.grounding_batch import GeneralText, GroundingBatch, GroundingTask, batch_rollouts
+from kalm.data.work_item import WorkItem, WorkShard
+from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
+from kalm.llm.backbones.backbone import Backbone
+from kalm.llm.backbones.backbone_checkpoint import add_backbone, require_same_backbone
+from kalm.llm.grounding.explanation import write_answers
+from kalm.llm.grounding.losses import action_loss, change_loss, end_loss, require_finite, text_loss
+from kalm.llm.grounding.optimization import Optimization
+from kalm.llm.grounding.rollout_codec import RolloutCodec
+from kalm.llm.grounding.rollout_reader import RolloutHidden, read_rollouts
+from kalm.llm.grounding.text_reader import read_texts
+from kalm.llm.imagination.chained_imagination import imagine_chained
+from kalm.llm.imagination.generation import Sampling
+from kalm.llm.imagination.rollout_engine import MAX_ROWS, RolloutEngine
+from kalm.runs.checkpoint_io import VerifiedCheckpointIO
+from kalm.runs.folder import find_checkpoint
+
+# A next state matches when every number is within this many standard deviations of the data.
+_STATE_TOLERANCE = 0.2
+
+
+class GroundedLLM(LightningModule):
+    """Backbone, encoders and heads, and how they are trained."""
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        backbone: Backbone,
+        inner_size: int = 256,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 50,
+        schedule_steps: int = 2000,
+        backbone_learning_rate_scale: float = 1.0,
+        next_observation_weight: float = 1.0,
+        end_weight: float = 0.3,
+        text_weight: float = 1.0,
+        general_text_weight: float = 1.0,
+        observation_noise: float = 0.0,
+        temperature: float = 0.0,
+        end_threshold: float = 1.0,
+        chain_sub_goals: bool = False,
+        imagination_batch_size: int = MAX_ROWS,
+        compile_imagination: bool = False,
+        weights_from: str | None = None,
+    ) -> None:
+        """Build it; data and the weights of a frozen encoder are not touched yet.
+
+        Args:
+            spec: Sizes of the domain, linked to the data module's.
+            backbone: The language model underneath.
+            inner_size: Width of the observation encoder and of the next-observation head.
+            learning_rate: Peak of the schedule.
+            weight_decay: AdamW's, on matrices only.
+            warmup_steps: Updates in which the learning rate rises from zero.
+            schedule_steps: Updates after which it has fallen to zero along a straight line; set it to
+                ``trainer.max_steps``. A number of its own, so that a run stopped early and resumed learns the same.
+            backbone_learning_rate_scale: The backbone's learning rate as a multiple of ``learning_rate``; a pretrained
+                one wants less than encoders and heads that begin at random.
+            next_observation_weight: Weight of the next-observation losses; that of actions is 1.
+            end_weight: Weight of the end loss.
+            text_weight: Weight of the loss of explanations.
+            general_text_weight: Weight of the loss of general text, where the data module mixes some in.
+            observation_noise: Standard deviation of the noise on the observations that training reads, in units of the
+                spread of a step's change. It keeps the model from knowing rollouts by their digits, and next states are
+                learned as changes that lead back to the real ones, so that imagination does not drift.
+            temperature: How freely imagined actions are drawn; 0 takes the likeliest, which leaves out the random
+                actions in the data.
+            end_threshold: Probability of the end at which an imagined rollout stops without having met its goal. 1 goes
+                on until the domain's rule or the step limit ends it, which meets more goals.
+            chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another
+                (``chained_imagination.py``); the paper imagines them whole.
+            imagination_batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What
+                is imagined does not depend on it.
+            compile_imagination: Whether the steps of imagination are compiled (``torch.compile``), as CUDA graphs on a
+                GPU, which is what it is for: it takes a minute at the beginning, and on a CPU it is slower.
+            weights_from: Checkpoint, or run folder, of an earlier grounding of the same backbone, whose weights and
+                statistics ``fit`` begins with; the optimizer and its schedule begin anew. A run that is resumed goes
+                on from its own checkpoint instead.
+        """
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        self.codec = RolloutCodec(spec, [part.hidden_size for part in backbone.parts], inner_size)
+        self._observation_noise = observation_noise
+        self.sampling = Sampling(temperature, end_threshold)
+        self.chain_sub_goals = chain_sub_goals
+        if imagination_batch_size < 1:
+            raise ValueError(f"imagination_batch_size is {imagination_batch_size}; it must be 1 or more")
+        self._imagination_batch_size, self._compile_imagination = imagination_batch_size, compile_imagination
+        self._engine: RolloutEngine | None = None
+        self._weights_from = weights_from
+        self._optimization = Optimization(
+            learning_rate, weight_decay, warmup_steps, schedule_steps, backbone_learning_rate_scale
+        )
+        self._loss_weights = {
+            "action_loss": 1.0,
+            "next_observation_loss": next_observation_weight,
+            "end_loss": end_weight,
+            "dynamics_loss": next_observation_weight,
+            "text_loss": text_weight,
+            "general_text_loss": general_text_weight,
+        }
+
+    def setup(self, stage: str) -> None:
+        """Take what depends on the data: the normaliser and the words that answers are made of."""
+        if stage == "fit":
+            data = self._data
+            self.codec.set_statistics(data.observation_mean, data.observation_std, data.change_std)
+            self.codec.set_range(*data.outcome_range)
+            self.backbone.learn_vocabulary(data.written_texts)
+
+    def configure_model(self) -> None:
+        """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
+        self.backbone.load(self.device if self._trainer is None else self.trainer.strategy.root_device)
+        self.codec.token_scales = [part.token_scale for part in self.backbone.parts]
+        is_new = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+        if self._weights_from is not None and is_new:
+            self._load_weights(self._weights_from)
+
+    def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
+        """What the tasks ask of the model, in the order of the paper's section 3.1.
+
+        Args:
+            batch: Rollouts behind their prompts, of one or more tasks.
+
+        Returns:
+            Losses, one number a step, observation or text token; neither reduced nor weighted. A task that the batch
+            does not have contributes none.
+        """
+        return self._losses_of(read_rollouts(self.backbone, self.codec, batch), batch)
+
+    def _losses_of(self, hidden: RolloutHidden, batch: GroundingBatch) -> dict[str, Tensor]:
+        task = batch.task.repeat_interleave(batch.lengths)
+        generates, predicts = task == GroundingTask.GENERATION, task == GroundingTask.DYNAMICS
+        change = self.codec.change(batch.observation, batch.next_observation)
+        ends = batch.task == GroundingTask.GENERATION
+        end = self.codec.predict_end(torch.cat([hidden.observation[generates], hidden.final[ends]]))
+        is_end = torch.cat([torch.zeros_like(task[generates], dtype=torch.bool), batch.is_terminated[ends]])
+        losses = {
+            "dynamics_loss": change_loss(self.codec.predict_change(hidden.action[predicts]), change[predicts]),
+            "text_loss": text_loss(self.backbone.text_logits(hidden.text), hidden.text_target),
+            "action_loss": action_loss(
+                self.codec.predict_action(hidden.observation[generates]), batch.action[generates]
+            ),
+            "next_observation_loss": change_loss(
+                self.codec.predict_change(hidden.action[generates]), change[generates]
+            ),
+            "end_loss": end_loss(end, is_end),
+            "general_text_loss": text_loss(self.backbone.text_logits(hidden.general_text), hidden.general_text_target),
+        }
+        return {name: values for name, values in losses.items() if len(values)}
+
+    def training_step(self, batch: GroundingBatch, batch_index: int) -> Tensor:
+        """One update over rollouts of every task."""
+        batch = self._with_noise(batch)
+        hidden = read_rollouts(self.backbone, self.codec, batch)
+        means = {name: values.mean() for name, values in self._losses_of(hidden, batch).items()}
+        metrics = {f"ground/{name}": value.detach() for name, value in means.items()}
+        require_finite(metrics, self.global_step)
+        self.log_dict(metrics, batch_size=1)
+        self.log("ground/padding_share", hidden.padding_share, batch_size=1)
+        return torch.stack([self._loss_weights[name] * value for name, value in means.items()]).sum()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, no decay on vectors; a straight rise, then a straight fall to zero."""
+        return self._optimization.of(self.backbone, self.codec)
+
+    @torch.inference_mode()
+    def validation_step(
+        self, batch: list[Rollout] | list[WorkItem] | GeneralText, batch_index: int, dataloader_idx: int = 0
+    ) -> dict[str, list[Rollout]]:
+        """Held-out real rollouts are predicted step by step, held-out text token by token; work items are imagined.
+
+        Returns:
+            The rollouts, ``real`` or ``imaginary``, for callbacks to judge.
+        """
+        if isinstance(batch, GeneralText):
+            self._validate_on_text(batch)
+            return {}
+        items = [entry for entry in batch if isinstance(entry, WorkItem)]
+        if items:
+            return {"imaginary": self.imagine(items)}
+        rollouts = [entry for entry in batch if isinstance(entry, Rollout)]
+        self._validate_on(rollouts)
+        return {"real": rollouts}
+
+    def predict_step(self, batch: WorkShard, batch_index: int) -> list[Rollout]:
+        """Imagine one rollout for each work item of a shard."""
+        return self.imagine(batch.items)
+
+    @torch.inference_mode()
+    def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
+        """Imagine one rollout for each work item, labelled by the domain's own rules."""
+        engine = self._engine or self._make_engine()
+        return imagine_chained(engine, items) if self.chain_sub_goals else engine.imagine(items)
+
+    def on_predict_start(self) -> None:
+        """Set up imagination once: the weights stay what they are until the end."""
+        self._engine = self._make_engine()
+
+    def on_predict_end(self) -> None:
+        """Free its memory."""
+        self._engine = None
+
+    @torch.inference_mode()
+    def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION) -> list[str]:
+        """Say in words which instruction each rollout follows."""
+        batch = batch_rollouts(rollouts, [prompt] * len(rollouts), GroundingTask.EXPLANATION)
+        return write_answers(self.backbone, self.codec, self.transfer_batch_to_device(batch, self.device, 0))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the weights belong to: those that are frozen are not in the checkpoint."""
+        add_backbone(checkpoint, self.backbone)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that were trained on top of others."""
+        require_same_backbone(checkpoint, self.backbone)
+
+    def _load_weights(self, name: str) -> None:
+        """Begin with the weights of an earlier run, and with what they count in: its statistics, its vocabulary."""
+        checkpoint = VerifiedCheckpointIO().load_checkpoint(find_checkpoint(name, Path(name), "model.weights_from"))
+        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
+
+    def provenance(self) -> dict[str, Any]:
+        """Plain JSON types that say what imagines: hashes of weights and prompts, and how actions are drawn."""
+        digest = hashlib.sha256(self.backbone.frozen_fingerprint.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return {
+            "model_sha256": digest.hexdigest(),
+            "prompts_sha256": prompts_hash(),
+            "temperature": self.sampling.temperature,
+            "end_threshold": self.sampling.end_threshold,
+            "chain_sub_goals": self.chain_sub_goals,
+        }
+
+    def _make_engine(self) -> RolloutEngine:
+        how = self.sampling, self._imagination_batch_size, self._compile_imagination
+        return RolloutEngine(self.backbone, self.codec, self._data.domain, *how)
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _with_noise(self, batch: GroundingBatch) -> GroundingBatch:
+        if not self._observation_noise:
+            return batch
+        return batch._replace(
+            observation=self._noisy(batch.observation), final_observation=self._noisy(batch.final_observation)
+        )
+
+    def _noisy(self, observation: Tensor) -> Tensor:
+        # None on a number that cannot change: it cannot drift, and imagination never meets it changed.
+        size = self._observation_noise * self.codec.change_std * self.codec.can_change(observation)
+        return observation + size * torch.randn_like(observation)
+
+    def _validate_on_text(self, text: GeneralText) -> None:
+        """Mean loss a token; its exponential is the perplexity."""
+        hidden, target = read_texts(self.backbone, text, self.device)
+        loss = text_loss(self.backbone.text_logits(hidden), target)
+        name = "ground/held_out_general_text_loss"
+        self.log(name, loss.mean(), on_epoch=True, batch_size=len(target), add_dataloader_idx=False)
+
+    def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
+        """One-step predictions along real rollouts of training goals: losses, and how often they are right."""
+        prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
+        batch = batch_rollouts(rollouts, prompts, GroundingTask.GENERATION)
+        batch = self.transfer_batch_to_device(batch, self.device, 0)
+        hidden = read_rollouts(self.backbone, self.codec, batch)
+        action, change = self.codec.predict_action(hidden.observation), self.codec.predict_change(hidden.action)
+        of_action = action_loss(action, batch.action)
+        of_change = change_loss(change, self.codec.change(batch.observation, batch.next_observation))
+        error = self.codec.apply_change(batch.observation, change) - batch.next_observation
+        is_close = (error.abs() <= _STATE_TOLERANCE * self.codec.observation_std).all(dim=-1)
+        metrics = {
+            "ground/held_out_action_loss": of_action,
+            "ground/held_out_next_observation_loss": of_change,
+            "imagine/train/state_match": is_close.float(),
+        }
+        if self.spec.is_discrete:
+            metrics["imagine/train/action_match"] = (action.argmax(dim=-1) == batch.action).float()
+        means = {name: values.mean() for name, values in metrics.items()}
+        self.log_dict(means, on_epoch=True, batch_size=len(batch.action), add_dataloader_idx=False)

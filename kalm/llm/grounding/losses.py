@@ -1,0 +1,93 @@
+"""What grounding minimises (KALM, section 3.1): four losses, each one number a token, none reduced or weighted.
+
+Shape letters: n tokens (any selection of them), A actions or numbers in an action, O numbers in an observation,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kalm.core.errors import DataError
+
+
+def action_loss(prediction: Tensor, action: Tensor) -> Tensor:
+    """Make the action that was taken the likely one.
+
+    Cross-entropy where actions are indices, mean squared error where they are vectors: the paper's rule for discrete
+    and continuous outputs.
+
+    Args:
+        prediction: Scores of the actions, or the predicted action, shape (n, A).
+        action: Action taken, int64 of shape (n,) or float of shape (n, A).
+
+    Returns:
+        Loss of each action, shape (n,).
+    """
+    if action.is_floating_point():
+        return (prediction - action).square().mean(dim=-1)
+    return functional.cross_entropy(prediction, action, reduction="none")
+
+
+def change_loss(predicted_change: Tensor, change: Tensor) -> Tensor:
+    """Bring the predicted next observation close to the real one: mean squared error over its numbers.
+
+    Both are changes since the current observation in units of their spread over the data, so that a number that
+    hardly ever moves counts as much as one that moves far.
+
+    Args:
+        predicted_change: Shape (n, O).
+        change: Shape (n, O).
+
+    Returns:
+        Loss of each next observation, shape (n,).
+    """
+    return (predicted_change - change).square().mean(dim=-1)
+
+
+def end_loss(logit: Tensor, is_end: Tensor) -> Tensor:
+    """Tell observations at which the goal has been met from those on the way: binary cross-entropy.
+
+    Args:
+        logit: Score for the rollout to end here, shape (n,).
+        is_end: Whether it did, bool of shape (n,).
+
+    Returns:
+        Loss of each observation, shape (n,).
+    """
+    return functional.binary_cross_entropy_with_logits(logit, is_end.to(logit.dtype), reduction="none")
+
+
+def text_loss(logits: Tensor, token_id: Tensor) -> Tensor:
+    """Make the next token of the answer the likely one: cross-entropy.
+
+    Args:
+        logits: Scores of the tokens, shape (n, V).
+        token_id: The answer's token, int64 of shape (n,).
+
+    Returns:
+        Loss of each token, shape (n,).
+    """
+    return functional.cross_entropy(logits, token_id, reduction="none")
+
+
+def require_finite(means: Mapping[str, Tensor], update: int) -> None:
+    """Stop training on a loss that is no number.
+
+    Args:
+        means: Mean of each loss by its name.
+        update: Updates before this one, for the message.
+
+    Raises:
+        DataError: If one is not finite; it is named.
+    """
+    for name, value in means.items():
+        if not torch.isfinite(value):
+            raise DataError(
+                f"{name} is {value.item()} at update {update}; it must be finite. Check the rollouts for extreme "
+                "numbers, or lower learning_rate"
+            )

@@ -1,0 +1,1 @@
+"""Imagination (KALM, section 3.2): rollouts for new goals."""

@@ -1,0 +1,107 @@
+"""Chained imagination: a goal with sub-goals is imagined one sub-goal after another. KALM leaves it to future work.
+
+Each link of the chain asks for one sub-goal in the words of the data and goes on from the observation that the last
+one reached; which one, the domain decides by that observation (``Domain.next_sub_goal``). The rollout that the links
+make up is judged by the whole goal, under whose own instruction it is stored. Goals without sub-goals are imagined as
+ever.
+
+Shape letters: O numbers in an observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalm.core.names import GoalSplit, Source
+from kalm.core.rollout import Rollout
+from kalm.data.work_item import WorkItem
+from kalm.envs.base import Domain, Goal, InstructedGoal
+from kalm.llm.imagination.generation import Generated
+from kalm.llm.imagination.rollout_engine import Plan, RolloutEngine, WholeRollout
+
+_MAX_LINK_STEPS = 15  # then the sub-goal is chosen anew; an expert's placement takes six
+
+
+def imagine_chained(engine: RolloutEngine, items: Sequence[WorkItem]) -> list[Rollout]:
+    """Imagine one rollout for each work item, by sub-goals where its goal has some.
+
+    Args:
+        engine: The language model and the world, whose rules name sub-goals and judge the outcome.
+        items: What to imagine.
+
+    Returns:
+        Rollouts in the order of ``items``; those made of links say their instructions and lengths as provenance.
+    """
+    sentences = _sentences(engine.domain)
+    chains = [_Chain(engine.domain, item, sentences) for item in items]
+    plans: list[Plan] = [
+        chain if chain.next_item is not None else WholeRollout(engine.domain, item)
+        for chain, item in zip(chains, items, strict=True)
+    ]
+    return engine.carry_out(plans)
+
+
+class _Chain:
+    """One rollout in the making.
+
+    Attributes:
+        next_item: The next link; None if the goal has no sub-goals, is met, or is out of steps.
+    """
+
+    def __init__(self, domain: Domain, item: WorkItem, sentences: Mapping[Goal, Sequence[InstructedGoal]]) -> None:
+        self._domain, self._item, self._sentences = domain, item, sentences
+        self._rng = np.random.default_rng([item.seed, 1])
+        self._links: list[tuple[WorkItem, Generated]] = []
+        self.next_item = self._choose(item.start)
+
+    def add(self, piece: Generated) -> None:
+        """Add a link that was imagined and choose the next."""
+        assert self.next_item is not None
+        self._links.append((self.next_item, piece))
+        before, after = piece.observations[:-1], piece.observations[1:]
+        is_met = self._domain.success(self._item.instructed.goal, after, before, piece.actions).any()
+        self.next_item = None if is_met else self._choose(piece.observations[-1])
+
+    def rollout(self) -> Rollout:
+        """The links one after the other, judged by the goal that they serve."""
+        pieces = [piece for _, piece in self._links]
+        labelled = self._domain.label_rollout(
+            self._item.instructed,
+            np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)]),
+            np.concatenate([piece.actions for piece in pieces]),
+            Source.IMAGINARY,
+        )
+        facts = {
+            "seed": self._item.seed,
+            "stopped_by": "goal" if labelled.is_success else "limit",
+            "links": [
+                {"instruction": link.instructed.instruction, "num_steps": len(piece.actions)}
+                for link, piece in self._links
+            ],
+        }
+        return replace(labelled, provenance=facts)
+
+    def _choose(self, observation: NDArray[Any]) -> WorkItem | None:
+        """The link that goes on from ``observation``, shape (O,)."""
+        num_left = self._item.max_steps - sum(len(piece.actions) for _, piece in self._links)
+        sub_goal = self._domain.next_sub_goal(self._item.instructed.goal, observation) if num_left else None
+        if sub_goal is None:
+            return None
+        sentences = self._sentences[sub_goal]
+        instructed = sentences[int(self._rng.integers(len(sentences)))]
+        num_steps = min(num_left, self._domain.max_steps(sub_goal), _MAX_LINK_STEPS)
+        return WorkItem(instructed, observation, num_steps, int(self._rng.integers(2**31)))
+
+
+def _sentences(domain: Domain) -> dict[Goal, list[InstructedGoal]]:
+    """How to ask for each goal of the data; for each easy goal that the data lack, in its own words."""
+    of_sentences: dict[Goal, list[InstructedGoal]] = {}
+    for split in (GoalSplit.TRAIN, GoalSplit.EASY):
+        for instructed in domain.instructed_goals(split):
+            of_sentences.setdefault(instructed.goal, []).append(instructed)
+    return of_sentences

@@ -1,0 +1,1 @@
+"""Models of real steps, learned from real rollouts alone."""

@@ -1,0 +1,106 @@
+"""Finds out what went wrong once a loss or a gradient is no longer finite.
+
+Looking costs nothing until then: the training step checks sums, and only calls this when they are not finite.
+
+Shape letters: K updates a training step, B batch, T steps of a window where a batch has windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from kalm.core.errors import DataError
+from kalm.core.names import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, ROLLOUT_ID, SOURCE, STEP, Source
+
+_FIELDS = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
+
+
+@torch.no_grad()
+def is_finite(per_transition: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> bool:
+    """Whether all losses are finite, and all parameters, which a gradient that is not would have spoilt."""
+    norm = nn.utils.get_total_norm(parameters)
+    return bool(torch.stack([norm, *(values.sum() for values in per_transition.values())]).isfinite().all())
+
+
+def raise_non_finite(
+    per_transition: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    batch: TensorDictBase,
+    first_update: int,
+    seeds: Sequence[int],
+) -> NoReturn:
+    """Name what is not finite: a field of the data, else a loss, else the parameters that a gradient spoilt.
+
+    Args:
+        per_transition: Losses and measurements by name, each of shape (K, B) or (K, B, T).
+        parameters: All parameters by name.
+        batch: The minibatches, of the same batch size.
+        first_update: Updates made before this training step.
+        seeds: Seeds of the policies that are trained side by side, S. For several, a row of a minibatch is S of theirs,
+            and parameters are stacks of theirs, (S, ...); the seed is named.
+
+    Raises:
+        DataError: Always.
+    """
+    names = _Names(batch, seeds)
+    cause = _bad_field(names) or _bad_loss(per_transition, names, first_update) or _bad_parameter(parameters, names)
+    raise DataError(
+        f"training stopped after update {first_update}, before anything was saved: {cause}. Losses, gradients and data "
+        "must be finite. Rebuild a store with bad values; else lower learning_rate or set gradient_clip_norm"
+    )
+
+
+class _Names:
+    """How to name places in a batch."""
+
+    def __init__(self, batch: TensorDictBase, seeds: Sequence[int]) -> None:
+        self.batch = batch
+        self._seeds = seeds
+
+    def transition(self, bad: Tensor) -> str:
+        """Name the first marked transition."""
+        place = tuple(bad.nonzero()[0].tolist())
+        source = Source(int(self.batch.get(SOURCE)[place])).label
+        rollout, step = int(self.batch.get(ROLLOUT_ID)[place]), int(self.batch.get(STEP)[place])
+        return f"rollout {rollout}, step {step} ({source}){self._seed(place[1] * len(self._seeds) // bad.shape[1])}"
+
+    def policy(self, parameter: Tensor) -> str:
+        """Name the policy whose part of a parameter is not finite, if there are several."""
+        return self._seed(int((~torch.isfinite(parameter)).nonzero()[0, 0])) if len(self._seeds) > 1 else ""
+
+    def _seed(self, number: int) -> str:
+        return f", policy of seed {self._seeds[number]}" if len(self._seeds) > 1 else ""
+
+
+def _bad_field(names: _Names) -> str | None:
+    for key in _FIELDS:
+        value = names.batch.get(key)
+        bad = ~torch.isfinite(value).reshape(*names.batch.shape, -1).all(-1)
+        if bad.any():
+            name = key if isinstance(key, str) else " ".join(key)
+            return f"{name} is not finite in {names.transition(bad)}"
+    return None
+
+
+def _bad_loss(per_transition: Mapping[str, Tensor], names: _Names, first_update: int) -> str | None:
+    # Later updates inherit what an earlier one spoilt, so the first bad update is the one to name.
+    bad_of = {name: ~torch.isfinite(values) for name, values in per_transition.items()}
+    firsts = {name: int(bad.nonzero()[0, 0]) for name, bad in bad_of.items() if bad.any()}
+    if not firsts:
+        return None
+    name = min(firsts, key=lambda key: firsts[key])
+    update, bad = firsts[name], bad_of[name]
+    value = float(per_transition[name][bad][0])
+    return f"{name} is {value} at update {first_update + update + 1}, first for {names.transition(bad)}"
+
+
+def _bad_parameter(parameters: Mapping[str, Tensor], names: _Names) -> str:
+    bad = [name for name, value in parameters.items() if not torch.isfinite(value).all()]
+    if not bad:
+        return "the sum of all losses overflowed"
+    return f"the gradient of {bad[0]} was not finite{names.policy(parameters[bad[0]])}"

@@ -1,0 +1,72 @@
+"""Runs a trained policy on episodes: encodes their instructions and feeds the network rows of one fixed shape.
+
+Shape letters: B episodes that run side by side, O observation, E goal embedding, A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kalm.envs.base import Domain
+from kalm.envs.evaluation import Act, Episode, EpisodeResult, evaluate
+
+if TYPE_CHECKING:
+    from kalm.language.encoder import SentenceEncoder
+
+# Observations (B, O) as the environment gives them, goal embeddings (B, E) and the number of each row's episode (B,),
+# -1 for a row that nobody asked for, to actions.
+EpisodePolicy = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# Rows of every forward pass. Matrix products of another shape may round differently, and a policy near a tie would
+# then act differently; with one shape a row's action cannot depend on how many rows came with it.
+_ROWS = 64
+
+
+def evaluate_policy(
+    policy: EpisodePolicy,
+    device: torch.device,
+    encoder: SentenceEncoder,
+    domain: Domain,
+    episodes: Sequence[Episode],
+    num_envs: int,
+) -> list[EpisodeResult]:
+    """Run every episode with a policy that reads instructions.
+
+    Args:
+        policy: The policy; it is asked once a step of each episode, in order.
+        device: Where the policy is.
+        encoder: The sentence encoder that the policy was trained with.
+        domain: World to run in.
+        episodes: What to run.
+        num_envs: Episodes that run side by side.
+
+    Returns:
+        One result an episode, in the order of ``episodes``.
+    """
+    sentences = [episode.instructed.instruction for episode in episodes]
+    distinct = list(dict.fromkeys(sentences))
+    row_of = {sentence: row for row, sentence in enumerate(distinct)}
+    embeddings = encoder.encode(distinct)[[row_of[sentence] for sentence in sentences]]
+    return evaluate(_act_on(policy, device, embeddings), domain, episodes, num_envs)
+
+
+def _act_on(policy: EpisodePolicy, device: torch.device, embeddings: Tensor) -> Act:
+    """The policy as ``evaluate`` calls it; ``embeddings`` has a row an episode, shape (episodes, E)."""
+
+    @torch.no_grad()
+    def act(observations: NDArray[np.float32], rows: list[int]) -> NDArray[Any]:
+        num_padding = -len(rows) % _ROWS
+        observation = torch.from_numpy(np.pad(observations, ((0, num_padding), (0, 0))))
+        goal_embedding = embeddings[rows + [0] * num_padding]
+        episode = torch.tensor(rows + [-1] * num_padding)
+        chunks = zip(observation.split(_ROWS), goal_embedding.split(_ROWS), episode.split(_ROWS), strict=True)
+        actions = [policy(part.to(device), goals.to(device), numbers) for part, goals, numbers in chunks]
+        return torch.cat(actions)[: len(rows)].cpu().numpy()
+
+    return act

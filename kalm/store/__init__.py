@@ -1,0 +1,1 @@
+"""Rollout stores: reading, writing, collecting, importing."""

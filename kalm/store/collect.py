@@ -1,0 +1,75 @@
+"""Collects real rollouts with a domain's expert into a rollout store (KALM's offline data)."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kalm.core.errors import DataError
+from kalm.envs.base import Domain
+from kalm.store.reader import RolloutStore, is_finished_store
+from kalm.store.writer import RolloutStoreWriter
+
+ROLLOUTS_PER_SHARD = 500
+
+
+def collect_store(
+    domain: Domain, path: str | Path, num_rollouts: int, seed: int, show_progress: bool = True
+) -> RolloutStore:
+    """Collect a store, or go on with one that was interrupted, or open one that is there.
+
+    Equal domain settings, number and seed give equal files.
+
+    Args:
+        domain: The world; its expert acts.
+        path: Folder of the store.
+        num_rollouts: Rollouts to collect.
+        seed: Seed of the collection.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        DataError: If the folder holds a finished or begun store that was made otherwise.
+    """
+    made_by = {"verb": "collect", "num_rollouts": num_rollouts, "seed": seed, **domain.collection_settings}
+    if is_finished_store(path):
+        return _open_equal(path, made_by)
+    writer = RolloutStoreWriter(
+        path, domain.name, domain.observation_space, domain.action_space, domain.plausibility_flags, made_by
+    )
+    names = [f"{first:09d}" for first in range(0, num_rollouts, ROLLOUTS_PER_SHARD)]
+    missing = [name for name in names if name not in writer.finished_shards]
+    columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not show_progress) as progress:
+        # Shards are written in order, so what is missing is one run of them up to the end.
+        first = int(missing[0]) if missing else num_rollouts
+        bar = progress.add_task("collect", total=num_rollouts, completed=first)
+        rollouts = domain.collect(num_rollouts, seed, first)
+        for name in missing:
+            shard = list(islice(rollouts, ROLLOUTS_PER_SHARD))
+            writer.append(name, shard)
+            progress.advance(bar, len(shard))
+    return writer.finish()
+
+
+def success_by_task(domain: Domain, store: RolloutStore) -> dict[str, tuple[int, int]]:
+    """Successful rollouts and all rollouts of each task, sorted by its name."""
+    goals = [row.goal for row in store.instructions]
+    counts: dict[str, tuple[int, int]] = {}
+    columns = (store.rollouts[name].tolist() for name in ("instruction_id", "is_success"))
+    for instruction_id, is_success in zip(*columns, strict=True):
+        task = domain.task(domain.goal_from_json(goals[instruction_id]))
+        num_successes, num_rollouts = counts.get(task, (0, 0))
+        counts[task] = num_successes + int(is_success), num_rollouts + 1
+    return dict(sorted(counts.items()))
+
+
+def _open_equal(path: str | Path, made_by: dict[str, object]) -> RolloutStore:
+    store = RolloutStore(path)
+    if store.manifest["made_by"] != made_by:
+        raise DataError(
+            f"rollout store {path} was made by {store.manifest['made_by']}, not by {made_by}; name another folder, "
+            "or delete this one to collect it anew"
+        )
+    return store

@@ -1,0 +1,67 @@
+"""Opens the rollout stores of a domain, and collects the real one when it is absent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from kalm.core.errors import DataError
+from kalm.core.names import GoalSplit
+from kalm.core.validation import raise_problems
+from kalm.envs.base import Domain
+from kalm.store.layout import describe_spaces
+from kalm.store.reader import RolloutStore, is_finished_store
+
+logger = logging.getLogger(__name__)
+
+
+def open_domain_store(domain: Domain, path: str) -> RolloutStore:
+    """Open a store and check that its rollouts are of this domain.
+
+    Raises:
+        DataError: If there is no store, or its domain or spaces are others (all differences are listed).
+    """
+    store = RolloutStore(path)
+    expected = {"domain": domain.name, **describe_spaces(domain.observation_space, domain.action_space)}
+    problems = [
+        f"{key}: {store.manifest[key]!r}, expected {value!r}"
+        for key, value in expected.items()
+        if store.manifest[key] != value
+    ]
+    raise_problems(
+        f"rollout store {path} is not of the domain {domain.name}",
+        problems,
+        f"Name a store of {domain.name}, or another domain.",
+    )
+    return store
+
+
+def collect_if_absent(domain: Domain, path: str, num_rollouts: int, seed: int) -> None:
+    """Collect real rollouts with the domain's expert unless they are there.
+
+    Args:
+        domain: The world.
+        path: Folder of the store.
+        num_rollouts: Rollouts to collect.
+        seed: Seed of the collection.
+    """
+    if is_finished_store(path):
+        return
+    # Collecting needs a simulator; training on a finished store does not.
+    from kalm.store.collect import collect_store
+
+    logger.info("there is no rollout store in %s yet: collecting it", path)
+    collect_store(domain, path, num_rollouts, seed)
+
+
+def parse_goal_splits(labels: Sequence[str]) -> list[GoalSplit]:
+    """Splits by their names.
+
+    Raises:
+        DataError: If a name is unknown or there is none; the message lists the known ones.
+    """
+    unknown = [label for label in labels if label not in {split.label for split in GoalSplit}]
+    if unknown or not labels:
+        known = ", ".join(split.label for split in GoalSplit)
+        raise DataError(f"goal_splits: {', '.join(map(repr, unknown)) or 'none named'}; the splits are {known}")
+    return [GoalSplit.parse(label) for label in labels]

@@ -1,0 +1,1 @@
+"""Studies: chains of stages, run in order."""
