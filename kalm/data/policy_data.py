@@ -332,7 +332,7 @@ class PolicyData(LightningDataModule):
 
     @cached_property
     def _keys(self) -> list[Key]:
-        return list(transition_columns(self.stores[0].manifest))
+        return list(transition_columns(self.stores[0].spec))
 
     @cached_property
     def _real_rollouts(self) -> Tensor:
