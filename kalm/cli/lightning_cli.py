@@ -26,9 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import kalm
 from kalm.callbacks.checkpoint import LAST, UpdateCheckpoint
-from kalm.callbacks.progress_bar import UpdateProgressBar
 from kalm.callbacks.random_state import RandomState
-from kalm.callbacks.update_axis import UpdateAxis
+from kalm.callbacks.updates import UpdateAxis, UpdateProgressBar
 from kalm.cli.usage import usage_error
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.names import TaskSpec
