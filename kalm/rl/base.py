@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +23,13 @@ from torch import Tensor, nn
 from kalm.core.names import PADDING_MASK, SOURCE, TaskSpec
 from kalm.core.require import require
 from kalm.envs.evaluation import Episode, EpisodeResult
-from kalm.rl.networks.initialization import initialize
-from kalm.rl.networks.normalizer import Normalizer
-from kalm.rl.training.attached_data import attached_data, check_fit, take_statistics
-from kalm.rl.training.finite import is_finite, raise_non_finite
-from kalm.rl.training.learning_rate import LearningRateSchedule, ScheduleKind
-from kalm.rl.training.method_call import MethodCall
-from kalm.rl.training.noise import update_noise
+from kalm.rl.training.attached_data import attached_data, check_fit
+from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, unstack
+from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind, WeightAverage
 from kalm.rl.training.policy_evaluation import EpisodePolicy, evaluate_policy
-from kalm.rl.training.recorded import stack_recorded
-from kalm.rl.training.side_by_side import policy_of, stack_parameters
-from kalm.rl.training.source_means import source_means
-from kalm.rl.training.transition_batch import TransitionBatch, unstack
-from kalm.rl.training.transition_weights import TransitionWeights
-from kalm.rl.training.update import Update
-from kalm.rl.training.weight_average import WeightAverage
+from kalm.rl.training.randomness import initialize, update_noise
+from kalm.rl.training.recorded import is_finite, raise_non_finite, source_means, stack_recorded
+from kalm.rl.training.side_by_side import MethodCall, policy_of, side_by_side, stack_parameters
 from kalm.runs.evaluated import EvaluatedPolicy
 from kalm.runs.policy_checkpoint import add_policy, require_same_policy
 
@@ -185,17 +177,12 @@ class OfflineRLModule(EvaluatedPolicy):
         """Log a quantity that is no loss, such as a Q-value, as ``train/<name>``; shape (B,)."""
         self._measured[name] = value.detach()
 
-    def take_measurements(self) -> dict[str, Tensor]:
-        """What was measured since the last call."""
-        measured, self._measured = self._measured, {}
-        return measured
-
     # --- training ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Take what the data say, and the first weights by their seed, before a checkpoint puts others in place."""
         if stage == "fit":
-            check_fit(self, self._data)
+            check_fit(type(self).__name__, self.spec, self.sequence_length, self._data, self.trainer.max_steps)
             self._take_statistics()
             self._data.num_seeds = self.num_seeds
         if stage == "fit" and not self._has_weights:
@@ -212,7 +199,13 @@ class OfflineRLModule(EvaluatedPolicy):
 
     def _take_statistics(self) -> None:
         """Take what the policy has to know of the data; one that has to know more overrides it."""
-        take_statistics(self, self._data)
+        data = self._data
+        if self.normalize_observation:
+            self.observation_normalizer.set_statistics(data.observation_mean, data.observation_std)
+        if self.normalize_goal_embedding:
+            mean = data.goal_embeddings.mean(0)
+            self.goal_normalizer.set_statistics(mean, (data.goal_embeddings - mean).square().mean().sqrt())
+        self.goal_embeddings = self.goal_normalizer(data.goal_embeddings.to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with a parameter group for every network that is trained."""
@@ -224,8 +217,15 @@ class OfflineRLModule(EvaluatedPolicy):
         return torch.optim.Adam(groups, lr=self.learning_rate, fused=True)
 
     def on_train_start(self) -> None:
-        """Look once at how updates are to be made."""
-        self._update = Update(self)
+        """Look once at how updates are to be made; optimizer and parameters are final now."""
+        self.gradient_step = GradientStep(self, self.gradient_clip_norm, self.num_seeds)
+        self._rate = LearningRate(self.schedule, self)
+        losses: Callable[[Any], Sequence[dict[str, Tensor]]] = self._losses_and_measurements
+        if self.num_seeds > 1:
+            losses = side_by_side(self, losses, self.num_seeds)
+        self._losses = torch.compile(losses) if self.compile_losses else losses
+        if self.average is not None:
+            self.average.start({name: p for name, p in self.named_parameters() if p.requires_grad})
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """Perform K updates, one on each of the K minibatches of ``batch``, batch size (K, B), or (K, S, B)."""
@@ -235,14 +235,51 @@ class OfflineRLModule(EvaluatedPolicy):
         updates = range(first_update, first_update + num_updates)
         noise = update_noise(self._seeds, updates, batch.shape[1] // self.num_seeds, self.noise_size).to(self.device)
         minibatches = self.minibatches(batch, noise, self.transition_weights(batch))
-        recorded = [self._update(*arguments) for arguments in zip(minibatches, updates, strict=True)]
+        recorded = [self.update(minibatch, number) for minibatch, number in zip(minibatches, updates, strict=True)]
         per_transition, is_recorded = stack_recorded(recorded)
         if not is_finite(per_transition, self.parameters()):
             raise_non_finite(per_transition, dict(self.named_parameters()), batch, first_update, self._seeds)
         if self.trainer.global_step // num_updates % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             means = source_means(per_transition, batch.get(SOURCE), batch.get(PADDING_MASK, None), is_recorded)
-            rate = {f"train/{name}": value for name, value in self._update.learning_rate.metrics().items()}
-            self.log_dict(means | rate | {"step": float(self.trainer.global_step)})
+            self.log_dict(means | self._rate.metrics() | {"step": float(self.trainer.global_step)})
+
+    def update(self, batch: Any, number: int) -> dict[str, Tensor]:
+        """Make update ``number``, counted from 0: minimise the losses by one step, let targets and averages follow.
+
+        Args:
+            batch: What ``losses`` reads; rows of policies side by side one after the other, (S * B, ...).
+            number: It decides the learning rate, whether targets follow, and what else ``begin_update`` makes of it.
+
+        Returns:
+            Every loss, unweighted, and every measurement, one number a row; detached.
+        """
+        self.begin_update(number)
+        losses, measured = self._losses(batch)
+        total = torch.stack(list(losses.values())).sum(0, dtype=torch.float32)
+        if batch.weight is not None:
+            total = total * batch.weight
+        # Each policy minimises the mean over its own rows; their sum has the gradients of all.
+        loss = total.mean() if self.num_seeds == 1 else total.mean() * self.num_seeds
+        self._rate.set(number)
+        self.gradient_step(loss)
+        self._follow(number + 1)
+        return {name: values.detach() for name, values in losses.items()} | measured
+
+    def _losses_and_measurements(self, batch: Any) -> Sequence[dict[str, Tensor]]:
+        # Into a new dictionary: one that is older than a compiled function would have to be kept in step with it.
+        self._measured = {}
+        losses, measured = self.losses(batch), self._measured
+        self._measured = {}
+        return losses, measured
+
+    @torch.no_grad()
+    def _follow(self, num_updates: int) -> None:
+        """Let targets and averages follow their networks."""
+        if num_updates % self.target_update_interval == 0:
+            for target, network in self.targets:
+                torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), self.target_update_rate)
+        if self.average is not None:
+            self.average.update(num_updates)
 
     def minibatches(self, stacked: TensorDictBase, noise: Tensor, weight: Tensor | None) -> Iterator[Any]:
         """What ``losses`` reads of each of K stacked minibatches; a policy of windows overrides it.
@@ -277,8 +314,8 @@ class OfflineRLModule(EvaluatedPolicy):
     @property
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with; a policy with sizes of its own adds them."""
-        several = {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
         sizes = {"hidden_sizes": list(self.hidden_sizes), **asdict(self.spec)}
+        several = {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
         return {"algorithm": type(self).__name__, **sizes, **several}
 
     # --- evaluation --------------------------------------------------------------------------------------------------

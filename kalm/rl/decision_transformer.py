@@ -39,11 +39,10 @@ from kalm.core.require import require
 from kalm.envs.evaluation import Episode
 from kalm.envs.running_episodes import RunningEpisodes
 from kalm.rl.base import OfflineRLModule
-from kalm.rl.losses.imitation import imitation_loss, squared_action_error
-from kalm.rl.networks.normalizer import Normalizer
+from kalm.rl.losses import imitation_loss, squared_action_error
 from kalm.rl.networks.transformer import CausalTransformer
+from kalm.rl.training.batches import Normalizer, WindowBatch, unstack_windows
 from kalm.rl.training.policy_evaluation import EpisodePolicy
-from kalm.rl.training.window_batch import WindowBatch, unstack_windows
 
 if TYPE_CHECKING:
     from kalm.envs.base import Domain

@@ -1,15 +1,17 @@
-"""Random weights to begin with, as a pure function of a seed.
+"""All that is random in training, as pure functions of a seed: the first weights, and the noise of losses that draw.
 
 What else drew random numbers before, such as building the data or another policy, then makes no difference: a policy
-that is trained beside others begins exactly as it would alone.
+that is trained beside others begins exactly as it would alone, and a resumed run goes on with the same noise.
+
+Shape letters: K updates a training step, S policies side by side, B batch, Z numbers of noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def initialize(module: nn.Module, seed: int, targets: Iterable[tuple[nn.Module, nn.Module]]) -> None:
@@ -29,3 +31,22 @@ def initialize(module: nn.Module, seed: int, targets: Iterable[tuple[nn.Module, 
                 reset()
     for target, network in targets:
         target.load_state_dict(network.state_dict())
+
+
+def update_noise(seeds: Sequence[int], updates: range, num_rows: int, size: int) -> Tensor:
+    """Standard normal numbers of each policy at each update, shape (K, S * B, Z).
+
+    Args:
+        seeds: Seed of each of the S policies.
+        updates: Numbers of the K updates.
+        num_rows: Rows of each policy's minibatch, B.
+        size: Numbers a row, Z.
+    """
+    if not size:
+        return torch.zeros(len(updates), len(seeds) * num_rows, 0)
+    draws = [
+        torch.randn(num_rows, size, generator=torch.Generator().manual_seed((seed << 32) + update))
+        for update in updates
+        for seed in seeds
+    ]
+    return torch.cat(draws).view(len(updates), -1, size)

@@ -1,11 +1,11 @@
-"""Weights drawn by a seed."""
+"""First weights and noise: functions of the seed, and the noise of the update as well."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from kalm.rl.networks.initialization import initialize
+from kalm.rl.training.randomness import initialize
 
 
 def weights(module: nn.Module) -> list[torch.Tensor]:
