@@ -67,7 +67,7 @@ class AWAC(OfflineRLModule):
         self.target_critic = self.target_of(self.critic)
         self.policy = policy_network(spec, self.hidden_sizes)
         if not spec.is_discrete:
-            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE)
+            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE, first_deviation=0.5)
             self.noise_size = 2 * spec.action_size
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:

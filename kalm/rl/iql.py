@@ -82,7 +82,7 @@ class IQL(OfflineRLModule):
         self.target_critic = self.target_of(self.critic)
         self.policy = policy_network(spec, self.hidden_sizes)
         if not spec.is_discrete:
-            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE)
+            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE, first_deviation=1.0)
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """The value's expectile regression, both critics' temporal-difference error, weighted imitation."""

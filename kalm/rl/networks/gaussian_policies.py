@@ -29,25 +29,29 @@ def softly_bounded(values: Tensor, low: float, high: float) -> Tensor:
 class LogDeviation(nn.Module):
     """Logarithm of a policy's standard deviation, learned for each component of an action."""
 
-    def __init__(self, action_size: int, low: float, high: float) -> None:
-        """Begin with a deviation of 1.
+    def __init__(self, action_size: int, low: float, high: float, first_deviation: float) -> None:
+        """Begin inside the bounds.
 
         Args:
             action_size: Components of an action, A.
             low: Least logarithm.
             high: Greatest logarithm.
+            first_deviation: Deviation to begin with; its logarithm is between the two.
         """
         super().__init__()
         self.low, self.high = low, high
-        self.values = nn.Parameter(torch.zeros(action_size))
+        # What ``softly_bounded`` turns into the logarithm of the first deviation.
+        above_low = low + math.log(math.expm1(math.log(first_deviation) - low))
+        self._first = high - math.log(math.expm1(high - above_low))
+        self.values = nn.Parameter(torch.full((action_size,), self._first))
 
     def reset_parameters(self) -> None:
-        """Begin with a deviation of 1."""
-        nn.init.zeros_(self.values)
+        """Begin with the first deviation."""
+        nn.init.constant_(self.values, self._first)
 
     def forward(self) -> Tensor:
         """Shape (A,)."""
-        return self.values.clamp(self.low, self.high)
+        return softly_bounded(self.values, self.low, self.high)
 
 
 class LearnedScale(nn.Module):
