@@ -45,8 +45,16 @@ def update_noise(seeds: Sequence[int], updates: range, num_rows: int, size: int)
     if not size:
         return torch.zeros(len(updates), len(seeds) * num_rows, 0)
     draws = [
-        torch.randn(num_rows, size, generator=torch.Generator().manual_seed((seed << 32) + update))
+        torch.randn(num_rows, size, generator=torch.Generator().manual_seed(_stream(seed, update)))
         for update in updates
         for seed in seeds
     ]
     return torch.cat(draws).view(len(updates), -1, size)
+
+
+def _stream(seed: int, update: int) -> int:
+    """Seed of a generator, 32 bits: torch's reads no more of it.
+
+    Multiples of the golden ratio lie far apart on a circle, so the streams of different seeds do not meet.
+    """
+    return (seed * 0x9E3779B1 + update) % 2**32
