@@ -166,7 +166,7 @@ def test_other_checkpoints_and_impossible_settings_are_refused(tmp_path: Path) -
         TransitionData(DOMAIN, str(tmp_path / "few"), num_held_out=5).setup("fit")
 
 
-def test_relabelled_transitions_stay_true(tmp_path: Path) -> None:
+def test_transitions_under_symmetry_stay_true(tmp_path: Path) -> None:
     """Seen in the mirror or not, a step leads where it led; batches are pure functions of their index."""
     write_store(tmp_path / "real", real_rollouts(60))
     data = TransitionData(DOMAIN, str(tmp_path / "real"), batch_size=64, relabel=True, num_held_out=10)

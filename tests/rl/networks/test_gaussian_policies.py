@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kalm.rl.networks.sampled_actions import sampled_actions, uniform_actions
-from kalm.rl.networks.squashed_gaussian import SquashedGaussian
+from kalm.rl.networks.gaussian_policies import SquashedGaussian, sampled_actions, uniform_actions
 
 
 def standard(num_components: int = 1) -> SquashedGaussian:

@@ -1,11 +1,11 @@
-"""Weights drawn by a seed."""
+"""First weights and noise: functions of the seed, and the noise of the update as well."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from kalm.rl.networks.initialization import initialize
+from kalm.rl.training.randomness import initialize, update_noise
 
 
 def weights(module: nn.Module) -> list[torch.Tensor]:
@@ -34,3 +34,15 @@ def test_targets_are_copies_of_their_networks() -> None:
     network, target = nn.Linear(2, 2), nn.Linear(2, 2)
     initialize(nn.ModuleList([network, target]), 0, [(target, network)])
     assert all(torch.equal(*pair) for pair in zip(weights(network), weights(target), strict=True))
+
+
+def test_noise_is_another_for_every_seed_and_every_update() -> None:
+    """Two policies side by side, three updates: six draws, no two alike, each as its seed has it alone."""
+    together = update_noise([3, 4], range(10, 13), num_rows=5, size=2)
+    assert together.shape == (3, 10, 2)
+    draws = [together[update, 5 * number : 5 * number + 5] for update in range(3) for number in range(2)]
+    assert not any(torch.equal(one, other) for index, one in enumerate(draws) for other in draws[:index])
+    for number, seed in enumerate((3, 4)):
+        own = slice(5 * number, 5 * number + 5)
+        assert torch.equal(update_noise([seed], range(10, 13), 5, 2), together[:, own])
+        assert torch.equal(update_noise([seed], range(12, 13), 5, 2), together[2:, own])

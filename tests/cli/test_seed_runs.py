@@ -122,7 +122,7 @@ def test_all_seeds_are_tested_at_once_from_their_common_checkpoint(together: Pat
 
 
 def test_a_resumed_run_of_several_seeds_equals_one_that_was_not_stopped(together: Path, tmp_path: Path) -> None:
-    """K1: 25 + 25 updates equal 50, to the bit, in everything that a checkpoint holds."""
+    """25 + 25 updates equal 50, to the bit, in everything that a checkpoint holds."""
     assert fit(tmp_path, "--model.num_seeds", "3", "--trainer.max_steps", "25") == 0
     assert fit(tmp_path, "--model.num_seeds", "3", "--ckpt_path", "last") == 0
     for name in (TOGETHER, *(f"seed={seed}" for seed in SEEDS)):
@@ -156,14 +156,14 @@ def test_runs_that_are_there_are_not_replaced_unasked(tmp_path: Path, capsys: py
 
 
 def test_another_number_of_seeds_is_refused_on_resume(together: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """K7: with the way from old to new."""
+    """The refusal names what was and what is asked for."""
     path = together / EXPERIMENT / TOGETHER / "last.ckpt"
     assert fit(together, "--model.num_seeds", "2", "--ckpt_path", str(path)) == 4
     assert "num_seeds: 3 -> 2" in capsys.readouterr().err
 
 
 def test_other_data_are_refused_on_resume(together: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """K7: batch size and stores; evaluation with other data goes on."""
+    """Batch size and stores; evaluation with other data goes on."""
     changes = ("--data.batch_size", "8", "--data.imagined", "[]")
     assert fit(together, "--model.num_seeds", "3", "--ckpt_path", "last", *changes) == 4
     message = capsys.readouterr().err
