@@ -10,9 +10,6 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.llm.test_grounded_llm import trainer
-from tests.llm.test_llm_policy import assert_same
-from tests.llm.test_two_backbones import two_backbones
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
 from kalm.core.names import GoalSplit, Source, TaskSpec
@@ -25,6 +22,9 @@ from kalm.llm.acting.llm_decision_transformer import LLMDecisionTransformer
 from tests.chain_domain import RIGHT, ChainDomain
 from tests.data.rollouts import write_store
 from tests.line_domain import LineDomain
+from tests.llm.acting.test_llm_policy import assert_same
+from tests.llm.backbones.test_two_backbones import two_backbones
+from tests.llm.grounding.test_grounded_llm import trainer
 from tests.llm.models import CONTINUOUS, DISCRETE, chain_grounding_data, grounded_llm, hand_made_batch, tiny_backbone
 from tests.llm.small_models import unloaded_backbone
 from tests.llm.token_encoder import TokenEncoder

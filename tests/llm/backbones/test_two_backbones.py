@@ -10,8 +10,6 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.llm.test_generation import assert_same, assert_same_rollouts, imagined, run
-from tests.llm.test_grounded_llm import LOSSES, trainer
 
 from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.checkpoint import UpdateCheckpoint
@@ -27,6 +25,8 @@ from kalm.llm.grounding.rollout_reader import RolloutHidden, read_rollouts
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from tests.chain_domain import ChainDomain
 from tests.chain_run import kalm
+from tests.llm.grounding.test_grounded_llm import LOSSES, trainer
+from tests.llm.imagination.test_generation import assert_same, assert_same_rollouts, imagined, run
 from tests.llm.models import (
     ANSWERS,
     CONTINUOUS,

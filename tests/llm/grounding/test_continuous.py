@@ -9,8 +9,6 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.llm.test_generation import made_of, work_item
-from tests.llm.test_grounded_llm import LOSSES, trainer
 
 from kalm.core.names import GoalSplit
 from kalm.core.validation import validate_rollout
@@ -22,6 +20,8 @@ from kalm.llm.imagination.generation import Sampling
 from kalm.llm.imagination.reader import CachedReader
 from kalm.llm.imagination.rollout_engine import RolloutEngine
 from kalm.store.writer import RolloutStoreWriter
+from tests.llm.grounding.test_grounded_llm import LOSSES, trainer
+from tests.llm.imagination.test_generation import made_of, work_item
 from tests.llm.models import CONTINUOUS, grounded_llm, hand_made_batch, tiny_backbone
 from tests.llm.parked_line import ABSENT, CONSTANT, PARKED, TREMBLING, ParkedLineDomain, where_actions_lead
 from tests.llm.token_encoder import TokenEncoder

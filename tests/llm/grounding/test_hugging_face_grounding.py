@@ -9,7 +9,6 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.llm.test_grounded_llm import LOSSES, trainer
 
 from kalm.core.errors import CheckpointError
 from kalm.core.names import GoalSplit
@@ -18,6 +17,7 @@ from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store
+from tests.llm.grounding.test_grounded_llm import LOSSES, trainer
 from tests.llm.models import chain_grounding_data
 from tests.llm.small_models import unloaded_backbone
 
