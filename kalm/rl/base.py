@@ -17,7 +17,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -31,7 +30,6 @@ from kalm.rl.training.finite import is_finite, raise_non_finite
 from kalm.rl.training.learning_rate import LearningRateSchedule, ScheduleKind
 from kalm.rl.training.method_call import MethodCall
 from kalm.rl.training.noise import update_noise
-from kalm.rl.training.policy_checkpoint import add_policy, take_policy
 from kalm.rl.training.policy_evaluation import EpisodePolicy, evaluate_policy
 from kalm.rl.training.recorded import stack_recorded
 from kalm.rl.training.side_by_side import policy_of, stack_parameters
@@ -40,13 +38,15 @@ from kalm.rl.training.transition_batch import TransitionBatch, unstack
 from kalm.rl.training.transition_weights import TransitionWeights
 from kalm.rl.training.update import Update
 from kalm.rl.training.weight_average import WeightAverage
+from kalm.runs.evaluated import EvaluatedPolicy
+from kalm.runs.policy_checkpoint import add_policy, require_same_policy
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData
     from kalm.envs.base import Domain
 
 
-class OfflineRLModule(LightningModule):
+class OfflineRLModule(EvaluatedPolicy):
     """Base of the algorithms in ``kalm/rl``: copy ``bc.py`` to add one.
 
     Attributes:
@@ -54,7 +54,6 @@ class OfflineRLModule(LightningModule):
         noise_size: Random numbers that ``losses`` asks for a transition, or for a window.
         minibatch_scaled: Losses that the algorithm's paper scales by a mean over the minibatch.
         sequence_length: Transitions that ``losses`` reads as one row: 1, or the steps of a window of a rollout, T.
-        episode_results: Results of the latest validation or test, for callbacks; a list for each seed.
     """
 
     goal_embeddings: Tensor
@@ -109,7 +108,7 @@ class OfflineRLModule(LightningModule):
                 it would become alone, up to rounding.
             num_evaluation_envs: Episodes that run side by side in evaluation; the results do not depend on it.
         """
-        super().__init__()
+        super().__init__(num_evaluation_envs=num_evaluation_envs)
         require(len(hidden_sizes) > 0 and min(hidden_sizes) > 0, "hidden_sizes", hidden_sizes, "widths of 1 or more")
         require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
         require(0 <= discount <= 1, "discount", discount, "in [0, 1]")
@@ -120,7 +119,6 @@ class OfflineRLModule(LightningModule):
         )
         require(ema_rate is None or 0 < ema_rate <= 1, "ema_rate", ema_rate, "in (0, 1], or null")
         require(num_seeds >= 1, "num_seeds", num_seeds, "1 or more")
-        require(num_evaluation_envs >= 1, "num_evaluation_envs", num_evaluation_envs, "1 or more")
         self.automatic_optimization = False
         self.spec = spec
         self.hidden_sizes = tuple(hidden_sizes)
@@ -132,14 +130,11 @@ class OfflineRLModule(LightningModule):
         self.normalize_goal_embedding = normalize_goal_embedding
         self.gradient_clip_norm = gradient_clip_norm
         self.num_seeds = num_seeds
-        self.num_evaluation_envs = num_evaluation_envs
-        self.results_of_seeds: list[list[EpisodeResult]] = []
         self.compile_losses = compile
         self.schedule = LearningRateSchedule(learning_rate_schedule, warmup_updates, schedule_updates)
         self.average = WeightAverage(ema_rate) if ema_rate is not None else None
         self.targets: list[tuple[nn.Module, nn.Module]] = []
         self._measured: dict[str, Tensor] = {}
-        self._loaded_updates = 0
         self._has_weights = False  # of its own choice: drawn by the data's seed, or loaded
         self._is_stacked = False
         self.observation_normalizer = Normalizer(spec.observation_size)
@@ -266,19 +261,18 @@ class OfflineRLModule(LightningModule):
         self._has_weights = True
         return super().load_state_dict(*args, **kwargs)
 
-    @property
-    def num_updates(self) -> int:
-        """Updates behind the present weights, in training as well as after loading a checkpoint."""
-        return max(self.trainer.global_step, self._loaded_updates)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which policy the weights belong to; add the averaged ones."""
-        add_policy(checkpoint, self._identity, self.average)
+        add_policy(checkpoint, self._identity)
+        if self.average is not None:
+            self.average.add_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another policy."""
-        take_policy(checkpoint, self._identity, self.average)
-        self._loaded_updates = int(checkpoint["global_step"])
+        super().on_load_checkpoint(checkpoint)
+        require_same_policy(checkpoint, self._identity)
+        if self.average is not None:
+            self.average.take_from(checkpoint)
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -293,40 +287,15 @@ class OfflineRLModule(LightningModule):
         """The action to take, from what the environment and the sentence encoder give; see ``act``."""
         return self.act(self.observation_normalizer(observation), self.goal_normalizer(goal_embedding))
 
-    @property
-    def episode_results(self) -> list[EpisodeResult]:
-        """Results of the latest validation or test, those of the first seed first."""
-        return [result for results in self.results_of_seeds for result in results]
+    def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
+        """Act in every episode, with the weights that policy ``number`` of those side by side is evaluated with."""
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the previous evaluation."""
-        self.results_of_seeds = [[] for _ in range(self.num_seeds)]
+        def run() -> list[EpisodeResult]:
+            policy, encoder = self.start_episodes(domain, episodes), self._data.encoder
+            return evaluate_policy(policy, self.device, encoder, domain, episodes, self.num_evaluation_envs)
 
-    def on_test_epoch_start(self) -> None:
-        """Forget the previous evaluation."""
-        self.results_of_seeds = [[] for _ in range(self.num_seeds)]
-
-    def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
-        """Run episodes and keep their results for the callbacks."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: list[Episode], batch_idx: int) -> None:
-        """Run episodes and keep their results for the callbacks."""
-        self._evaluate(batch)
-
-    def _evaluate(self, episodes: list[Episode]) -> None:
-        call = MethodCall(self, self._run)
-        for number, results in enumerate(self.results_of_seeds):
-            results += call.using(self.acting_weights(number), episodes)
-
-    def results_of(self, episodes: list[Episode]) -> list[EpisodeResult]:
-        """Run episodes with the weights that the first policy is evaluated with, and keep nothing."""
-        results: list[EpisodeResult] = MethodCall(self, self._run).using(self.acting_weights(), episodes)
+        results: list[EpisodeResult] = MethodCall(self, run).using(self.acting_weights(number))
         return results
-
-    def _run(self, episodes: list[Episode]) -> list[EpisodeResult]:
-        data, policy = self._data, self.start_episodes(self._data.domain, episodes)
-        return evaluate_policy(policy, self.device, data.encoder, data.domain, episodes, self.num_evaluation_envs)
 
     def acting_weights(self, number: int = 0) -> dict[str, Tensor]:
         """The parameters with which policy ``number`` of those side by side is evaluated: the averages, if kept."""

@@ -7,7 +7,7 @@ is wanted of it, which shrinks as rewards come in. Real rollouts are all it lear
 Paper: Chen et al. 2021 (arXiv:2106.01345); Pang et al. 2024 put a language model in the transformer's place.
 
 Part of the paper -> where: training, section 3 -> ``losses``; evaluation, algorithm 1 -> ``run_episodes``, with the
-return that is still wanted from ``kalm/rl/training/running_episodes.py``.
+return that is still wanted from ``kalm/envs/running_episodes.py``.
 
 Differences from the paper: (1) a return is no token of its own, it is one more number of the state token: a third token
 a step would cost half as much again; (2) the whole episode is read, not its last K steps, and positions are those of
@@ -38,6 +38,7 @@ from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollo
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode, EpisodeResult, evaluate
+from kalm.envs.running_episodes import RunningEpisodes
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.actor import Actor
 from kalm.llm.backbones.backbone import Backbone
@@ -46,8 +47,7 @@ from kalm.llm.grounding.losses import action_loss, require_finite
 from kalm.llm.grounding.optimization import Optimization
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.grounding.rollout_reader import read_rollouts
-from kalm.rl.training.policy_checkpoint import add_policy, take_policy
-from kalm.rl.training.running_episodes import RunningEpisodes
+from kalm.runs.policy_checkpoint import add_policy, require_same_policy
 
 
 class LLMDecisionTransformer(LightningModule):
@@ -185,12 +185,12 @@ class LLMDecisionTransformer(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the weights are, and what they belong to: those that are frozen are not in the checkpoint."""
-        add_policy(checkpoint, self._identity, average=None)
+        add_policy(checkpoint, self._identity)
         add_backbone(checkpoint, self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of something else, or that were trained on top of others."""
-        take_policy(checkpoint, self._identity, average=None)
+        require_same_policy(checkpoint, self._identity)
         require_same_backbone(checkpoint, self.backbone)
         self._loaded_updates = int(checkpoint["global_step"])
 

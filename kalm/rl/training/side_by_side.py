@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from kalm.rl.training.method_call import MethodCall
-from kalm.rl.training.policy_checkpoint import AVERAGE, POLICY
+from kalm.rl.training.weight_average import AVERAGE
+from kalm.runs.policy_checkpoint import POLICY
 
 
 def stack_parameters(module: nn.Module, policies: Sequence[Mapping[str, Tensor]]) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from kalm.core.errors import CheckpointError
+
+AVERAGE = "kalm_average"
 
 
 class WeightAverage:
@@ -35,3 +40,20 @@ class WeightAverage:
     def update(self, number: int) -> None:
         """Take in the weights after update ``number``, counted from 1."""
         torch._foreach_lerp_(self._averages, self._fresh, max(self.rate, 1 / number))
+
+    def add_to(self, checkpoint: dict[str, Any]) -> None:
+        """Put the averages beside the weights."""
+        checkpoint[AVERAGE] = dict(self.tensors)
+
+    def take_from(self, checkpoint: Mapping[str, Any]) -> None:
+        """Go on with a checkpoint's averages.
+
+        Raises:
+            CheckpointError: If it holds none.
+        """
+        if AVERAGE not in checkpoint:
+            raise CheckpointError(
+                f"ema_rate is {self.rate}, but the checkpoint holds no averaged weights: it was trained with ema_rate "
+                "null; set that"
+            )
+        self.tensors = dict(checkpoint[AVERAGE])
