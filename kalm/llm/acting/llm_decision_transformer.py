@@ -41,8 +41,7 @@ from kalm.envs.evaluation import Episode, EpisodeResult, evaluate
 from kalm.envs.running_episodes import RunningEpisodes
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.actor import Actor
-from kalm.llm.backbones.backbone import Backbone
-from kalm.llm.backbones.backbone_checkpoint import add_backbone, require_same_backbone
+from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
 from kalm.llm.grounding.losses import action_loss, require_finite
 from kalm.llm.grounding.optimization import Optimization
 from kalm.llm.grounding.rollout_codec import RolloutCodec

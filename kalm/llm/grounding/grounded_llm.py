@@ -31,8 +31,7 @@ from kalm.core.rollout import Rollout
 from kalm.data.grounding_batch import GeneralText, GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.work_item import WorkItem, WorkShard
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
-from kalm.llm.backbones.backbone import Backbone
-from kalm.llm.backbones.backbone_checkpoint import add_backbone, require_same_backbone
+from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
 from kalm.llm.grounding.explanation import write_answers
 from kalm.llm.grounding.losses import action_loss, change_loss, end_loss, require_finite, text_loss
 from kalm.llm.grounding.optimization import Optimization

@@ -17,7 +17,7 @@ from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.core.errors import CheckpointError
 from kalm.language.prompts import prompts_hash
-from kalm.llm.backbones import adapter_folder
+from kalm.llm.grounding import export
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from tests.chain_run import kalm
@@ -123,9 +123,9 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_one(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(adapter_folder, "write_durably", full)
+    monkeypatch.setattr(export, "write_durably", full)
     with pytest.raises(CheckpointError, match="cannot write the folder .*adapter: No space left on device"):
-        adapter_folder.write_adapter_folder(tmp_path / "adapter", model.backbone, model.codec, update=5)
+        export.write_adapter_folder(tmp_path / "adapter", model.backbone, model.codec, update=5)
     assert (tmp_path / "adapter" / "kalm.json").read_bytes() == before
     assert not list(tmp_path.glob(".adapter*"))
 
