@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.markdown_table import markdown_table, show_table
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 
 _COLUMNS = ("split", "instruction", "steps", "stopped by", "meets its goal", "plausible", "actions")
@@ -55,38 +54,34 @@ class Imagination(Callback):
         """Report."""
         if trainer.sanity_checking or not self._rollouts:
             return
-        pl_module.log_dict(rates(self._rollouts), batch_size=1)
+        splits = trainer.datamodule.domain.goal_splits  # type: ignore[attr-defined]
+        rollouts = sorted(self._rollouts, key=lambda rollout: splits.index(rollout.goal_split))
+        pl_module.log_dict(rates(rollouts), batch_size=1)
         if self.num_examples:
-            show_table(trainer, "imagine/examples", examples_table(self._rollouts, self.num_examples))
+            show_table(trainer, "imagine/examples", examples_table(rollouts, self.num_examples))
 
 
 def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Share of imagined rollouts of each split that meet their goal, and that are plausible; their mean length."""
     metrics = {}
-    for split in GoalSplit:
-        of_split = [rollout for rollout in rollouts if rollout.goal_split is split]
-        if of_split:
-            num_successes = sum(rollout.is_success for rollout in of_split)
-            num_plausible = sum(_is_plausible(rollout) for rollout in of_split)
-            metrics[f"imagine/{split.label}/success_rate"] = num_successes / len(of_split)
-            metrics[f"imagine/{split.label}/plausible_rate"] = num_plausible / len(of_split)
-            metrics[f"imagine/{split.label}/mean_length"] = sum(map(len, of_split)) / len(of_split)
+    for split, of_split in _by_split(rollouts).items():
+        num_successes = sum(rollout.is_success for rollout in of_split)
+        num_plausible = sum(_is_plausible(rollout) for rollout in of_split)
+        metrics[f"imagine/{split}/success_rate"] = num_successes / len(of_split)
+        metrics[f"imagine/{split}/plausible_rate"] = num_plausible / len(of_split)
+        metrics[f"imagine/{split}/mean_length"] = sum(map(len, of_split)) / len(of_split)
     return metrics
 
 
 def examples_table(rollouts: Sequence[Rollout], num_examples: int) -> str:
     """A Markdown table of the first rollouts of each split."""
-    chosen = [
-        rollout
-        for split in GoalSplit
-        for rollout in [rollout for rollout in rollouts if rollout.goal_split is split][:num_examples]
-    ]
+    chosen = [rollout for of_split in _by_split(rollouts).values() for rollout in of_split[:num_examples]]
     return markdown_table(_COLUMNS, map(_cells, chosen))
 
 
 def _cells(rollout: Rollout) -> tuple[str, ...]:
     return (
-        rollout.goal_split.label,
+        rollout.goal_split,
         rollout.instruction,
         str(len(rollout)),
         str(rollout.provenance.get("stopped_by", "")),
@@ -98,3 +93,10 @@ def _cells(rollout: Rollout) -> tuple[str, ...]:
 
 def _is_plausible(rollout: Rollout) -> bool:
     return not any(rollout.violations.values())
+
+
+def _by_split(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+    by_split: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_split.setdefault(rollout.goal_split, []).append(rollout)
+    return by_split

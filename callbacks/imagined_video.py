@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_gif import GifStyle, Panel, imagined_panel, rollout_gif, show_gif
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, InstructedGoal
@@ -41,7 +40,7 @@ class ImaginedVideo(Callback):
             raise KalmError(f"imagined_video: num_rollouts is {num_rollouts}; it must be 1 or more")
         self.num_rollouts = num_rollouts
         self.style = GifStyle(max_steps, size, seconds_per_step)
-        self._rollouts: dict[GoalSplit, list[Rollout]] = defaultdict(list)
+        self._rollouts: dict[str, list[Rollout]] = defaultdict(list)
         self._real: list[Rollout] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +71,7 @@ class ImaginedVideo(Callback):
         domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]
         for split, rollouts in self._rollouts.items():
             for number, rollout in enumerate(rollouts):
-                name, tag = f"imagined-{split.label}-{number}", f"imagine/{split.label}/rollout_{number}"
+                name, tag = f"imagined-{split}-{number}", f"imagine/{split}/rollout_{number}"
                 self._show(trainer, name, tag, [imagined_panel(domain, rollout)], rollout.instruction)
         if not self._real:
             return

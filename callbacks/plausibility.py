@@ -38,7 +38,7 @@ class Plausibility(Callback):
         for source, rollouts in outputs.items():
             for rollout in rollouts:
                 for flag, num_marked in rollout.violations.items():
-                    name = f"{source}/{rollout.goal_split.label}/{flag}"
+                    name = f"{source}/{rollout.goal_split}/{flag}"
                     self._num_marked[name] += num_marked
                     self._num_transitions[name] += len(rollout)
 

@@ -10,7 +10,6 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 
@@ -33,7 +32,7 @@ class StepMatch(Callback):
         if tolerance <= 0:
             raise KalmError(f"step_match: tolerance is {tolerance}; it must be above 0")
         self.tolerance = tolerance
-        self._rollouts: dict[GoalSplit, list[Rollout]] = defaultdict(list)
+        self._rollouts: dict[str, list[Rollout]] = defaultdict(list)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last validation."""
@@ -50,7 +49,7 @@ class StepMatch(Callback):
     ) -> None:
         """Collect what was imagined."""
         for rollout in outputs.get("imaginary", []):
-            if rollout.goal_split is not GoalSplit.TRAIN:
+            if rollout.goal_split != trainer.datamodule.domain.training_split:  # type: ignore[attr-defined]
                 self._rollouts[rollout.goal_split].append(rollout)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,9 +60,7 @@ class StepMatch(Callback):
         allowed = self.tolerance * data.observation_std.numpy()
         for split, rollouts in self._rollouts.items():
             metrics = step_match(data.domain, rollouts, allowed)
-            pl_module.log_dict(
-                {f"imagine/{split.label}/{name}": value for name, value in metrics.items()}, batch_size=1
-            )
+            pl_module.log_dict({f"imagine/{split}/{name}": value for name, value in metrics.items()}, batch_size=1)
 
 
 def step_match(domain: Domain, rollouts: Sequence[Rollout], allowed: np.ndarray) -> dict[str, float]:

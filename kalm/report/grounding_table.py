@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kalm.core.names import GoalSplit
 from kalm.report import paper
 from kalm.report.metrics import MetricLog
+from kalm.report.results import in_order
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
 
@@ -27,10 +27,10 @@ _PAPER = {
 def grounding_table(logs: Sequence[MetricLog]) -> Table:
     """The last logged value of every grounding metric: one row a metric, one column a run."""
     named = dict(EXPLANATION_METRICS)
-    for split in GoalSplit:
+    for split in imagined_splits(logs):
         for metric in ("success_rate", "plausible_rate", *STEP_METRICS):
             words = metric.removesuffix("_rate").replace("_", " ")
-            named[f"imagine/{split.label}/{metric}"] = f"imagined {split.label}: {words}"
+            named[f"imagine/{split}/{metric}"] = f"imagined {split}: {words}"
     cells = []
     for metric, label in named.items():
         values = [log.last(metric) for log in logs]
@@ -40,3 +40,9 @@ def grounding_table(logs: Sequence[MetricLog]) -> Table:
     header = ("metric", *(log.name for log in logs), "paper")
     note = "Percent, at the last update at which it was measured, on the few rollouts that the callbacks imagine."
     return Table("Grounding", header, tuple(cells), note)
+
+
+def imagined_splits(logs: Sequence[MetricLog]) -> list[str]:
+    """Goal splits that any run imagined rollouts for, in the order of a table."""
+    names = (name.split("/") for log in logs for name in log.names)
+    return in_order(name[1] for name in names if name[0] == "imagine" and len(name) == 3)

@@ -25,6 +25,11 @@ class MetricLog:
     name: str
     values: dict[str, dict[int, float]] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of its metrics."""
+        return list(self.values)
+
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Updates and values of one metric, in the order of updates; empty when it was never logged."""
         points = sorted(self.values.get(metric, {}).items())

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kalm.core.errors import DataError
-from kalm.core.names import SOURCE, GoalSplit, Source
+from kalm.core.names import SOURCE, Source
 from kalm.data.filters import verdict_counts
 from kalm.report import paper
 from kalm.report.metrics import folder_name
-from kalm.report.results import find_files
+from kalm.report.results import find_files, in_order
 from kalm.report.success_table import EMPTY
 from kalm.report.table import Table
 from kalm.store.layout import MANIFEST, UNFINISHED
@@ -148,7 +148,7 @@ def _rejected(path: Path) -> dict[str, int]:
 
 def _by_split(verdicts: Sequence[StoreVerdicts]) -> list[tuple[StoreVerdicts, str, dict[str, int]]]:
     """Real stores first, then by split, so that the lines to compare stand together."""
-    order = [split.label for split in GoalSplit]
+    order = in_order(split for store in verdicts for split in store.counts)
     lines = [(store, split, counts) for store in verdicts for split, counts in store.counts.items()]
     lines = [line for line in lines if line[2]["num_rollouts"]]
     return sorted(lines, key=lambda line: (line[0].source != Source.REAL.label, order.index(line[1]), line[0].name))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit
 from kalm.report.metrics import folder_name
 from kalm.report.results import find_files
 from kalm.report.success_table import EMPTY
@@ -48,7 +47,7 @@ def load_task_verdicts(folders: Sequence[Path], roots: Sequence[Path] | None = N
     for path in find_files(folders, TASKS_FILE):
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
-            counts = {entry["task"]: entry for entry in entries if entry["goal_split"] == GoalSplit.HARD.label}
+            counts = {entry["task"]: entry for entry in entries if entry["goal_split"] == "hard"}
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path} cannot be read ({error!r}); delete it and imagine again to make it anew"

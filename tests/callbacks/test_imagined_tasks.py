@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.test_replay import walk
 
 from kalm.callbacks import imagined_tasks
 from kalm.callbacks.imagined_tasks import TASKS_FILE, ImaginedTasks, task_counts
@@ -18,6 +17,7 @@ from kalm.report.task_verdicts import load_task_verdicts, task_verdict_table
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store
+from tests.envs.test_replay import walk
 from tests.rl.helpers import trainer
 
 DOMAIN = ChainDomain()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kalm.callbacks import rollout_writer, success_rate
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.report.results import RESULTS_FILE
 from kalm.report.rollout_tables import (
@@ -24,14 +24,14 @@ from kalm.store.writer import RolloutStoreWriter
 FLAGS = ("out_of_workbench", "beyond_dynamics_limits")
 
 
-def _rollout(num_steps: int, is_success: bool, violations: tuple[int, int], goal_split=GoalSplit.EASY) -> Rollout:
+def _rollout(num_steps: int, is_success: bool, violations: tuple[int, int], goal_split="easy") -> Rollout:
     """An imagined rollout of zeros with the verdicts that a test wants."""
     ends = np.zeros(num_steps, dtype=np.bool_)
     terminated, truncated = ends.copy(), ends.copy()
     (terminated if is_success else truncated)[-1] = True
     return Rollout(
         goal={"kind": "move"},
-        instruction=f"Do as {goal_split.label} goals do.",
+        instruction=f"Do as {goal_split} goals do.",
         goal_split=goal_split,
         source=Source.IMAGINARY,
         observations=np.zeros((num_steps + 1, 2), dtype=np.float32),
@@ -61,7 +61,7 @@ def root(tmp_path):
             _rollout(2, True, (1, 0)),
             _rollout(3, False, (0, 0)),
             _rollout(1, False, (0, 1)),
-            _rollout(5, False, (0, 0), GoalSplit.HARD),
+            _rollout(5, False, (0, 0), "hard"),
         ],
     )
     writer.finish()

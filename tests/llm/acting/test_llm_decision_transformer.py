@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
-from kalm.core.names import GoalSplit, Source, TaskSpec
+from kalm.core.names import Source, TaskSpec
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
@@ -29,7 +29,7 @@ from tests.llm.models import CONTINUOUS, DISCRETE, chain_grounding_data, grounde
 from tests.llm.small_models import unloaded_backbone
 from tests.llm.token_encoder import TokenEncoder
 
-SPLITS = (GoalSplit.TRAIN, GoalSplit.EASY)
+SPLITS = ("train", "easy")
 LINE = TaskSpec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
 
 

@@ -10,7 +10,6 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.test_replay import walk
 from torch import Tensor, nn
 
 from kalm.callbacks.rollout_writer import STORE, RolloutWriter
@@ -25,6 +24,7 @@ from kalm.store.reader import RolloutStore
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain, one_hot, step
 from tests.data.rollouts import real_rollouts, write_store
+from tests.envs.test_replay import walk
 from tests.rl.helpers import trainer as predict_trainer
 
 DOMAIN = ChainDomain()
