@@ -15,7 +15,7 @@ from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode, EpisodeResult, evaluation_episodes
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.llm_policy import LLMPolicy
-from kalm.llm.grounding.rollout_reader import read_rollouts
+from kalm.llm.grounding.reading import read_rollouts
 from tests.chain_domain import ChainDomain
 from tests.line_domain import LineDomain
 from tests.llm.models import DISCRETE, tiny_backbone

@@ -135,7 +135,7 @@ def test_a_fresh_run_leaves_no_old_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     data = chain_grounding_data(tmp_path)
     run = trainer(tmp_path, max_steps=1, callbacks=[AdapterFolder()])
-    run.fit(GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_steps=60), datamodule=data)
+    run.fit(GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_updates=60), datamodule=data)
     run.save_checkpoint(tmp_path / "it.ckpt")
     assert not (tmp_path / "adapter").exists()
 
@@ -173,7 +173,7 @@ def test_export_refuses_what_it_cannot_do(
     assert kalm(*arguments, tmp_path / "out", "--model", moved) == 0
     data = chain_grounding_data(tmp_path / "run")
     run = trainer(tmp_path, max_steps=1, plugins=[VerifiedCheckpointIO()])
-    run.fit(GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_steps=60), datamodule=data)
+    run.fit(GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_updates=60), datamodule=data)
     run.save_checkpoint(tmp_path / "tiny.ckpt")
     capsys.readouterr()
     assert kalm("export", "--ckpt_path", tmp_path / "tiny.ckpt", "--output", tmp_path / "other") == 4
