@@ -11,9 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kalm.core.durable import write_durably
 from kalm.envs.evaluation import EpisodeResult, summarize
 from kalm.runs.evaluated import EvaluatedPolicy
-from kalm.runs.folder import seed_of
-
-RESULTS_FILE = "results.jsonl"
+from kalm.runs.folder import RESULTS_FILE, seed_of
 
 
 class SuccessRate(Callback):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kalm.callbacks.rollout_writer import STORE, RolloutWriter
+from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.filters import RolloutFilter, rollout_verdicts
@@ -20,6 +20,7 @@ from kalm.data.task_spec import dynamics_spec
 from kalm.data.transition_data import TransitionData
 from kalm.rl.dynamics.dynamics_check import DynamicsCheck, load_dynamics_check
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
+from kalm.runs.folder import STORE
 from kalm.store.reader import RolloutStore
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain, one_hot, step
