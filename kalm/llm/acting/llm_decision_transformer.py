@@ -199,16 +199,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
             self.evaluate(batch)
 
     def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
-        """Act in every episode, asking for ``target_return`` of each.
-
-        Args:
-            domain: World to run in.
-            episodes: What to run.
-            number: Of no meaning: there is one model.
-
-        Returns:
-            One result an episode, in the order of ``episodes``.
-        """
+        """Act in every episode, asking for ``target_return`` of each; there is one model, whatever ``number``."""
         return evaluate(_ReturnActor(self, domain, episodes), domain, episodes, self.num_evaluation_envs)
 
     def _validate_on(self, rollouts: Sequence[Rollout]) -> None:

@@ -57,16 +57,7 @@ class LLMPolicy(EvaluatedPolicy):
         super().on_load_checkpoint(checkpoint)
 
     def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
-        """Act in every episode.
-
-        Args:
-            domain: World to run in.
-            episodes: What to run.
-            number: Of no meaning: there is one model.
-
-        Returns:
-            One result an episode, in the order of ``episodes``.
-        """
+        """Act in every episode, likeliest action first; there is one model, whatever ``number``."""
         actor = Actor(self.backbone, self.codec, domain, episodes, min(self.num_evaluation_envs, len(episodes)))
         return evaluate(actor, domain, episodes, self.num_evaluation_envs)
 

@@ -3,7 +3,8 @@
 The adapter folder is an ordinary one of PEFT (``adapter_config.json``, ``adapter_model.safetensors``) with the
 tokenizer; ``python -m kalm export`` writes an ordinary folder of Hugging Face, adapters merged in. Beside either stands
 what kalm adds: ``kalm_heads.safetensors`` holds the encoders and heads for states and actions, ``kalm.json`` says what
-all of it was trained on and from.
+all of it was trained on and from. (Where PEFT evaluates 4-bit weights on a processor with AVX512-BF16, bitsandbytes has
+a kernel in bfloat16 whose scores are a few percent off; kalm does without it, see ``hugging_face_model.py``.)
 """
 
 from __future__ import annotations

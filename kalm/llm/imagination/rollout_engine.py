@@ -9,20 +9,19 @@ Shape letters: B rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kalm.core.errors import KalmError
 from kalm.core.names import Source
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Domain, Goal, success_of_each
+from kalm.envs.base import Domain, success_of_each
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.chained_rollout import ChainedRollout, sentences_of_goals
@@ -92,7 +91,7 @@ class RolloutEngine:
         self._domain, self._settings = domain, settings
         self._device = codec.observation_mean.device
         self._reader = CachedReader(backbone, settings.batch_size, _COMPILED_COLUMN_STEP if settings.compile else 1)
-        self._is_met = GOAL_TESTS[settings.stopped_by](domain)
+        self._is_met = goal_test(settings.stopped_by, domain)
         self._generation = Generation(
             self._reader,
             codec,
@@ -128,9 +127,9 @@ class RolloutEngine:
                 ) from error
         return [plan.rollout() for plan in plans]
 
-    def _plans(self, items: Sequence[WorkItem]) -> list[WholeRollout | ChainedRollout]:
+    def _plans(self, items: Sequence[WorkItem]) -> list[RolloutPlan]:
         """Chains for goals that have sub-goals where those are wanted."""
-        whole: list[WholeRollout | ChainedRollout] = [WholeRollout(self._domain, item) for item in items]
+        whole: list[RolloutPlan] = [WholeRollout(self._domain, item) for item in items]
         if not self._settings.chain_sub_goals:
             return whole
         sentences = sentences_of_goals(self._domain)
@@ -161,38 +160,19 @@ class WholeRollout:
         return self._domain.label_rollout(item.instructed, made.observations, made.actions, Source.IMAGINARY, facts)
 
 
-def goal_test_of_rule(domain: Domain) -> GoalTest:
-    """The domain's own rule."""
-
-    def is_met(
-        goals: Sequence[Goal], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
-    ) -> NDArray[np.bool_]:
-        return success_of_each(domain, goals, after, before, action)
-
-    return is_met
+RolloutPlan = WholeRollout | ChainedRollout
 
 
-def goal_test_of_nobody(domain: Domain) -> GoalTest:
-    """No goal is ever found met: the model's end head stops rollouts."""
-
-    def is_met(
-        goals: Sequence[Goal], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
-    ) -> NDArray[np.bool_]:
-        return np.zeros(len(goals), dtype=np.bool_)
-
-    return is_met
+def goal_test(stopped_by: StoppedBy, domain: Domain) -> GoalTest:
+    """Who says after each step which goals have been met; whoever else can tell joins here."""
+    if stopped_by == "rule":
+        return lambda goals, before, action, after: success_of_each(domain, goals, after, before, action)
+    return lambda goals, *step: np.zeros(len(goals), dtype=np.bool_)  # the end head alone, by its threshold
 
 
-# Who says that a goal is met, by name; whoever else can tell joins here.
-GOAL_TESTS: dict[StoppedBy, Callable[[Domain], GoalTest]] = {
-    "rule": goal_test_of_rule,
-    "end_head": goal_test_of_nobody,
-}
-
-
-def _by_instruction(plans: Sequence[WholeRollout | ChainedRollout]) -> list[WholeRollout | ChainedRollout]:
+def _by_instruction(plans: Sequence[RolloutPlan]) -> list[RolloutPlan]:
     """Those that want something: of one goal next to each other, and among them those of one instruction."""
-    groups: dict[Any, dict[str, list[WholeRollout | ChainedRollout]]] = {}
+    groups: dict[Any, dict[str, list[RolloutPlan]]] = {}
     for plan in plans:
         if plan.next_item is not None:
             instructed = plan.next_item.instructed
