@@ -43,7 +43,7 @@ from kalm.runs.folder import find_checkpoint
 
 _AS_IN_THE_PAPER = ImaginationSettings()
 # What decides, with the weights, what is imagined; the other settings say how fast.
-_DECIDES = ("temperature", "stopped_by", "end_threshold", "chain_sub_goals")
+_DECIDES = ("temperature", "goal_test", "end_threshold", "chain_sub_goals")
 
 
 class GroundedLLM(LightningModule):

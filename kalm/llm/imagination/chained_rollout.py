@@ -51,6 +51,7 @@ class ChainedRollout:
         self._domain, self._item, self._sentences, self._is_met = domain, item, sentences, is_met
         self._rng = np.random.default_rng([item.seed, 1])
         self._links: list[tuple[WorkItem, Generated]] = []
+        self._has_met_goal = False
         self.next_item = self._choose(item.start)
 
     def add(self, piece: Generated) -> None:
@@ -59,8 +60,8 @@ class ChainedRollout:
         self._links.append((self.next_item, piece))
         before, after = piece.observations[:-1], piece.observations[1:]
         goals = [self._item.instructed.goal] * len(piece.actions)
-        is_met = self._is_met(goals, before, piece.actions, after).any()
-        self.next_item = None if is_met else self._choose(piece.observations[-1])
+        self._has_met_goal = bool(self._is_met(goals, before, piece.actions, after).any())
+        self.next_item = None if self._has_met_goal else self._choose(piece.observations[-1])
 
     def rollout(self) -> Rollout:
         """The links one after the other, with the domain's rewards and verdicts for the goal that they serve."""
@@ -73,7 +74,7 @@ class ChainedRollout:
         )
         facts = {
             "seed": self._item.seed,
-            "stopped_by": "goal" if labelled.is_success else "limit",
+            "stopped_by": "goal" if self._has_met_goal else "limit",
             "links": [
                 {"instruction": link.instructed.instruction, "num_steps": len(piece.actions)}
                 for link, piece in self._links

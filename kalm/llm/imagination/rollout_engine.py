@@ -31,7 +31,7 @@ from kalm.llm.imagination.rows import Generated, GoalTest
 
 _COMPILED_COLUMN_STEP = 64  # each other number of columns in use is compiled anew
 
-StoppedBy = Literal["rule", "end_head"]
+GoalTestName = Literal["rule", "end_head"]
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,10 @@ class ImaginationSettings:
         temperature: How freely actions are drawn. 0 takes the likeliest, which leaves out the random actions in the
             data; else the scores of discrete actions are divided by it, and to a continuous action it adds Gaussian
             noise of this standard deviation.
-        stopped_by: Who says that a goal is met, which stops a rollout: ``rule``, the domain's own, which nobody has
-            who does not know what to look for, and so an upper bound; or ``end_head``, the model itself, by
-            ``end_threshold`` alone.
-        end_threshold: Probability of the end, as the model's end head sees it, at which a rollout stops; it counts
-            beside the rule as well, unless it is 1. To go on until the rule or the step limit meets more goals.
+        goal_test: Who says that a goal is met, which stops a rollout. ``rule`` is the domain's own: an oracle, so that
+            what comes of it is an upper bound. ``end_head`` is the model itself, by ``end_threshold`` alone.
+        end_threshold: Probability of the end, as the model's end head sees it, at which a rollout stops. It counts
+            beside the rule as well; 1, which meets more goals, leaves it to the rule and the step limit.
         chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another
             (``chained_rollout.py``); the paper imagines them whole.
         batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What is imagined
@@ -56,7 +55,7 @@ class ImaginationSettings:
     """
 
     temperature: float = 0.0
-    stopped_by: StoppedBy = "rule"
+    goal_test: GoalTestName = "rule"
     end_threshold: float = 1.0
     chain_sub_goals: bool = False
     batch_size: int = 256
@@ -65,10 +64,10 @@ class ImaginationSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.temperature >= 0, "temperature", self.temperature, "0 (the likeliest action) or more")
-        names = get_args(StoppedBy)
-        require(self.stopped_by in names, "stopped_by", self.stopped_by, f"one of {', '.join(names)}")
+        names = get_args(GoalTestName)
+        require(self.goal_test in names, "goal_test", self.goal_test, f"one of {', '.join(names)}")
         require(0 < self.end_threshold <= 1, "end_threshold", self.end_threshold, "in (0, 1]")
-        is_ended = self.stopped_by == "rule" or self.end_threshold < 1
+        is_ended = self.goal_test == "rule" or self.end_threshold < 1
         require(is_ended, "end_threshold", self.end_threshold, "below 1 where end_head stops rollouts, 0.5 for example")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
@@ -91,7 +90,7 @@ class RolloutEngine:
         self._domain, self._settings = domain, settings
         self._device = codec.observation_mean.device
         self._reader = CachedReader(backbone, settings.batch_size, _COMPILED_COLUMN_STEP if settings.compile else 1)
-        self._is_met = goal_test(settings.stopped_by, domain)
+        self._is_met = make_goal_test(settings.goal_test, domain)
         self._generation = Generation(
             self._reader,
             codec,
@@ -163,9 +162,9 @@ class WholeRollout:
 RolloutPlan = WholeRollout | ChainedRollout
 
 
-def goal_test(stopped_by: StoppedBy, domain: Domain) -> GoalTest:
+def make_goal_test(name: GoalTestName, domain: Domain) -> GoalTest:
     """Who says after each step which goals have been met; whoever else can tell joins here."""
-    if stopped_by == "rule":
+    if name == "rule":
         return lambda goals, before, action, after: success_of_each(domain, goals, after, before, action)
     return lambda goals, *step: np.zeros(len(goals), dtype=np.bool_)  # the end head alone, by its threshold
 

@@ -320,8 +320,8 @@ def test_imagined_rollouts_are_labelled_by_the_domain() -> None:
         ("temperature", -0.1, {}),
         ("end_threshold", 0.0, {}),
         ("end_threshold", 1.1, {}),
-        ("end_threshold", 1.0, {"stopped_by": "end_head"}),
-        ("stopped_by", "nobody", {}),
+        ("end_threshold", 1.0, {"goal_test": "end_head"}),
+        ("goal_test", "nobody", {}),
         ("batch_size", 0, {}),
     ],
 )
@@ -336,7 +336,7 @@ def test_the_model_alone_may_stop_its_rollouts(monkeypatch: pytest.MonkeyPatch) 
     model, domain, starts = grounded_llm(), ChainDomain(), one_hot_starts([2])
     items = [WorkItem(InstructedGoal(CellGoal(seed % 5), "go", "easy"), starts[0], 6, seed) for seed in range(20)]
     by_rule = engine_of(model, domain, temperature=1.0).imagine(items)
-    by_model = engine_of(model, domain, temperature=1.0, stopped_by="end_head", end_threshold=0.9999)
+    by_model = engine_of(model, domain, temperature=1.0, goal_test="end_head", end_threshold=0.9999)
     label, asked = domain.label_rollout, []
     monkeypatch.setattr(domain, "label_rollout", lambda *parts: asked.append(parts) or label(*parts))
     monkeypatch.setattr(rollout_engine, "success_of_each", None)
