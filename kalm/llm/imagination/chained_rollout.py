@@ -11,7 +11,6 @@ Shape letters: O numbers in an observation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,12 +65,8 @@ class ChainedRollout:
     def rollout(self) -> Rollout:
         """The links one after the other, with the domain's rewards and verdicts for the goal that they serve."""
         pieces = [piece for _, piece in self._links]
-        labelled = self._domain.label_rollout(
-            self._item.instructed,
-            np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)]),
-            np.concatenate([piece.actions for piece in pieces]),
-            Source.IMAGINARY,
-        )
+        observations = np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)])
+        actions = np.concatenate([piece.actions for piece in pieces])
         facts = {
             "seed": self._item.seed,
             "stopped_by": "goal" if self._has_met_goal else "limit",
@@ -80,7 +75,7 @@ class ChainedRollout:
                 for link, piece in self._links
             ],
         }
-        return replace(labelled, provenance=facts)
+        return self._domain.label_rollout(self._item.instructed, observations, actions, Source.IMAGINARY, facts)
 
     def _choose(self, observation: NDArray[Any]) -> WorkItem | None:
         """The link that goes on from ``observation``, shape (O,)."""
