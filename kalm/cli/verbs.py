@@ -96,7 +96,7 @@ def _export_parser() -> ArgumentParser:
 
 
 def _export(config: Namespace) -> int:
-    from kalm.llm.backbones.export import export_model  # brings torch and transformers
+    from kalm.llm.grounding.export import export_model  # brings torch and transformers
 
     export_model(find_checkpoint(config.ckpt_path, Path()), Path(config.output), config.model, config.dtype)
     Console().print(f"{config.output}: a plain Hugging Face model", markup=False, soft_wrap=True)

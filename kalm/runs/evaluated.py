@@ -62,7 +62,7 @@ class EvaluatedPolicy(LightningModule):
     @property
     def num_updates(self) -> int:
         """Updates behind the present weights, in training as well as after loading a checkpoint."""
-        return max(self.trainer.global_step, self._loaded_updates)
+        return max(self.trainer.global_step if self._trainer else 0, self._loaded_updates)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember how long the weights were trained."""

@@ -1,7 +1,11 @@
 """Runs the language model over rollouts behind their prompts, and over texts; picks out what the heads look at.
 
-Shape letters: R rollouts, n steps of all rollouts, m text tokens, g tokens of general text, H hidden
-size.
+General text is read as the model itself reads any: each text for itself, every token predicted from those before it. In
+front of it stands what the tokenizer puts in front of any, a beginning or nothing. Where it ends is not learned: it may
+be a piece of a longer one.
+
+Shape letters: R rollouts, n steps of all rollouts, m text tokens of all answers, H hidden size; of general text B
+texts, t tokens with what stands in front, g tokens to be predicted.
 """
 
 from __future__ import annotations
@@ -12,11 +16,10 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import DataError
-from kalm.data.grounding_batch import GroundingBatch
+from kalm.data.grounding_batch import GeneralText, GroundingBatch
 from kalm.llm.backbones.backbone import Backbone
-from kalm.llm.grounding.packing import pack
+from kalm.llm.grounding.packing import counts, pack
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.grounding.text_reader import embed_texts
 
 ROW_SIZE = 128  # wide enough for little padding, narrow enough for cheap attention
 
@@ -86,6 +89,65 @@ def read_rollouts(
         general_text=hidden[general_slot[general.before]],
         general_text_target=general.target,
         padding_share=packing.padding_share,
+    )
+
+
+def read_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Run over texts alone.
+
+    Args:
+        backbone: The language model.
+        text: One text or more.
+        device: Of the model.
+
+    Returns:
+        Hidden vectors where tokens are predicted, shape (g, H); what is to be predicted, int64 of shape (g,).
+    """
+    texts = embed_texts(backbone, text, device)
+    no_rollouts = torch.zeros(0, dtype=torch.int64, device=device)
+    packing = pack(
+        texts.lengths, no_rollouts, no_rollouts, no_rollouts, text.max_tokens if backbone.reads_any_mask else None
+    )
+    rows = packing.rows([packing.prompt_slot], [texts.vectors])
+    hidden = backbone(rows, packing.positions, packing.attention_mask).flatten(0, 1)
+    return hidden[packing.prompt_slot[texts.before]], texts.target
+
+
+class EmbeddedTexts(NamedTuple):
+    """Texts ready to be read, one after the other.
+
+    Attributes:
+        vectors: Of each token, shape (t, H).
+        lengths: Tokens of each text, int64 of shape (B,).
+        before: The token before each one that is to be predicted, int64 of shape (g,), in [0, t).
+        target: What is to be predicted there, int64 of shape (g,).
+    """
+
+    vectors: Tensor
+    lengths: Tensor
+    before: Tensor
+    target: Tensor
+
+
+def embed_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> EmbeddedTexts:
+    """Cut texts to what is to be read of them, and embed that.
+
+    Args:
+        backbone: The language model.
+        text: Texts; none is allowed.
+        device: Of the model.
+    """
+    most = text.max_tokens if backbone.context_size is None else min(text.max_tokens, backbone.context_size)
+    beginning = backbone.beginning_of_text
+    ids_of = [[*beginning, *backbone.tokenize(entry)][:most] for entry in text.texts]
+    token_ids = torch.tensor([token_id for ids in ids_of for token_id in ids], dtype=torch.int64, device=device)
+    lengths = torch.tensor([len(ids) for ids in ids_of], dtype=torch.int64, device=device)
+    is_predicted = counts(lengths) > 0  # all but the first, which has nothing before it
+    return EmbeddedTexts(
+        vectors=backbone.embed_tokens(token_ids),
+        lengths=lengths,
+        before=is_predicted.nonzero().flatten() - 1,
+        target=token_ids[is_predicted],
     )
 
 

@@ -1,4 +1,4 @@
-"""Rollout explanation: a rollout in, the words of its goal out.
+"""What a grounded model makes of rollouts and texts that it did not learn from: predictions, and explanations.
 
 Shape letters: R rollouts, T steps, H hidden size.
 """
@@ -8,11 +8,49 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kalm.data.grounding_batch import GroundingBatch
+from kalm.data.grounding_batch import GeneralText, GroundingBatch
 from kalm.llm.backbones.backbone import Backbone
+from kalm.llm.grounding.losses import action_loss, change_loss, text_loss
+from kalm.llm.grounding.reading import read_rollouts, read_texts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 
 MAX_ANSWER_TOKENS = 48
+# A next state matches when every number is within this many standard deviations of the data.
+_STATE_TOLERANCE = 0.2
+
+
+@torch.inference_mode()
+def prediction_metrics(backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch) -> dict[str, Tensor]:
+    """One-step predictions along real rollouts of training goals: losses, and how often they are right.
+
+    Args:
+        backbone: The grounded language model.
+        codec: Its inputs and outputs for observations and actions.
+        batch: Rollouts behind the prompts of generation.
+
+    Returns:
+        Metrics by name, one number a step, shape (n,) with n steps of all rollouts.
+    """
+    hidden = read_rollouts(backbone, codec, batch)
+    action, change = codec.predict_action(hidden.observation), codec.predict_change(hidden.action)
+    error = codec.apply_change(batch.observation, change) - batch.next_observation
+    metrics = {
+        "ground/held_out_action_loss": action_loss(action, batch.action),
+        "ground/held_out_next_observation_loss": change_loss(
+            change, codec.change(batch.observation, batch.next_observation)
+        ),
+        "imagine/train/state_match": (error.abs() <= _STATE_TOLERANCE * codec.observation_std).all(dim=-1).float(),
+    }
+    if codec.is_discrete:
+        metrics["imagine/train/action_match"] = (action.argmax(dim=-1) == batch.action).float()
+    return metrics
+
+
+@torch.inference_mode()
+def text_metrics(backbone: Backbone, text: GeneralText, device: torch.device) -> dict[str, Tensor]:
+    """Loss of each token of general text; the exponential of its mean is the perplexity."""
+    hidden, target = read_texts(backbone, text, device)
+    return {"ground/held_out_general_text_loss": text_loss(backbone.text_logits(hidden), target)}
 
 
 @torch.inference_mode()

@@ -11,7 +11,6 @@ Shape letters: O numbers in an observation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,42 +20,37 @@ from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, Goal, InstructedGoal
-from kalm.llm.imagination.generation import Generated
-from kalm.llm.imagination.rollout_engine import Plan, RolloutEngine, WholeRollout
+from kalm.llm.imagination.rows import Generated, GoalTest
 
 _MAX_LINK_STEPS = 15  # then the sub-goal is chosen anew; an expert's placement takes six
 
 
-def imagine_chained(engine: RolloutEngine, items: Sequence[WorkItem]) -> list[Rollout]:
-    """Imagine one rollout for each work item, by sub-goals where its goal has some.
-
-    Args:
-        engine: The language model and the world, whose rules name sub-goals and judge the outcome.
-        items: What to imagine.
-
-    Returns:
-        Rollouts in the order of ``items``; those made of links say their instructions and lengths as provenance.
-    """
-    sentences = _sentences(engine.domain)
-    chains = [_Chain(engine.domain, item, sentences) for item in items]
-    plans: list[Plan] = [
-        chain if chain.next_item is not None else WholeRollout(engine.domain, item)
-        for chain, item in zip(chains, items, strict=True)
-    ]
-    return engine.carry_out(plans)
-
-
-class _Chain:
-    """One rollout in the making.
+class ChainedRollout:
+    """One rollout in the making, link by link.
 
     Attributes:
         next_item: The next link; None if the goal has no sub-goals, is met, or is out of steps.
     """
 
-    def __init__(self, domain: Domain, item: WorkItem, sentences: Mapping[Goal, Sequence[InstructedGoal]]) -> None:
-        self._domain, self._item, self._sentences = domain, item, sentences
+    def __init__(
+        self,
+        domain: Domain,
+        item: WorkItem,
+        sentences: Mapping[Goal, Sequence[InstructedGoal]],
+        is_met: GoalTest,
+    ) -> None:
+        """Choose the first link.
+
+        Args:
+            domain: Names sub-goals, and judges the outcome.
+            item: What to imagine.
+            sentences: How to ask for each goal.
+            is_met: Whether the whole goal has been met, which no further link is needed then.
+        """
+        self._domain, self._item, self._sentences, self._is_met = domain, item, sentences, is_met
         self._rng = np.random.default_rng([item.seed, 1])
         self._links: list[tuple[WorkItem, Generated]] = []
+        self._has_met_goal = False
         self.next_item = self._choose(item.start)
 
     def add(self, piece: Generated) -> None:
@@ -64,27 +58,24 @@ class _Chain:
         assert self.next_item is not None
         self._links.append((self.next_item, piece))
         before, after = piece.observations[:-1], piece.observations[1:]
-        is_met = self._domain.success(self._item.instructed.goal, after, before, piece.actions).any()
-        self.next_item = None if is_met else self._choose(piece.observations[-1])
+        goals = [self._item.instructed.goal] * len(piece.actions)
+        self._has_met_goal = bool(self._is_met(goals, before, piece.actions, after).any())
+        self.next_item = None if self._has_met_goal else self._choose(piece.observations[-1])
 
     def rollout(self) -> Rollout:
-        """The links one after the other, judged by the goal that they serve."""
+        """The links one after the other, with the domain's rewards and verdicts for the goal that they serve."""
         pieces = [piece for _, piece in self._links]
-        labelled = self._domain.label_rollout(
-            self._item.instructed,
-            np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)]),
-            np.concatenate([piece.actions for piece in pieces]),
-            Source.IMAGINARY,
-        )
+        observations = np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)])
+        actions = np.concatenate([piece.actions for piece in pieces])
         facts = {
             "seed": self._item.seed,
-            "stopped_by": "goal" if labelled.is_success else "limit",
+            "stopped_by": "goal" if self._has_met_goal else "limit",
             "links": [
                 {"instruction": link.instructed.instruction, "num_steps": len(piece.actions)}
                 for link, piece in self._links
             ],
         }
-        return replace(labelled, provenance=facts)
+        return self._domain.label_rollout(self._item.instructed, observations, actions, Source.IMAGINARY, facts)
 
     def _choose(self, observation: NDArray[Any]) -> WorkItem | None:
         """The link that goes on from ``observation``, shape (O,)."""
@@ -98,7 +89,7 @@ class _Chain:
         return WorkItem(instructed, observation, num_steps, int(self._rng.integers(2**31)))
 
 
-def _sentences(domain: Domain) -> dict[Goal, list[InstructedGoal]]:
+def sentences_of_goals(domain: Domain) -> dict[Goal, list[InstructedGoal]]:
     """How to ask for each goal: in the words of the first of the domain's splits that has it."""
     of_sentences: dict[Goal, list[InstructedGoal]] = {}
     for split in domain.goal_splits:

@@ -12,15 +12,12 @@ from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import FloatArray, Goal, InstructedGoal
-from kalm.llm.imagination.chained_imagination import imagine_chained
-from kalm.llm.imagination.generation import Sampling
-from kalm.llm.imagination.rollout_engine import RolloutEngine
+from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from tests.chain_domain import NUM_CELLS, CellGoal, ChainDomain
 from tests.llm.models import grounded_llm, one_hot_starts
 
 ANYWHERE = gym.spaces.Box(-np.inf, np.inf, (NUM_CELLS,), np.float32)  # an untrained model respects no walls
 LIMIT = 3
-SAMPLING = Sampling(temperature=1.0, end_threshold=1.0)
 
 
 class CellByCell(ChainDomain):
@@ -45,15 +42,13 @@ def items(domain: ChainDomain, goal_split: str, num_items: int) -> list[WorkItem
     return [WorkItem(goals[i % len(goals)], starts[i % 2], LIMIT, 100 + i) for i in range(num_items)]
 
 
-def engine(domain: ChainDomain, max_rows: int = 8) -> RolloutEngine:
-    """An untrained model."""
+def run(
+    domain: ChainDomain, work: Sequence[WorkItem], max_rows: int = 8, chain_sub_goals: bool = True
+) -> list[Rollout]:
+    """Imagine with an untrained model, by sub-goals."""
     model = grounded_llm()
-    return RolloutEngine(model.backbone, model.codec, domain, SAMPLING, max_rows)
-
-
-def run(domain: ChainDomain, work: Sequence[WorkItem], max_rows: int = 8) -> list[Rollout]:
-    """Imagine by sub-goals."""
-    return imagine_chained(engine(domain, max_rows), work)
+    settings = ImaginationSettings(temperature=1.0, chain_sub_goals=chain_sub_goals, batch_size=max_rows)
+    return RolloutEngine(model.backbone, model.codec, domain, settings).imagine(work)
 
 
 def test_links_make_up_one_rollout_of_the_whole_goal() -> None:
@@ -83,7 +78,7 @@ def test_goals_without_sub_goals_are_imagined_as_ever() -> None:
     plain, hard = items(domain, "easy", 6), items(domain, "hard", 3)
     mixed = [plain[0], hard[0], *plain[1:4], hard[1], hard[2], *plain[4:]]
     rollouts = run(domain, mixed)
-    alone = engine(domain).imagine(plain)
+    alone = run(domain, plain, chain_sub_goals=False)
     found = [rollout for rollout in rollouts if "links" not in rollout.provenance]
     assert len(found) == 6
     for one, other in zip(found, alone, strict=True):

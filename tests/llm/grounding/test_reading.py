@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kalm.llm.grounding.rollout_reader import RolloutHidden, read_rollouts
+from kalm.llm.grounding.reading import RolloutHidden, read_rollouts
 from tests.llm.models import ANSWERS, CONTINUOUS, DISCRETE, grounded_llm, hand_made_batch, one_rollout_alone
 
 
