@@ -22,7 +22,7 @@ _VERBS = {
     "run": ("kalm.cli.verbs", "run a whole study: every stage in order, skipping what is done, then the report"),
     "export": ("kalm.cli.verbs", "merge a grounded language model and save it as a plain Hugging Face folder"),
     "report": ("kalm.cli.verbs", "make tables and plots of what runs have written"),
-    "doctor": ("kalm.cli.doctor", "check versions, GPU, rendering, disk, and clashes with other packages"),
+    "doctor": ("kalm.cli.verbs", "check versions, GPU, rendering, disk and name clashes; or a world of your own"),
 }
 
 _INTERRUPTED = 130

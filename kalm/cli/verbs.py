@@ -1,4 +1,4 @@
-"""The verbs ``collect``, ``run``, ``export`` and ``report``: thin doors to the modules that do the work."""
+"""The verbs that are not Lightning's: thin doors to the modules that do the work."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kalm.study import definition, run
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Run ``collect``, ``run``, ``export`` or ``report``.
+    """Run one of them.
 
     Args:
-        verb: Which of them.
+        verb: ``collect``, ``run``, ``export``, ``report`` or ``doctor``.
         arguments: What follows the verb on the command line.
 
     Returns:
@@ -159,9 +159,32 @@ def _report(config: Namespace) -> int:
     return 0
 
 
+def _doctor_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m kalm doctor",
+        description="Look at versions, GPU, rendering, disk and clashes with other packages; or at a world.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--root", type=str, default="checkpoints", help="Folder whose disk is looked at.")
+    parser.add_argument(
+        "--domain", type=Domain | None, default=None, help="Check this world, by class_path, instead of the machine."
+    )
+    return parser
+
+
+def _doctor(config: Namespace) -> int:
+    from kalm.cli import doctor
+
+    if config.domain is not None:
+        return doctor.report_domain(_doctor_parser().instantiate(config).domain, Console())
+    return doctor.report(doctor.examine(Path(config.root)), Console())
+
+
 _VERBS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], int]]] = {
     "collect": (_collect_parser, _collect),
     "run": (_run_parser, _run),
     "export": (_export_parser, _export),
     "report": (_report_parser, _report),
+    "doctor": (_doctor_parser, _doctor),
 }
