@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from kalm.callbacks.markdown_table import markdown_table, show_table
+from kalm.callbacks.validated_rollouts import ValidatedRollouts
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
+from kalm.runs.loggers import markdown_table, show_table
 
 _COLUMNS = ("split", "instruction", "steps", "stopped by", "meets its goal", "plausible", "actions")
 
 
-class Imagination(Callback):
+class Imagination(ValidatedRollouts):
     """Judges the rollouts that a validation step imagines (``num_imagined`` of ``GroundingData`` says how many).
 
     Logged: ``imagine/<split>/success_rate``, the share that meet their goal by the domain's own rule (KALM, table 1),
@@ -32,61 +31,41 @@ class Imagination(Callback):
         """
         if num_examples < 0:
             raise KalmError(f"imagination: num_examples is {num_examples}; it must be 0 or more")
+        super().__init__()
         self.num_examples = num_examples
-        self._rollouts: list[Rollout] = []
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last validation."""
-        self._rollouts = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect what was imagined."""
-        self._rollouts += outputs.get("imaginary", [])
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report."""
-        if trainer.sanity_checking or not self._rollouts:
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log rates, and show examples in the order of the splits."""
+        if not self.imagined:
             return
-        pl_module.log_dict(rates(self._rollouts), batch_size=1)
+        splits = trainer.datamodule.domain.goal_splits  # type: ignore[attr-defined]
+        rollouts = sorted(self.imagined, key=lambda rollout: splits.index(rollout.goal_split))
+        pl_module.log_dict(rates(rollouts), batch_size=1)
         if self.num_examples:
-            show_table(trainer, "imagine/examples", examples_table(self._rollouts, self.num_examples))
+            show_table(trainer, "imagine/examples", examples_table(rollouts, self.num_examples))
 
 
 def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Share of imagined rollouts of each split that meet their goal, and that are plausible; their mean length."""
     metrics = {}
-    for split in GoalSplit:
-        of_split = [rollout for rollout in rollouts if rollout.goal_split is split]
-        if of_split:
-            num_successes = sum(rollout.is_success for rollout in of_split)
-            num_plausible = sum(_is_plausible(rollout) for rollout in of_split)
-            metrics[f"imagine/{split.label}/success_rate"] = num_successes / len(of_split)
-            metrics[f"imagine/{split.label}/plausible_rate"] = num_plausible / len(of_split)
-            metrics[f"imagine/{split.label}/mean_length"] = sum(map(len, of_split)) / len(of_split)
+    for split, of_split in _by_split(rollouts).items():
+        num_successes = sum(rollout.is_success for rollout in of_split)
+        num_plausible = sum(_is_plausible(rollout) for rollout in of_split)
+        metrics[f"imagine/{split}/success_rate"] = num_successes / len(of_split)
+        metrics[f"imagine/{split}/plausible_rate"] = num_plausible / len(of_split)
+        metrics[f"imagine/{split}/mean_length"] = sum(map(len, of_split)) / len(of_split)
     return metrics
 
 
 def examples_table(rollouts: Sequence[Rollout], num_examples: int) -> str:
     """A Markdown table of the first rollouts of each split."""
-    chosen = [
-        rollout
-        for split in GoalSplit
-        for rollout in [rollout for rollout in rollouts if rollout.goal_split is split][:num_examples]
-    ]
+    chosen = [rollout for of_split in _by_split(rollouts).values() for rollout in of_split[:num_examples]]
     return markdown_table(_COLUMNS, map(_cells, chosen))
 
 
 def _cells(rollout: Rollout) -> tuple[str, ...]:
     return (
-        rollout.goal_split.label,
+        rollout.goal_split,
         rollout.instruction,
         str(len(rollout)),
         str(rollout.provenance.get("stopped_by", "")),
@@ -98,3 +77,10 @@ def _cells(rollout: Rollout) -> tuple[str, ...]:
 
 def _is_plausible(rollout: Rollout) -> bool:
     return not any(rollout.violations.values())
+
+
+def _by_split(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+    by_split: dict[str, list[Rollout]] = {}
+    for rollout in rollouts:
+        by_split.setdefault(rollout.goal_split, []).append(rollout)
+    return by_split

@@ -11,18 +11,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kalm.callbacks.rollout_writer import STORE, RolloutWriter
-from kalm.core import names
+from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core.durable import write_durably
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit
 from kalm.data.filters import RolloutFilter, rollout_verdicts
 from kalm.data.verified_rollouts import rollout_tasks
 from kalm.envs.base import Domain
 from kalm.envs.replay import replay
+from kalm.runs.folder import STORE, TASKS_FILE
 from kalm.store.reader import RolloutStore, is_finished_store
-
-TASKS_FILE = "tasks.json"  # beside the store
 
 
 class ImaginedTasks(Callback):
@@ -71,14 +68,14 @@ def task_counts(domain: Domain, store: RolloutStore, num_replayed: int) -> list[
         simulator, and their mean ``drift``, null if there is none.
     """
     verdicts = rollout_verdicts(store)
-    splits, tasks = store.rollouts[names.GOAL_SPLIT].tolist(), rollout_tasks(domain, store)
+    splits, tasks = store.goal_splits.tolist(), rollout_tasks(domain, store)
     counts = []
     for split, task in sorted(set(zip(splits, tasks, strict=True))):
         of_task = torch.tensor([(s, t) == (split, task) for s, t in zip(splits, tasks, strict=True)])
         claimed = (verdicts[RolloutFilter.success] & of_task).nonzero().squeeze(-1)[:num_replayed]
         counts.append(
             {
-                "goal_split": GoalSplit(split).label,
+                "goal_split": split,
                 "task": task,
                 "num_rollouts": int(of_task.sum()),
                 **{f.name: int((verdicts[f] & of_task).sum()) for f in RolloutFilter if f is not RolloutFilter.none},

@@ -8,7 +8,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, rollout_gif, show_gif
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain
 from kalm.rl.base import OfflineRLModule
 
@@ -68,10 +67,10 @@ class RolloutVideo(Callback):
         if not trainer.is_global_zero or not policy.episode_results:
             return
         domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]
-        for split in GoalSplit:
+        for split in domain.goal_splits:
             results = [r for r in policy.episode_results if r.episode.instructed.goal_split == split]
             for number, result in enumerate(results[: self.num_rollouts]):
                 instruction = result.episode.instructed.instruction
                 gif = rollout_gif(domain, [evaluated_panel(result)], instruction, self.style)
-                tag = f"{prefix}/{split.label}/rollout_{number}"
-                show_gif(trainer, f"{split.label}-{number}", tag, gif, policy.num_updates)
+                tag = f"{prefix}/{split}/rollout_{number}"
+                show_gif(trainer, f"{split}-{number}", tag, gif, policy.num_updates)

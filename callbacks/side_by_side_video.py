@@ -7,7 +7,7 @@ from typing import cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, imagined_panel, rollout_gif, show_gif
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.policy_data import PolicyData
 from kalm.envs.base import Domain, InstructedGoal
@@ -39,7 +39,8 @@ class SideBySideVideo(Callback):
             return
         policy = cast(OfflineRLModule, pl_module)
         data: PolicyData = trainer.datamodule  # type: ignore[attr-defined]
-        recorded = {split: rollout for split in GoalSplit if (rollout := data.first_rollout(split)) is not None}
+        found = {split: data.first_rollout(split) for split in data.domain.goal_splits}
+        recorded = {split: rollout for split, rollout in found.items() if rollout is not None}
         results = policy.results_of([_same_start(data.domain, rollout) for rollout in recorded.values()])
         for (split, rollout), result in zip(recorded.items(), results, strict=True):
             panels = [
@@ -47,7 +48,7 @@ class SideBySideVideo(Callback):
                 evaluated_panel(result, "policy"),
             ]
             gif = rollout_gif(data.domain, panels, rollout.instruction, self.style)
-            name, tag = f"side-by-side-{split.label}", f"side_by_side/{split.label}"
+            name, tag = f"side-by-side-{split}", f"side_by_side/{split}"
             show_gif(trainer, name, tag, gif, policy.num_updates)
 
 

@@ -10,9 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.core.durable import write_durably
 from kalm.envs.evaluation import EpisodeResult, summarize
-from kalm.runs.folder import seed_of
-
-RESULTS_FILE = "results.jsonl"
+from kalm.runs.folder import RESULTS_FILE, seed_of
 
 
 class EvaluatedPolicy(Protocol):
@@ -81,7 +79,7 @@ class SuccessRate(Callback):
 def _metrics(results: list[EpisodeResult], prefix: str) -> dict[str, float]:
     metrics = {}
     for split, summary in summarize(results).items():
-        name = f"{prefix}/{split.label}"
+        name = f"{prefix}/{split}"
         metrics[f"{name}/success_rate"] = summary.success_rate
         metrics[f"{name}/success_rate_low"], metrics[f"{name}/success_rate_high"] = summary.interval
         metrics[f"{name}/macro_success_rate"] = summary.macro_success_rate
@@ -101,7 +99,7 @@ def _row(result: EpisodeResult, number: int, policy: EvaluatedPolicy, trainer: T
         "seed": (first_seed or 0) + number,
         "update": policy.num_updates,
         "stage": stage,
-        "goal_split": instructed.goal_split.label,
+        "goal_split": instructed.goal_split,
         "task": result.task,
         "goal": instructed.goal.to_json(),
         "instruction": instructed.instruction,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
 from kalm.envs.symmetry import Relabelling
@@ -29,12 +29,12 @@ MAX_STEPS = 12
 
 CELL_NAMES = ("left end", "left middle", "centre", "right middle", "right end")
 PATTERNS = {
-    GoalSplit.TRAIN: ("go to the {}", "walk to the {}", "reach the {}"),
-    GoalSplit.REPHRASE: ("I would like you at the {}", "please be at the {} soon"),
-    GoalSplit.EASY: ("take a step to the {}", "just step to the {}"),
-    GoalSplit.HARD: ("come back to the {}",),
+    "train": ("go to the {}", "walk to the {}", "reach the {}"),
+    "rephrase": ("I would like you at the {}", "please be at the {} soon"),
+    "easy": ("take a step to the {}", "just step to the {}"),
+    "hard": ("come back to the {}",),
 }
-CELLS = {GoalSplit.TRAIN: (0, 4), GoalSplit.REPHRASE: (0, 4), GoalSplit.EASY: (1, 3), GoalSplit.HARD: (2,)}
+CELLS = {"train": (0, 4), "rephrase": (0, 4), "easy": (1, 3), "hard": (2,)}
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ class ChainDomain(Domain):
 
     name: ClassVar[str] = "chain"
     env_id: ClassVar[str] = "kalm-tests/Chain-v0"
+    goal_splits: ClassVar[tuple[str, ...]] = ("train", "rephrase", "easy", "hard")
     observation_space = gym.spaces.Box(0.0, 1.0, (NUM_CELLS,), np.float32)
     action_space = gym.spaces.Discrete(2)
     plausibility_flags: ClassVar[tuple[str, ...]] = ("jumped", "nowhere")
     terminal_reward: ClassVar[float] = 1.0
 
-    def instructed_goals(self, goal_split: GoalSplit) -> list[InstructedGoal]:
+    def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:
         """Every cell of the split in every wording of the split."""
         return [
             InstructedGoal(CellGoal(cell), pattern.format(CELL_NAMES[cell]), goal_split)
@@ -128,7 +129,7 @@ class ChainDomain(Domain):
 
     def collect(self, num_rollouts: int, seed: int, first: int = 0, mistake_rate: float = 0.3) -> Iterator[Rollout]:
         """Walk to a random end from a random cell, stepping the wrong way now and then."""
-        goals = self.instructed_goals(GoalSplit.TRAIN)
+        goals = self.instructed_goals("train")
         for index in range(first, num_rollouts):
             rng = np.random.default_rng([seed, index])
             instructed = goals[rng.integers(len(goals))]
@@ -160,7 +161,7 @@ class ChainEnv(gym.Env[NDArray[np.float32], np.int64]):
         self.observation_space = self.domain.observation_space
         self.action_space = self.domain.action_space
         self.render_mode = render_mode
-        self._instructed = self.domain.instructed_goals(GoalSplit.TRAIN)[0]
+        self._instructed = self.domain.instructed_goals("train")[0]
         self._cell = 2
         self._num_steps = 0
 
@@ -170,7 +171,7 @@ class ChainEnv(gym.Env[NDArray[np.float32], np.int64]):
         """Begin an episode."""
         super().reset(seed=seed)
         options = options or {}
-        default = self.domain.instructed_goals(GoalSplit.TRAIN)[0]
+        default = self.domain.instructed_goals("train")[0]
         goal = options.get("goal", default.goal)
         self._instructed = InstructedGoal(goal, options.get("instruction", default.instruction), default.goal_split)
         if "observation" in options:
@@ -212,7 +213,7 @@ class ChainVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64]
         self.single_action_space = self.domain.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
-        default = self.domain.instructed_goals(GoalSplit.TRAIN)[0]
+        default = self.domain.instructed_goals("train")[0]
         self._goals: list[Goal] = [default.goal] * num_envs
         self._instructions = [default.instruction] * num_envs
         self._cells = np.full(num_envs, 2)

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from kalm.__main__ import main
-from kalm.core.names import GoalSplit
 from kalm.store.reader import is_finished_store
 from tests.data.rollouts import imagined_rollouts, real_rollouts, write_store
 
@@ -61,7 +60,7 @@ def write_config(root: Path, name: str = "bc.yaml", **changes: Any) -> str:
     """The configuration as a file below ``root``, with the stores it reads."""
     if not is_finished_store(root / "real"):
         write_store(root / "real", real_rollouts(60))
-        write_store(root / "imagined", imagined_rollouts(60, GoalSplit.EASY))
+        write_store(root / "imagined", imagined_rollouts(60, "easy"))
     path = root / name
     path.write_text(yaml.safe_dump(chain_config(root, **changes)), encoding="utf-8")
     return str(path)

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, FloatArray, Goal
 from kalm.envs.symmetry import Relabelling
@@ -61,7 +61,7 @@ class LineDomain(ChainDomain):
 
     def collect(self, num_rollouts: int, seed: int, first: int = 0, mistake_rate: float = 0.2) -> Iterator[Rollout]:
         """Walk to a random end from anywhere, the wrong way now and then, with uneven steps."""
-        goals = self.instructed_goals(GoalSplit.TRAIN)
+        goals = self.instructed_goals("train")
         for index in range(first, num_rollouts):
             rng = np.random.default_rng([seed, index])
             instructed = goals[rng.integers(len(goals))]
@@ -93,7 +93,7 @@ class LineVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.float32
         self.single_action_space = self.domain.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
-        default = self.domain.instructed_goals(GoalSplit.TRAIN)[0]
+        default = self.domain.instructed_goals("train")[0]
         self._goals: list[Goal] = [default.goal] * num_envs
         self._instructions = [default.instruction] * num_envs
         self._at = np.zeros((num_envs, 1), dtype=np.float32)

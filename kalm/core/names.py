@@ -1,4 +1,4 @@
-"""Every name that the parts of kalm share: transition keys, provenance, goal splits, sizes.
+"""Every name that the parts of kalm share: transition keys, provenance, sizes.
 
 Nothing here imports anything heavy, so that every other file may import it.
 """
@@ -19,7 +19,6 @@ ROLLOUT_ID = "rollout_id"
 STEP = "step"
 INSTRUCTION_ID = "instruction_id"
 SOURCE = "source"
-GOAL_SPLIT = "goal_split"
 # In a batch of windows of rollouts only.
 PADDING_MASK = "padding_mask"  # True = real step
 RETURN_TO_GO = "return_to_go"  # sum of this step's and all later rewards of the rollout, undiscounted
@@ -36,32 +35,6 @@ class Source(IntEnum):
     def label(self) -> str:
         """Lower-case name, as it appears in metric names and tables."""
         return self.name.lower()
-
-
-class GoalSplit(IntEnum):
-    """How new a goal is to the learner (KALM, section 4); stored with every transition as its integer."""
-
-    TRAIN = 0
-    REPHRASE = 1
-    EASY = 2
-    HARD = 3
-
-    @property
-    def label(self) -> str:
-        """Lower-case name, as it appears in configs, metric names and tables."""
-        return self.name.lower()
-
-    @classmethod
-    def parse(cls, label: str) -> GoalSplit:
-        """Read a split from its lower-case name.
-
-        Raises:
-            ValueError: If ``label`` names no split; the message lists those that exist.
-        """
-        for split in cls:
-            if split.label == label:
-                return split
-        raise ValueError(f"unknown goal split {label!r}; the splits are {', '.join(s.label for s in cls)}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Rollout:
 
     goal: Mapping[str, Any]
     instruction: str
-    goal_split: GoalSplit
+    goal_split: str
     source: Source
     observations: NDArray[np.floating[Any]]
     actions: NDArray[Any]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 
 _MAX_STEPS = np.iinfo(np.int16).max  # the store counts a rollout's steps in 16 bits
@@ -137,8 +137,8 @@ def _ending_problems(terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]
 def _label_problems(rollout: Rollout) -> Iterator[str]:
     if not isinstance(rollout.instruction, str) or not rollout.instruction.strip():
         yield f"instruction: {rollout.instruction!r}, expected a sentence"
-    if not isinstance(rollout.goal_split, GoalSplit):
-        yield f"goal_split: {rollout.goal_split!r}, expected one of {', '.join(s.label for s in GoalSplit)}"
+    if not isinstance(rollout.goal_split, str) or not rollout.goal_split:
+        yield f"goal_split: {rollout.goal_split!r}, expected the name of a goal split"
     if not isinstance(rollout.source, Source):
         yield f"source: {rollout.source!r}, expected one of {', '.join(s.label for s in Source)}"
     if not isinstance(rollout.is_success, (bool, np.bool_)):

@@ -8,7 +8,6 @@ from typing import cast
 
 from torch.utils.data import DataLoader, Dataset
 
-from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode, evaluation_episodes
 
@@ -24,7 +23,7 @@ class EvaluationSeed(IntEnum):
 
 def episode_loader(
     domain: Domain,
-    goal_splits: Sequence[GoalSplit],
+    goal_splits: Sequence[str],
     num_episodes: int,
     seed: EvaluationSeed,
     goals_file: str | None = None,

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from enum import Enum
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kalm.core import names
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit
 from kalm.store.reader import RolloutStore
 
 
@@ -35,7 +34,7 @@ def select_rollouts(
     store: RolloutStore,
     rollout_filter: RolloutFilter,
     max_rollouts: int | None = None,
-    goal_splits: Collection[GoalSplit] | None = None,
+    goal_splits: Collection[str] | None = None,
 ) -> Tensor:
     """Rows of the rollouts to use, in the order of the store.
 
@@ -53,17 +52,16 @@ def select_rollouts(
     """
     if max_rollouts is not None and max_rollouts < 1:
         raise DataError(f"max_rollouts is {max_rollouts}; give 1 or more, or null for all rollouts of {store.path}")
-    split = store.rollouts[names.GOAL_SPLIT]
     keep = rollout_verdicts(store)[rollout_filter]
     if goal_splits is not None:
-        present = {GoalSplit(value) for value in split.unique().tolist()}
-        missing = [wanted.label for wanted in goal_splits if wanted not in present]
+        present = dict.fromkeys(store.goal_splits.tolist())
+        missing = [wanted for wanted in goal_splits if wanted not in present]
         if missing or not goal_splits:
             raise DataError(
                 f"rollout store {store.path} has no rollout of the goal splits {', '.join(missing) or '(none named)'}; "
-                f"it has {', '.join(s.label for s in sorted(present))}"
+                f"it has {', '.join(present)}"
             )
-        keep = keep & torch.isin(split, torch.tensor([int(wanted) for wanted in goal_splits], dtype=split.dtype))
+        keep = keep & torch.from_numpy(np.isin(store.goal_splits, list(goal_splits)))
     return keep.nonzero().squeeze(-1)[:max_rollouts]
 
 
@@ -88,15 +86,14 @@ def verdict_counts(store: RolloutStore) -> dict[str, dict[str, int]]:
     """Counts of each goal split that the store has.
 
     Returns:
-        Split label -> ``num_rollouts``; ``plausible``, ``success`` and ``both``: rollouts that pass that filter;
+        Goal split -> ``num_rollouts``; ``plausible``, ``success`` and ``both``: rollouts that pass that filter;
         ``num_transitions``; and under each plausibility flag's name the transitions it marks.
     """
-    split = store.rollouts[names.GOAL_SPLIT]
     verdicts = rollout_verdicts(store)
     counts = {}
-    for value in sorted(split.unique().tolist()):
-        chosen = split == value
-        counts[GoalSplit(value).label] = {
+    for split in dict.fromkeys(store.goal_splits.tolist()):
+        chosen = torch.from_numpy(store.goal_splits == split)
+        counts[split] = {
             "num_rollouts": int(chosen.sum()),
             **{f.name: int((verdicts[f] & chosen).sum()) for f in RolloutFilter if f is not RolloutFilter.none},
             "num_transitions": int(store.rollouts["length"][chosen].sum()),

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kalm.core import names
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit, TaskSpec
+from kalm.core.names import TaskSpec
 from kalm.data.goal_starts import make_work_items
 from kalm.data.task_spec import task_spec
 from kalm.data.work_item import WorkShard
 from kalm.envs.base import Domain, InstructedGoal
 from kalm.language.encoder import SentenceEncoder
-from kalm.store.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.store.domain_store import collect_if_absent, open_domain_store
 
 # What the paper imagined on CLEVR-Robot.
 PAPER_NUM_ROLLOUTS = {"rephrase": 5600, "easy": 72400, "hard": 1680}
@@ -92,8 +92,8 @@ class GoalData(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.domain, self.encoder = domain, encoder
         self.spec: TaskSpec = task_spec(domain, encoder)
-        splits = parse_goal_splits(list(num_rollouts))
-        self._num_rollouts = dict(zip(splits, num_rollouts.values(), strict=True))
+        splits = domain.check_goal_splits(list(num_rollouts))
+        self._num_rollouts = {split: num_rollouts[split] for split in domain.goal_splits if split in splits}
         for name, value in (*num_rollouts.items(), ("rollouts_per_shard", rollouts_per_shard)):
             if value < 1:
                 raise DataError(f"{name} is {value}; it must be 1 or more. Leave out a split to imagine nothing for it")
@@ -110,7 +110,7 @@ class GoalData(LightningDataModule):
     def description(self) -> dict[str, Any]:
         """What decides the work, as plain JSON types; kept with the store."""
         return {
-            "num_rollouts": {split.label: count for split, count in self._num_rollouts.items()},
+            "num_rollouts": dict(self._num_rollouts),
             "goals_sha256": self._goals_sha256,
             "rollouts_per_shard": self._rollouts_per_shard,
             "seed": self._seed,
@@ -121,9 +121,7 @@ class GoalData(LightningDataModule):
     def _goals_sha256(self) -> str:
         """Identity of the goals themselves: a file may be edited, and lie elsewhere tomorrow."""
         lines = (
-            json.dumps(goal.to_json(), sort_keys=True)
-            for split in sorted(self._num_rollouts)
-            for goal in self._goals_of(split)
+            json.dumps(goal.to_json(), sort_keys=True) for split in self._num_rollouts for goal in self._goals_of(split)
         )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -132,12 +130,13 @@ class GoalData(LightningDataModule):
         """All work, in order."""
         shards = []
         for split, num_rollouts in self._num_rollouts.items():
+            number = self.domain.goal_splits.index(split)
             items = make_work_items(
-                self.domain, self._goals_of(split), num_rollouts, self._starts, (self._seed, int(split))
+                self.domain, self._goals_of(split), num_rollouts, self._starts, (self._seed, number)
             )
             for first in range(0, num_rollouts, self._rollouts_per_shard):
                 # The split's number comes first, so that names sort in the order of the splits.
-                name = f"{int(split)}-{split.label}-{first:09d}"
+                name = f"{number}-{split}-{first:09d}"
                 shards.append(WorkShard(name, items[first : first + self._rollouts_per_shard]))
         return sorted(shards, key=lambda shard: shard.name)
 
@@ -147,15 +146,15 @@ class GoalData(LightningDataModule):
         starts: NDArray[Any] = store.transitions[names.OBSERVATION][store.rollouts["start"]].numpy()
         return starts
 
-    def _goals_of(self, split: GoalSplit) -> list[InstructedGoal]:
+    def _goals_of(self, split: str) -> list[InstructedGoal]:
         if self._goals_file is None:
             return self.domain.instructed_goals(split)
         goals = self.domain.load_instructed_goals(self._goals_file)
-        chosen = [goal for goal in goals if goal.goal_split is split]
+        chosen = [goal for goal in goals if goal.goal_split == split]
         if not chosen:
-            found = sorted({goal.goal_split.label for goal in goals})
+            found = sorted({goal.goal_split for goal in goals})
             raise DataError(
-                f"{self._goals_file} has no goal of the split {split.label}; it has {', '.join(found) or 'no goal'}. "
+                f"{self._goals_file} has no goal of the split {split}; it has {', '.join(found) or 'no goal'}. "
                 "Add some, or leave the split out of num_rollouts"
             )
         return chosen

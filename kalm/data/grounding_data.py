@@ -34,7 +34,7 @@ from kalm.data.verified_rollouts import verified_rollouts
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 from kalm.language.prompts import EXPLANATIONS
-from kalm.store.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.store.domain_store import collect_if_absent, open_domain_store
 from kalm.store.reader import InstructionRow, RolloutStore
 
 # Beyond the numbers of the tasks, which seed the streams of real rollouts.
@@ -80,7 +80,7 @@ class GroundingData(LightningDataModule):
         mirror: bool = False,
         num_held_out: int = 200,
         num_imagined: int = 100,
-        goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
+        goal_splits: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         """Describe the data; nothing is read yet.
@@ -120,7 +120,7 @@ class GroundingData(LightningDataModule):
                 other side are then in the data too, though none of them was recorded.
             num_held_out: Rollouts that are validated on and never trained on.
             num_imagined: Rollouts a split to imagine in every validation.
-            goal_splits: Splits to imagine for.
+            goal_splits: Splits to imagine for; null takes all of the domain's.
             seed: Decides the order of training.
 
         Raises:
@@ -145,7 +145,7 @@ class GroundingData(LightningDataModule):
         self._num_general_text, self._general_text_tokens = num_general_text, general_text_tokens
         self._relabellings = domain.relabellings if relabel else domain.mirror_images if mirror else ()
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
-        self._goal_splits = parse_goal_splits(goal_splits)
+        self._goal_splits = domain.check_goal_splits(goal_splits)
         for name, value, least in (
             ("num_generation", num_generation, 0),
             ("num_dynamics", num_dynamics, 0),
@@ -253,7 +253,7 @@ class GroundingData(LightningDataModule):
         Which of a goal's wordings somebody had used, no rollout can tell, and learning to guess it would take the
         better part of the effort. (The paper's answers are the rollouts' own instructions.)
         """
-        return shortest_instructions(self.store.instructions, self._instruction_rows)
+        return shortest_instructions(self.store.instructions, self._instruction_rows, self.domain.training_split)
 
     @cached_property
     def general_text(self) -> GeneralTextPieces | None:

@@ -8,7 +8,6 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.data.goal_starts import make_work_items
 from kalm.data.grounding_batch import GeneralText
@@ -22,7 +21,7 @@ _ROLLOUTS_A_BATCH = 128
 def validation_loaders(
     domain: Domain,
     held_out: Sequence[Rollout],
-    goal_splits: Sequence[GoalSplit],
+    goal_splits: Sequence[str],
     num_imagined: int,
     texts: Sequence[GeneralText],
 ) -> list[DataLoader[Any]]:
@@ -40,7 +39,11 @@ def validation_loaders(
         item
         for split in goal_splits
         for item in make_work_items(
-            domain, domain.instructed_goals(split), num_imagined, starts, (_VALIDATION_SEED, int(split))
+            domain,
+            domain.instructed_goals(split),
+            num_imagined,
+            starts,
+            (_VALIDATION_SEED, domain.goal_splits.index(split)),
         )
         if num_imagined
     ]

@@ -22,7 +22,7 @@ from torchrl.data import ReplayBufferEnsemble
 from kalm.core import names
 from kalm.core.changes import changes
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.names import GoalSplit, TaskSpec
+from kalm.core.names import TaskSpec
 from kalm.core.rollout import Rollout
 from kalm.data.episode_lists import EvaluationSeed, episode_loader
 from kalm.data.filters import RolloutFilter, select_imagined_rollouts, select_rollouts
@@ -40,7 +40,7 @@ from kalm.data.windows import RolloutStatistics, rollout_statistics
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode
 from kalm.language.encoder import SentenceEncoder
-from kalm.store.domain_store import collect_if_absent, open_domain_store, parse_goal_splits
+from kalm.store.domain_store import collect_if_absent, open_domain_store
 from kalm.store.layout import Key, transition_columns
 from kalm.store.reader import RolloutStore
 
@@ -81,7 +81,7 @@ class PolicyData(LightningDataModule):
         updates_per_step: int = 20,
         num_validation_episodes: int = 40,
         num_test_episodes: int = 200,
-        goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
+        goal_splits: Sequence[str] | None = None,
         goals_file: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -119,7 +119,7 @@ class PolicyData(LightningDataModule):
                 handed over, not what is learned: update u gets the same transitions for every K.
             num_validation_episodes: Episodes a split in validation.
             num_test_episodes: Episodes a split in test.
-            goal_splits: Splits to evaluate on.
+            goal_splits: Splits to evaluate on; null takes all of the domain's.
             goals_file: JSON lines of your own goals to evaluate on, in place of the domain's.
             seed: Decides which transitions each update gets.
 
@@ -142,7 +142,7 @@ class PolicyData(LightningDataModule):
         self.batch_size, self.updates_per_step = batch_size, updates_per_step
         self.sequence_length = sequence_length
         self._num_validation_episodes, self._num_test_episodes = num_validation_episodes, num_test_episodes
-        self._goal_splits, self._goals_file, self.seed = parse_goal_splits(goal_splits), goals_file, seed
+        self._goal_splits, self._goals_file, self.seed = domain.check_goal_splits(goal_splits), goals_file, seed
         self.num_seeds = 1
         sizes = {"batch_size": batch_size, "sequence_length": sequence_length, "updates_per_step": updates_per_step}
         for name, value in sizes.items():
@@ -217,16 +217,18 @@ class PolicyData(LightningDataModule):
         real, *imagined = self.stores
         parts = [MixturePart([real], [self._real_rollouts], self.batch_size - self._num_imagined_rows)]
         if imagined and self._balance_goal_splits:
-            parts += goal_split_parts(imagined, self._imagined_rollouts, self._num_imagined_rows)
+            parts += goal_split_parts(
+                imagined, self._imagined_rollouts, self._num_imagined_rows, self.domain.goal_splits
+            )
         elif imagined:
             parts.append(MixturePart(imagined, self._imagined_rollouts, self._num_imagined_rows))
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return mixture_buffer(parts, self.seed, rank, self.sequence_length)
 
-    def first_rollout(self, goal_split: GoalSplit) -> Rollout | None:
+    def first_rollout(self, goal_split: str) -> Rollout | None:
         """The first rollout in use of a split, a real one where there is any; None where there is no rollout."""
         for store, rows in zip(self.stores, [self._real_rollouts, *self._imagined_rollouts], strict=True):
-            of_split = rows[store.rollouts[names.GOAL_SPLIT][rows] == int(goal_split)]
+            of_split = rows[torch.from_numpy(store.goal_splits[rows.numpy()] == goal_split)]
             if len(of_split):
                 return store.rollout(int(of_split[0]))
         return None

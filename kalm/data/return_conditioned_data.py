@@ -43,7 +43,7 @@ class ReturnConditionedData(GroundingData):
         num_held_out: int = 200,
         num_validation_episodes: int = 40,
         num_test_episodes: int = 200,
-        goal_splits: Sequence[str] = ("train", "rephrase", "easy", "hard"),
+        goal_splits: Sequence[str] | None = None,
         goals_file: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -66,7 +66,7 @@ class ReturnConditionedData(GroundingData):
             num_held_out: Rollouts that are validated on and never trained on.
             num_validation_episodes: Episodes a split in validation.
             num_test_episodes: Episodes a split in test.
-            goal_splits: Splits to evaluate on.
+            goal_splits: Splits to evaluate on; null takes all of the domain's.
             goals_file: JSON lines of your own goals to evaluate on, in place of the domain's.
             seed: Decides the order of training.
 

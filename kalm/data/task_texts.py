@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kalm.core.names import GoalSplit
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
 from kalm.store.reader import InstructionRow
 
@@ -38,10 +37,12 @@ def explanation_texts(answers: Sequence[str], num_prompts: int) -> TaskTexts:
     return TaskTexts([EXPLANATIONS[:num_prompts]] * len(answers), answers)
 
 
-def shortest_instructions(table: Sequence[InstructionRow], rows: Sequence[InstructionRow]) -> list[str]:
-    """For each of ``rows`` the shortest training instruction that ``table`` has for its goal."""
+def shortest_instructions(
+    table: Sequence[InstructionRow], rows: Sequence[InstructionRow], training_split: str
+) -> list[str]:
+    """For each of ``rows`` the shortest instruction of the training split that ``table`` has for its goal."""
     shortest: dict[str, str] = {}
-    of_training = (row for row in table if row.goal_split is GoalSplit.TRAIN)
+    of_training = (row for row in table if row.goal_split == training_split)
     for row in sorted(of_training, key=lambda row: (len(row.instruction), row.instruction)):
         shortest.setdefault(_key(row.goal), row.instruction)
     return [shortest[_key(row.goal)] for row in rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,10 +39,10 @@ def top_return_rollouts(
         return list(rollouts)
     chosen = list(zip(stores, rollouts, strict=True))
     returns = torch.cat([rollout_returns(store, discount)[rows] for store, rows in chosen])
-    goal_split = torch.cat([store.rollouts[names.GOAL_SPLIT][rows] for store, rows in chosen])
+    goal_split = np.concatenate([store.goal_splits[rows.numpy()] for store, rows in chosen])
     is_kept = torch.zeros(num_candidates, dtype=torch.bool)
-    for split in goal_split.unique():
-        competing = (goal_split == split).nonzero().squeeze(-1)
+    for split in np.unique(goal_split):
+        competing = torch.from_numpy(np.flatnonzero(goal_split == split))
         best = returns[competing].argsort(descending=True, stable=True)
         is_kept[competing[best[: max(1, round(fraction * len(competing)))]]] = True
     return [rows[kept] for rows, kept in zip(rollouts, is_kept.split([len(rows) for rows in rollouts]), strict=True)]

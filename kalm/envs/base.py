@@ -1,6 +1,6 @@
 """The Domain contract: everything that KALM needs to know about a world, and nothing about learning.
 
-A domain is a registered Gymnasium environment, goals in four splits with their instructions, and pure batched
+A domain is a registered Gymnasium environment, goals in named splits with their instructions, and pure batched
 functions of arrays that say when a goal is met, what a step is worth and which steps are implausible. The
 environment, imagination and evaluation all call those same functions, so each rule has one definition.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.symmetry import Relabelling
 
@@ -40,11 +40,11 @@ class InstructedGoal:
 
     goal: Goal
     instruction: str
-    goal_split: GoalSplit
+    goal_split: str
 
     def to_json(self) -> dict[str, Any]:
         """The JSON-lines form that users write too."""
-        return {"goal": self.goal.to_json(), "instruction": self.instruction, "goal_split": self.goal_split.label}
+        return {"goal": self.goal.to_json(), "instruction": self.instruction, "goal_split": self.goal_split}
 
 
 class Domain(ABC):
@@ -53,6 +53,8 @@ class Domain(ABC):
     Attributes:
         name: Folder name under ``checkpoints/`` and ``conf/``, for example ``clevr_robot``.
         env_id: Registered Gymnasium id, for example ``kalm/ClevrRobot-v0``.
+        goal_splits: Names of the splits that policies are evaluated on, in the order of tables. The first is the one
+            that real rollouts are collected for; how new the others are to a learner is the domain's to say.
         observation_space: Flat box of shape (O,).
         action_space: ``Discrete(A)``, or a box of shape (A,).
         plausibility_flags: Names of the ways in which a transition can be implausible.
@@ -62,6 +64,7 @@ class Domain(ABC):
 
     name: ClassVar[str]
     env_id: ClassVar[str]
+    goal_splits: ClassVar[tuple[str, ...]]
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Discrete | gym.spaces.Box
     plausibility_flags: ClassVar[tuple[str, ...]]
@@ -70,7 +73,7 @@ class Domain(ABC):
     # --- goals ------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def instructed_goals(self, goal_split: GoalSplit) -> list[InstructedGoal]:
+    def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:
         """Every built-in instruction of a split, always in the same order."""
 
     @abstractmethod
@@ -203,6 +206,26 @@ class Domain(ABC):
 
     # --- shared by all domains --------------------------------------------------------------------------------------
 
+    @property
+    def training_split(self) -> str:
+        """The split that real rollouts are collected for."""
+        return self.goal_splits[0]
+
+    def check_goal_splits(self, goal_splits: Sequence[str] | None) -> list[str]:
+        """Names of splits that this domain has; all of them for None.
+
+        Raises:
+            DataError: If a name is unknown or none is given; the message lists the known ones.
+        """
+        chosen = list(self.goal_splits if goal_splits is None else goal_splits)
+        unknown = [split for split in chosen if split not in self.goal_splits]
+        if unknown or not chosen:
+            raise DataError(
+                f"goal_splits: {', '.join(map(repr, unknown)) or 'none named'}; the splits are "
+                f"{', '.join(self.goal_splits)}"
+            )
+        return chosen
+
     def label_rollout(
         self,
         instructed: InstructedGoal,
@@ -285,7 +308,8 @@ class Domain(ABC):
         instruction = data["instruction"]
         if not isinstance(instruction, str) or not instruction.strip():
             raise DataError(f"instruction is {instruction!r}; it must be a sentence")
-        return InstructedGoal(self.goal_from_json(data["goal"]), instruction, GoalSplit.parse(data["goal_split"]))
+        (split,) = self.check_goal_splits([data["goal_split"]])
+        return InstructedGoal(self.goal_from_json(data["goal"]), instruction, split)
 
 
 def success_of_each(

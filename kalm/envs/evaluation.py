@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain, InstructedGoal
 
 # Evaluation resets from seeds at or above this number; collection and training stay below it.
@@ -90,7 +89,7 @@ class SplitSummary:
 
 def evaluation_episodes(
     domain: Domain,
-    goal_splits: Sequence[GoalSplit],
+    goal_splits: Sequence[str],
     num_episodes: int,
     seed: int,
     goals_file: str | Path | None = None,
@@ -112,36 +111,38 @@ def evaluation_episodes(
     Raises:
         DataError: If a split has no instruction, or if a number is out of range.
     """
-    if seed < 0 or not 0 < num_episodes * len(GoalSplit) <= MAX_EPISODES_PER_SEED:
+    if seed < 0 or not 0 < num_episodes * len(domain.goal_splits) <= MAX_EPISODES_PER_SEED:
         raise DataError(
             f"cannot lay out {num_episodes} episodes a split from evaluation seed {seed}; the seed must be at least 0 "
-            f"and the number of episodes between 1 and {MAX_EPISODES_PER_SEED // len(GoalSplit)}"
+            f"and the number of episodes between 1 and {MAX_EPISODES_PER_SEED // len(domain.goal_splits)}"
         )
     own_goals = domain.load_instructed_goals(goals_file) if goals_file is not None else None
     episodes = []
     for split in goal_splits:
+        number = domain.goal_splits.index(split)
         if own_goals is None:
             candidates = domain.instructed_goals(split)
         else:
             candidates = [row for row in own_goals if row.goal_split == split]
         if not candidates:
             _raise_empty_split(split, domain, own_goals, goals_file)
-        first_seed = EVALUATION_SEED_OFFSET + seed * MAX_EPISODES_PER_SEED + int(split) * num_episodes
-        chosen = _spread_over_tasks(domain, candidates, num_episodes, np.random.default_rng([seed, int(split)]))
+        first_seed = EVALUATION_SEED_OFFSET + seed * MAX_EPISODES_PER_SEED + number * num_episodes
+        chosen = _spread_over_tasks(domain, candidates, num_episodes, np.random.default_rng([seed, number]))
         episodes += [Episode(row, first_seed + index) for index, row in enumerate(chosen)]
     return episodes
 
 
 def _raise_empty_split(
-    split: GoalSplit, domain: Domain, own_goals: list[InstructedGoal] | None, goals_file: str | Path | None
+    split: str, domain: Domain, own_goals: list[InstructedGoal] | None, goals_file: str | Path | None
 ) -> None:
     """Name the split without instructions and those that have some."""
     if own_goals is None:
-        where, filled = f"domain {domain.name!r}", [s for s in GoalSplit if domain.instructed_goals(s)]
+        where, filled = f"domain {domain.name!r}", [s for s in domain.goal_splits if domain.instructed_goals(s)]
     else:
         where, filled = f"goals file {goals_file}", sorted({row.goal_split for row in own_goals})
-    labels = ", ".join(s.label for s in filled) or "none"
-    raise DataError(f"goal split {split.label!r} has no instruction in {where}; splits with instructions: {labels}")
+    raise DataError(
+        f"goal split {split!r} has no instruction in {where}; splits with instructions: {', '.join(filled) or 'none'}"
+    )
 
 
 def _spread_over_tasks(
@@ -283,13 +284,13 @@ def wilson_interval(num_successes: int, num_trials: int, z: float = 1.96) -> tup
     return max(0.0, center - half_width), min(1.0, center + half_width)
 
 
-def summarize(results: Iterable[EpisodeResult]) -> dict[GoalSplit, SplitSummary]:
-    """Count successes a split and a task; only splits that occur in ``results`` appear, in the order of the enum."""
-    verdicts: dict[GoalSplit, dict[str, list[bool]]] = {}
+def summarize(results: Iterable[EpisodeResult]) -> dict[str, SplitSummary]:
+    """Count successes a split and a task; only splits that occur in ``results`` appear, as they come."""
+    verdicts: dict[str, dict[str, list[bool]]] = {}
     for result in results:
         split = result.episode.instructed.goal_split
         verdicts.setdefault(split, {}).setdefault(result.task, []).append(result.is_success)
-    return {split: _summarize_split(verdicts[split]) for split in sorted(verdicts)}
+    return {split: _summarize_split(verdicts[split]) for split in verdicts}
 
 
 def _summarize_split(verdicts: dict[str, list[bool]]) -> SplitSummary:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kalm.core.names import GoalSplit
 from kalm.envs.evaluation import wilson_interval
 from kalm.report import paper
+from kalm.report.results import in_order
 from kalm.report.rollout_tables import StoreVerdicts
-from kalm.report.success_table import EMPTY
-from kalm.report.table import Table
+from kalm.report.table import EMPTY, Table
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,12 @@ def match_rates(
     for column in compared:
         stores = [store for store in verdicts if store.name.startswith(f"{column.experiment}/")]
         of_split: dict[str, MatchRate] = {}
-        for split in GoalSplit:
-            counts = [store.counts[split.label] for store in stores if split.label in store.counts]
+        for split in in_order(split for store in stores for split in store.counts):
+            counts = [store.counts[split] for store in stores if split in store.counts]
             num_rollouts = sum(count["num_rollouts"] for count in counts)
             if num_rollouts:
-                in_paper = paper.IMAGINED_MATCH.get(stores[0].domain, {}).get(column.paper or "", {}).get(split.label)
-                of_split[split.label] = MatchRate(num_rollouts, sum(count["success"] for count in counts), in_paper)
+                in_paper = paper.IMAGINED_MATCH.get(stores[0].domain, {}).get(column.paper or "", {}).get(split)
+                of_split[split] = MatchRate(num_rollouts, sum(count["success"] for count in counts), in_paper)
         rates[column.label] = of_split
     return rates
 
@@ -82,7 +81,7 @@ def comparison_table(rates: Mapping[str, Mapping[str, MatchRate]]) -> Table:
     Args:
         rates: What ``match_rates`` found.
     """
-    splits = [split.label for split in GoalSplit if any(split.label in of_split for of_split in rates.values())]
+    splits = in_order(split for of_split in rates.values() for split in of_split)
     cells = [(split, *(str(of_split.get(split, EMPTY)) for of_split in rates.values())) for split in splits]
     most = max((rate.num_rollouts for of_split in rates.values() for rate in of_split.values()), default=0)
     note = (

@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kalm.core.names import GoalSplit
 from kalm.report.comparison import MatchRate
-from kalm.report.grounding_table import EXPLANATION_METRICS, STEP_METRICS
-from kalm.report.metrics import MetricLog
-from kalm.report.results import EpisodeRow, splits_of
+from kalm.report.metrics import EXPLANATION_METRICS, STEP_METRICS, MetricLog, imagined_splits
+from kalm.report.results import EpisodeRow, in_order, splits_of
 from kalm.report.success_table import ReportRow, rates_by_split
 
 _PERCENT = (-2.0, 102.0)  # room for lines that run along 0 and 100
@@ -47,7 +45,7 @@ def plot_match_bars(rates: Mapping[str, Mapping[str, MatchRate]], path: Path) ->
         rates: Label -> goal split -> rate.
         path: File to write.
     """
-    splits = [split.label for split in GoalSplit if any(split.label in of_split for of_split in rates.values())]
+    splits = in_order(split for of_split in rates.values() for split in of_split)
     bars = [
         _Bars(
             label,
@@ -90,7 +88,7 @@ def plot_grounding_curves(logs: Sequence[MetricLog], path: Path) -> Path:
     panels_of: dict[str, dict[str, str]] = {"explanation accuracy": EXPLANATION_METRICS}
     for metric in STEP_METRICS:
         name = f"imagined {metric.replace('_', ' ')}"
-        panels_of[name] = {f"imagine/{split.label}/{metric}": split.label for split in GoalSplit}
+        panels_of[name] = {f"imagine/{split}/{metric}": split for split in imagined_splits(logs)}
     figure, panels = _figure(len(panels_of))
     for axes, (title, metrics) in zip(panels, panels_of.items(), strict=True):
         for color, (metric, label) in zip(_PALETTE, metrics.items(), strict=False):

@@ -7,14 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kalm.core.names import GoalSplit
 from kalm.envs.evaluation import wilson_interval
-from kalm.report.paper import CQL_NOVEL
+from kalm.report.paper import CQL_NOVEL, NOVEL_SPLITS
 from kalm.report.results import EpisodeRow, splits_of
-from kalm.report.table import Table
-
-NOVEL_SPLITS = tuple(split.label for split in GoalSplit if split is not GoalSplit.TRAIN)
-EMPTY = "-"
+from kalm.report.table import EMPTY, Table
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
-from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit
 from kalm.core.validation import raise_problems
 from kalm.envs.base import Domain
 from kalm.store.layout import describe_spaces
@@ -52,16 +49,3 @@ def collect_if_absent(domain: Domain, path: str, num_rollouts: int, seed: int) -
 
     logger.info("there is no rollout store in %s yet: collecting it", path)
     collect_store(domain, path, num_rollouts, seed)
-
-
-def parse_goal_splits(labels: Sequence[str]) -> list[GoalSplit]:
-    """Splits by their names.
-
-    Raises:
-        DataError: If a name is unknown or there is none; the message lists the known ones.
-    """
-    unknown = [label for label in labels if label not in {split.label for split in GoalSplit}]
-    if unknown or not labels:
-        known = ", ".join(split.label for split in GoalSplit)
-        raise DataError(f"goal_splits: {', '.join(map(repr, unknown)) or 'none named'}; the splits are {known}")
-    return [GoalSplit.parse(label) for label in labels]

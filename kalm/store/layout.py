@@ -28,7 +28,8 @@ import torch
 from kalm.core import names
 from kalm.core.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # the first kept the goal split of every row as a number too
 MANIFEST = "manifest.json"
 INSTRUCTIONS = "instructions.jsonl"
 PROVENANCE = "provenance.jsonl"
@@ -68,7 +69,6 @@ def transition_columns(spaces: Mapping[str, Any]) -> dict[Key, Column]:
         names.STEP: Column(torch.int16),
         names.INSTRUCTION_ID: Column(torch.int32),
         names.SOURCE: Column(torch.uint8),
-        names.GOAL_SPLIT: Column(torch.uint8),
     }
 
 
@@ -79,7 +79,6 @@ def rollout_columns(plausibility_flags: Iterable[str]) -> dict[Key, Column]:
         "length": Column(torch.int32),
         names.INSTRUCTION_ID: Column(torch.int32),
         names.SOURCE: Column(torch.uint8),
-        names.GOAL_SPLIT: Column(torch.uint8),
         "is_success": Column(torch.bool),
         "provenance_start": Column(torch.int64),
         **{("violations", flag): Column(torch.int32) for flag in plausibility_flags},

@@ -13,13 +13,15 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensordict import TensorDict
 
 from kalm.core import names
 from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.validation import raise_problems
 from kalm.store import layout
@@ -33,7 +35,7 @@ class InstructionRow:
 
     goal: dict[str, Any]
     instruction: str
-    goal_split: GoalSplit
+    goal_split: str
 
 
 class RolloutStore:
@@ -47,8 +49,8 @@ class RolloutStore:
         manifest: What it holds and how it was made.
         fingerprint: SHA-256 of the manifest, which names the SHA-256 of every file: equal data, equal fingerprint.
         transitions: Batch of N rows with the keys of ``kalm.core.names``.
-        rollouts: Batch of R rows: ``start``, ``length``, ``instruction_id``, ``source``, ``goal_split``,
-            ``is_success`` and ``("violations", <flag>)``.
+        rollouts: Batch of R rows: ``start``, ``length``, ``instruction_id``, ``source``, ``is_success``
+            and ``("violations", <flag>)``.
     """
 
     def __init__(self, path: str | Path, verify: bool = False) -> None:
@@ -102,8 +104,15 @@ class RolloutStore:
         rows = []
         for line in (self.path / layout.INSTRUCTIONS).read_text(encoding="utf-8").splitlines():
             data = json.loads(line)
-            rows.append(InstructionRow(data["goal"], data["instruction"], GoalSplit.parse(data["goal_split"])))
+            rows.append(InstructionRow(data["goal"], data["instruction"], data["goal_split"]))
         return rows
+
+    @cached_property
+    def goal_splits(self) -> NDArray[np.str_]:
+        """Name of the split of each rollout's instruction, shape (R,)."""
+        of_instruction = np.array([row.goal_split for row in self.instructions])
+        splits: NDArray[np.str_] = of_instruction[self.rollouts[names.INSTRUCTION_ID].numpy()]
+        return splits
 
     def provenance(self, index: int) -> dict[str, Any]:
         """How rollout ``index`` was made; empty for most real ones."""
@@ -179,8 +188,9 @@ def _parse_manifest(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-    if manifest["schema_version"] != layout.SCHEMA_VERSION:
-        yield f"schema_version: {manifest['schema_version']}, this kalm reads {layout.SCHEMA_VERSION}"
+    if manifest["schema_version"] not in layout.READABLE_VERSIONS:
+        readable = " and ".join(map(str, layout.READABLE_VERSIONS))
+        yield f"schema_version: {manifest['schema_version']}, this kalm reads {readable}"
     for key in ("num_rollouts", "num_transitions", "observation_size"):
         if not isinstance(manifest[key], int) or manifest[key] < 1:
             yield f"{key}: {manifest[key]!r}, expected a positive integer"

@@ -41,7 +41,6 @@ def encode_shard(rollouts: Sequence[Rollout], columns: Columns) -> bytes:
         "length": length,
         names.INSTRUCTION_ID: instruction_id,
         names.SOURCE: [rollout.source for rollout in rollouts],
-        names.GOAL_SPLIT: [rollout.goal_split for rollout in rollouts],
         "is_success": [rollout.is_success for rollout in rollouts],
         "provenance_start": _starts([len(line) for line in provenance]),
     }
@@ -59,7 +58,6 @@ def encode_shard(rollouts: Sequence[Rollout], columns: Columns) -> bytes:
         names.STEP: (np.arange(steps) for steps in length),
         names.INSTRUCTION_ID: [np.repeat(np.array(instruction_id, dtype=np.int64), length)],
         names.SOURCE: (np.full(len(rollout), rollout.source) for rollout in rollouts),
-        names.GOAL_SPLIT: (np.full(len(rollout), rollout.goal_split) for rollout in rollouts),
     }
     tensors = {}
     for key, column in columns[layout.ROLLOUTS].items():
@@ -85,7 +83,7 @@ def to_json(value: Any, indent: int | None = None) -> bytes:
 
 
 def _instruction_line(rollout: Rollout) -> bytes:
-    row = {"goal": dict(rollout.goal), "instruction": rollout.instruction, "goal_split": rollout.goal_split.label}
+    row = {"goal": dict(rollout.goal), "instruction": rollout.instruction, "goal_split": rollout.goal_split}
     return to_json(row) + b"\n"
 
 

@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kalm.core.names import GoalSplit, TaskSpec
+from kalm.core.names import TaskSpec
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
 from kalm.language.prompts import generation_prompt
@@ -120,7 +120,7 @@ class Bench:
 
     def _generate(self, reader: Reader, lengths: Sequence[int]) -> None:
         made: list[int] = []
-        goal = InstructedGoal(CellGoal(0), INSTRUCTION, GoalSplit.EASY)
+        goal = InstructedGoal(CellGoal(0), INSTRUCTION, "easy")
         starts = np.random.default_rng(0).uniform(-0.5, 0.5, (len(lengths), 10)).astype(np.float32)
         items = [
             WorkItem(goal, start, length, seed)

@@ -32,7 +32,6 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from kalm.core.names import GoalSplit
 from kalm.data.grounding_batch import GroundingBatch
 from kalm.data.grounding_data import GroundingData
 from kalm.envs.clevr_robot import ClevrRobot
@@ -77,7 +76,7 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        instructions = [goal.instruction for goal in ClevrRobot().instructed_goals(GoalSplit.TRAIN)]
+        instructions = [goal.instruction for goal in ClevrRobot().instructed_goals("train")]
         save_small_model(folder / "model", "llama", instructions, num_updates=0, context_size=512, sizes=SIZES)
         data = _data(folder)
         data.prepare_data()

@@ -20,14 +20,13 @@ import gymnasium as gym
 import numpy as np
 
 import kalm.envs  # noqa: F401  # registers the environment
-from kalm.core.names import GoalSplit
 from kalm.envs.metaworld.domain import MetaWorld
 from kalm.envs.metaworld.goals import TaskGoal
 from kalm.envs.metaworld.scene import Scene
 from kalm.envs.metaworld.tasks import TASKS
 
 NUM_STEPS = 90
-TRAINING_TASKS = [name for name, task in TASKS.items() if task.goal_split is GoalSplit.TRAIN]
+TRAINING_TASKS = [name for name, task in TASKS.items() if task.goal_split == "train"]
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (NUM_STEPS, 4)).astype(np.float32)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, GoalSplit, Source
+from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, Source
 from kalm.core.rollout import Rollout
 from kalm.data.policy_data import PolicyData
 from kalm.rl.awac import AWAC
@@ -89,7 +89,7 @@ def write_random_store(path: Path, is_discrete: bool) -> None:
         rollout = Rollout(
             goal=CellGoal(0).to_json(),
             instruction=f"instruction {index % NUM_INSTRUCTIONS}",
-            goal_split=GoalSplit.TRAIN,
+            goal_split="train",
             source=Source.REAL,
             observations=random.normal(size=(num_steps + 1, *domain.observation_space.shape)).astype(np.float32),
             actions=actions if is_discrete else actions.astype(np.float32),

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
@@ -29,7 +29,7 @@ def walk(
     cells: Sequence[int],
     actions: Sequence[int],
     goal: int,
-    split: GoalSplit = GoalSplit.TRAIN,
+    split: str = "train",
     source: Source = Source.IMAGINARY,
     instruction: str | None = None,
 ) -> Rollout:

@@ -9,13 +9,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kalm.callbacks.imagination import Imagination
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from tests.callbacks.judged import logged_text, validate, walk
 
 MEETS = walk([2, 3, 4], [1, 1], goal=4)
 MISSES = walk([2, 1, 0], [0, 0], goal=4)
 JUMPS = walk([2, 4], [1], goal=4)  # meets its goal, but no action leads two cells far
-EASY = walk([2, 3], [1], goal=3, split=GoalSplit.EASY)
+EASY = walk([2, 3], [1], goal=3, split="easy")
 
 
 def test_rates_count_over_all_batches_of_a_split(tmp_path: Path) -> None:

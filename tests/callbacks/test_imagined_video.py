@@ -13,14 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kalm.callbacks.imagined_video import ImaginedVideo
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from tests.callbacks.judged import validate, walk
 
 MEETS = walk([2, 3, 4], [1, 1], goal=4)
 MISSES = walk([2, 1, 0], [0, 0], goal=4)
 JUMPS = walk([2, 4], [1], goal=4)
-EASY = walk([2, 3], [1], goal=3, split=GoalSplit.EASY)
+EASY = walk([2, 3], [1], goal=3, split="easy")
 
 
 def last_frame_is_green(folder: Path, rollout: Rollout) -> bool:

@@ -9,12 +9,12 @@ import pytest
 
 from kalm.callbacks.step_match import StepMatch, step_match
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from tests.callbacks.judged import DOMAIN, validate, walk
 from tests.chain_domain import ChainDomain
 
-RIGHT_STEP = walk([2, 3, 0], [1, 1], goal=1, split=GoalSplit.EASY)  # only its second step is impossible
-WRONG_STEP = walk([2, 1], [1], goal=1, split=GoalSplit.EASY)  # right leads to 3, not to 1
+RIGHT_STEP = walk([2, 3, 0], [1, 1], goal=1, split="easy")  # only its second step is impossible
+WRONG_STEP = walk([2, 1], [1], goal=1, split="easy")  # right leads to 3, not to 1
 ALLOWED = np.full(5, 0.1)
 
 
@@ -34,7 +34,7 @@ def test_state_matches_where_the_simulator_goes(tmp_path: Path) -> None:
 
 def test_training_goals_and_real_rollouts_are_left_to_the_model(tmp_path: Path) -> None:
     """Its own metrics of the same names must not be overwritten."""
-    real = walk([2, 3], [1], goal=3, split=GoalSplit.EASY, source=Source.REAL)
+    real = walk([2, 3], [1], goal=3, split="easy", source=Source.REAL)
     assert validate(tmp_path, StepMatch(), {"imaginary": [walk([2, 3], [1], goal=4)]}, {"real": [real]}) == {}
 
 
@@ -47,7 +47,7 @@ def test_tolerance_is_in_standard_deviations_of_every_number(tmp_path: Path) -> 
 
 def test_action_matches_where_it_meets_a_goal_one_step_away() -> None:
     """Right from 2 leads to 3: it meets goal 3, whatever was imagined to follow, and misses goal 1."""
-    meets = walk([2, 0], [1], goal=3, split=GoalSplit.EASY)
+    meets = walk([2, 0], [1], goal=3, split="easy")
     assert step_match(OneStepDomain(), [meets, WRONG_STEP], ALLOWED) == {"state_match": 0.0, "action_match": 0.5}
     assert step_match(DOMAIN, [meets], ALLOWED).keys() == {"state_match"}
 

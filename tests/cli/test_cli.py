@@ -156,13 +156,13 @@ def test_experiment_is_checked_on_the_command_line(tmp_path: Path, capsys: pytes
 
 def test_overlay_appends_callbacks_and_overrides_scalars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``callbacks+:`` in a later file adds to the list; a plain key replaces what was there."""
-    rate = {"class_path": "kalm.callbacks.progress_bar.UpdateProgressBar", "init_args": {"refresh_rate": 2}}
+    rate = {"class_path": "kalm.callbacks.updates.UpdateProgressBar", "init_args": {"refresh_rate": 2}}
     file = overlay(tmp_path, {"trainer": {"max_steps": 5, "callbacks+": [rate]}})
     config = printed_config(capsys, "fit", "--config", write_config(tmp_path), "--config", file)
     assert config["trainer"]["max_steps"] == 5
     assert [callback["class_path"] for callback in config["trainer"]["callbacks"]] == [
         "kalm.callbacks.success_rate.SuccessRate",
-        "kalm.callbacks.progress_bar.UpdateProgressBar",
+        "kalm.callbacks.updates.UpdateProgressBar",
     ]
     replaced = overlay(tmp_path, {"trainer": {"callbacks": [rate]}})
     config = printed_config(capsys, "fit", "--config", write_config(tmp_path), "--config", replaced)

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from tensordict import TensorDict
 
-from kalm.core.names import GoalSplit, Source
+from kalm.core import names
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.data.policy_data import PolicyData
 from kalm.envs.base import Domain
 from kalm.store.reader import RolloutStore
 from kalm.store.writer import RolloutStoreWriter
@@ -24,7 +28,13 @@ def real_rollouts(num_rollouts: int, seed: int = 0) -> list[Rollout]:
     return list(DOMAIN.collect(num_rollouts, seed))
 
 
-def imagined_rollouts(num_rollouts: int, goal_split: GoalSplit, seed: int = 0) -> list[Rollout]:
+def splits_of(data: PolicyData, batch: TensorDict) -> NDArray[np.str_]:
+    """Goal split of every row of a batch, told by its rollout, of the batch's shape."""
+    splits: NDArray[np.str_] = np.concatenate([store.goal_splits for store in data.stores])
+    return splits[batch[names.ROLLOUT_ID].numpy()]
+
+
+def imagined_rollouts(num_rollouts: int, goal_split: str, seed: int = 0) -> list[Rollout]:
     """Random walks under the goals of a split; every third one jumps, many miss their goal."""
     goals = DOMAIN.instructed_goals(goal_split)
     rollouts = []

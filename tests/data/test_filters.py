@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
 from kalm.store.reader import RolloutStore
@@ -20,16 +19,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RolloutStore:
     return write_store(
         tmp_path_factory.mktemp("verdicts") / "store",
         [
-            judged(GoalSplit.EASY, is_success=True, jumped=0, nowhere=0),
-            judged(GoalSplit.EASY, is_success=True, jumped=2, nowhere=0),
-            judged(GoalSplit.EASY, is_success=False, jumped=0, nowhere=0),
-            judged(GoalSplit.EASY, is_success=False, jumped=1, nowhere=1),
-            judged(GoalSplit.HARD, is_success=True, jumped=0, nowhere=0),
+            judged("easy", is_success=True, jumped=0, nowhere=0),
+            judged("easy", is_success=True, jumped=2, nowhere=0),
+            judged("easy", is_success=False, jumped=0, nowhere=0),
+            judged("easy", is_success=False, jumped=1, nowhere=1),
+            judged("hard", is_success=True, jumped=0, nowhere=0),
         ],
     )
 
 
-def judged(split: GoalSplit, is_success: bool, jumped: int, nowhere: int) -> Rollout:
+def judged(split: str, is_success: bool, jumped: int, nowhere: int) -> Rollout:
     """A rollout of 6 steps with the given verdicts."""
     rollout = next(r for r in imagined_rollouts(60, split) if len(r) == 6 and not r.is_success)
     return broken(rollout, is_success=is_success, violations={"jumped": jumped, "nowhere": nowhere})
@@ -47,7 +46,7 @@ def test_each_filter_keeps_its_rollouts(store: RolloutStore, name: str, rows: li
 def test_limit_and_splits_apply_after_the_filter(store: RolloutStore) -> None:
     """The first two that succeed; the easy ones that succeed."""
     assert select_rollouts(store, RolloutFilter.success, max_rollouts=2).tolist() == [0, 1]
-    assert select_rollouts(store, RolloutFilter.success, goal_splits=[GoalSplit.EASY]).tolist() == [0, 1]
+    assert select_rollouts(store, RolloutFilter.success, goal_splits=["easy"]).tolist() == [0, 1]
 
 
 def test_counts_of_each_split(store: RolloutStore) -> None:
@@ -62,7 +61,7 @@ def test_counts_of_each_split(store: RolloutStore) -> None:
 def test_a_split_without_data_is_refused_naming_those_there_are(store: RolloutStore) -> None:
     """I7: the valid splits are in the message."""
     with pytest.raises(DataError, match="no rollout of the goal splits train; it has easy, hard"):
-        select_rollouts(store, RolloutFilter.none, goal_splits=[GoalSplit.TRAIN, GoalSplit.HARD])
+        select_rollouts(store, RolloutFilter.none, goal_splits=["train", "hard"])
     with pytest.raises(DataError, match="none named"):
         select_rollouts(store, RolloutFilter.none, goal_splits=[])
     with pytest.raises(DataError, match="max_rollouts is 0"):

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.llm.test_grounded_llm import trainer
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.general_text import GeneralTextPieces, read_texts
 from kalm.llm.grounding.grounded_llm import GroundedLLM
+from tests.llm.grounding.test_grounded_llm import trainer
 from tests.llm.models import chain_grounding_data, tiny_backbone
 
 SEED = (0, 1)

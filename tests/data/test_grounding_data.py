@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.data.goal_starts import make_work_items
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts, join_batches
@@ -256,10 +255,10 @@ def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
 
 def write_imagined(folder: Path) -> list[str]:
     """Two stores of imagined rollouts for goals that the real ones do not have; many miss theirs, many jump."""
-    splits = (GoalSplit.EASY, GoalSplit.HARD)
+    splits = ("easy", "hard")
     for split in splits:
-        write_store(folder / split.label, imagined_rollouts(40, split))
-    return [str(folder / split.label) for split in splits]
+        write_store(folder / split, imagined_rollouts(40, split))
+    return [str(folder / split) for split in splits]
 
 
 def test_verified_imagined_rollouts_join_generation_alone(tmp_path: Path) -> None:
@@ -301,7 +300,7 @@ def test_relabelled_imagined_rollouts_stay_true(tmp_path: Path) -> None:
 
 def test_imagined_stores_without_a_sound_rollout_are_refused(tmp_path: Path) -> None:
     """Before training; the message names the filter."""
-    missed = [rollout for rollout in imagined_rollouts(40, GoalSplit.HARD) if not rollout.is_success]
+    missed = [rollout for rollout in imagined_rollouts(40, "hard") if not rollout.is_success]
     write_store(tmp_path / "missed", missed)
     data = chain_grounding_data(tmp_path, imagined=[str(tmp_path / "missed")])
     with pytest.raises(DataError, match="no rollout of .*missed passes imagined_filter: both"):
@@ -343,7 +342,7 @@ def test_too_few_rollouts_are_refused(tmp_path: Path) -> None:
 
 def test_work_items_cover_instructions_evenly_from_starts_that_need_work() -> None:
     """Six instructions: 14 items take each twice and two of them, evenly spaced, once more; goals are not met yet."""
-    goals = DOMAIN.instructed_goals(GoalSplit.TRAIN)
+    goals = DOMAIN.instructed_goals("train")
     items = make_work_items(DOMAIN, goals, 14, one_hot_starts([0, 1, 2, 3, 4]), (0, 1))
     counts = Counter(item.instructed.instruction for item in items)
     assert [counts[goal.instruction] for goal in goals] == [3, 2, 2, 3, 2, 2]
@@ -356,7 +355,7 @@ def test_work_items_cover_instructions_evenly_from_starts_that_need_work() -> No
 
 def test_a_goal_that_every_start_has_met_is_refused() -> None:
     """The instruction is named."""
-    goals = DOMAIN.instructed_goals(GoalSplit.HARD)
+    goals = DOMAIN.instructed_goals("hard")
     with pytest.raises(DataError, match="'come back to the centre' is already met"):
         make_work_items(DOMAIN, goals, 1, one_hot_starts([2]), (0,))
 
@@ -395,7 +394,7 @@ def test_a_domain_may_have_starts_of_its_own() -> None:
             assert isinstance(goal, CellGoal)
             return one_hot_starts([4 - goal.cell])[0]
 
-    goals = DOMAIN.instructed_goals(GoalSplit.TRAIN)
+    goals = DOMAIN.instructed_goals("train")
     for item in make_work_items(OwnStarts(), goals, 6, one_hot_starts([2]), (0,)):
         assert isinstance(item.instructed.goal, CellGoal)
         assert item.start.argmax() == 4 - item.instructed.goal.cell

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -13,13 +15,13 @@ from torchrl.data import ReplayBufferEnsemble
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
 from kalm.data.symmetry import RelabelledTransitions
 from kalm.store.reader import RolloutStore
 from tests.chain_domain import ChainDomain
-from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
+from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, splits_of, write_store
 from tests.line_domain import LineDomain
 from tests.word_encoder import WordEncoder
 
@@ -29,8 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One real and three imagined stores."""
     root = tmp_path_factory.mktemp("stores")
     write_store(root / "real", real_rollouts(60))
-    for split in (GoalSplit.REPHRASE, GoalSplit.EASY, GoalSplit.HARD):
-        write_store(root / split.label, imagined_rollouts(40, split))
+    for split in ("rephrase", "easy", "hard"):
+        write_store(root / split, imagined_rollouts(40, split))
     return root
 
 
@@ -47,7 +49,7 @@ def test_batch_has_the_shared_keys_and_types(folder: Path) -> None:
     assert batch.batch_size == (4, 10)
     assert set(batch.keys(True, True)) == {
         *(names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION, names.REWARD, names.TERMINATED, names.TRUNCATED),
-        *(names.ROLLOUT_ID, names.STEP, names.INSTRUCTION_ID, names.SOURCE, names.GOAL_SPLIT),
+        *(names.ROLLOUT_ID, names.STEP, names.INSTRUCTION_ID, names.SOURCE),
     }
     assert batch[names.OBSERVATION].shape == (4, 10, 5)
     assert batch[names.OBSERVATION].dtype == torch.float32
@@ -92,14 +94,13 @@ def test_transitions_come_from_the_buffer_ensemble_and_from_kept_rollouts_only(f
         for key in (names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION, names.REWARD, names.TERMINATED):
             assert torch.equal(row[key], expected[place][key])
         assert row[names.SOURCE] == expected[place][names.SOURCE]
-        assert row[names.GOAL_SPLIT] == expected[place][names.GOAL_SPLIT]
 
 
 def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) -> None:
     """Five imagined rows of ten: two, two and one, whatever the stores hold; three splits need three rows."""
-    batch = make_data(folder, balance_goal_splits=True).batch(3)
-    for splits in batch[names.GOAL_SPLIT]:
-        assert torch.bincount(splits.long(), minlength=4).tolist() == [5, 2, 2, 1]
+    data = make_data(folder, balance_goal_splits=True)
+    for splits in splits_of(data, data.batch(3)):
+        assert Counter(splits.tolist()) == {"train": 5, "rephrase": 2, "easy": 2, "hard": 1}
     with pytest.raises(DataError, match="2 imagined rows of a minibatch cannot be shared out among 3 goal splits"):
         make_data(folder, balance_goal_splits=True, imagined_fraction=0.2).setup("fit")
 
@@ -107,12 +108,12 @@ def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) 
 def test_transitions_of_one_part_are_equally_likely(folder: Path) -> None:
     """Of three imagined stores each is drawn in proportion to its kept transitions (chi-square, 3 sigma each)."""
     data = make_data(folder, batch_size=200, updates_per_step=50)
-    splits = torch.cat([data.batch(index)[names.GOAL_SPLIT][:, 100:].flatten() for index in range(4)])
+    splits = np.concatenate([splits_of(data, data.batch(index))[:, 100:].ravel() for index in range(4)])
     lengths = [store.rollouts["length"][store.rollouts["is_success"]].sum().item() for store in data.stores[1:]]
-    for split, length in zip((1, 2, 3), lengths, strict=True):
+    for split, length in zip(("rephrase", "easy", "hard"), lengths, strict=True):
         share = length / sum(lengths)
         sigma = (share * (1 - share) / len(splits)) ** 0.5
-        assert abs((splits == split).float().mean().item() - share) < 3 * sigma
+        assert abs((splits == split).mean() - share) < 3 * sigma
 
 
 def test_an_update_gets_the_same_rows_for_every_number_of_updates_per_step(folder: Path) -> None:
@@ -169,7 +170,7 @@ def test_without_imagined_stores_all_rows_are_real(folder: Path) -> None:
 
 def test_nothing_left_after_the_filter_is_an_error_with_counts(folder: Path, tmp_path: Path) -> None:
     """A filter that no rollout passes must not become real-only training in silence."""
-    failures = [r for r in imagined_rollouts(40, GoalSplit.EASY) if not r.is_success]
+    failures = [r for r in imagined_rollouts(40, "easy") if not r.is_success]
     write_store(tmp_path / "failures", failures)
     data = make_data(folder, imagined=(str(tmp_path / "failures"),), filter=RolloutFilter.both)
     with pytest.raises(DataError, match=rf"filter: both[\s\S]*'num_rollouts': {len(failures)}, 'plausible'"):
@@ -297,7 +298,9 @@ def test_evaluation_episodes_are_fixed_and_never_shared(folder: Path) -> None:
     data, other = (make_data(folder, seed=seed, num_validation_episodes=6, num_test_episodes=9) for seed in (0, 9))
     validation = [episode for batch in data.val_dataloader() for episode in batch]
     test = [episode for batch in data.test_dataloader() for episode in batch]
-    assert [episode.instructed.goal_split for episode in validation] == [s for s in GoalSplit for _ in range(6)]
+    assert [episode.instructed.goal_split for episode in validation] == [
+        split for split in ChainDomain.goal_splits for _ in range(6)
+    ]
     assert len(test) == 4 * 9
     assert not {episode.seed for episode in validation} & {episode.seed for episode in test}
     assert len(data.val_dataloader()) == 1
@@ -346,9 +349,7 @@ def test_relabelled_rows_are_the_recorded_ones_under_other_names(folder: Path) -
 def test_no_sentence_is_shown_that_the_stores_do_not_have(tmp_path: Path) -> None:
     """Of two sentences and one mirror image, the pair is exchanged and the third is never mirrored."""
     mirror = DOMAIN.relabellings[1]
-    pair = next(
-        g.instruction for g in DOMAIN.instructed_goals(GoalSplit.TRAIN) if mirror.text(g.instruction) != g.instruction
-    )
+    pair = next(g.instruction for g in DOMAIN.instructed_goals("train") if mirror.text(g.instruction) != g.instruction)
     alone = "nobody ever said left of this"
     assert mirror.text(alone) != alone
     sentences = [pair, mirror.text(pair), alone]

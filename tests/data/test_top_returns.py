@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kalm.core.errors import DataError
-from kalm.core.names import SOURCE, GoalSplit, Source
+from kalm.core.names import SOURCE, Source
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
 from kalm.data.top_returns import top_return_rollouts
@@ -24,7 +24,7 @@ REWARDS = ([1.0], [0.0, 0.0, 2.0], [1.5, 0.0], [1.0], [0.0, 0.0, 4.0])
 @pytest.fixture
 def store(tmp_path: Path) -> RolloutStore:
     """Five rollouts with ``REWARDS``: returns 1, 2, 1.5, 1, 4; at discount 1/2 they are 1, 0.5, 1.5, 1, 1."""
-    pattern = imagined_rollouts(1, GoalSplit.EASY)[0]
+    pattern = imagined_rollouts(1, "easy")[0]
     rollouts = [
         replace(
             pattern,
@@ -68,7 +68,7 @@ def test_stores_of_one_source_compete(store: RolloutStore, tmp_path: Path) -> No
 def test_goal_splits_do_not_compete(store: RolloutStore, tmp_path: Path) -> None:
     """Five easy rollouts and the same five as hard ones, at a higher pay: two fifths of each are rollouts 1 and 4."""
     easy = [store.rollout(row) for row in range(5)]
-    hard = [replace(rollout, goal_split=GoalSplit.HARD, rewards=10 + rollout.rewards) for rollout in easy]
+    hard = [replace(rollout, goal_split="hard", rewards=10 + rollout.rewards) for rollout in easy]
     both = write_store(tmp_path / "both", [*easy, *hard])
     (rows,) = top_return_rollouts([both], [torch.arange(10)], 0.4, 1.0)
     assert rows.tolist() == [1, 4, 6, 9]
@@ -77,7 +77,7 @@ def test_goal_splits_do_not_compete(store: RolloutStore, tmp_path: Path) -> None
 def test_imagined_rollouts_may_keep_another_share(tmp_path: Path) -> None:
     """All 60 real rollouts, and a tenth of the imagined ones."""
     write_store(tmp_path / "real", real_rollouts(60))
-    imagined = write_store(tmp_path / "imagined", imagined_rollouts(60, GoalSplit.EASY))
+    imagined = write_store(tmp_path / "imagined", imagined_rollouts(60, "easy"))
     folders = str(tmp_path / "real"), [str(tmp_path / "imagined")]
     options = {"filter": RolloutFilter.none, "updates_per_step": 50}
     data = PolicyData(DOMAIN, WordEncoder(), *folders, imagined_top_return_fraction=0.1, return_discount=0.9, **options)
@@ -93,7 +93,7 @@ def test_imagined_rollouts_may_keep_another_share(tmp_path: Path) -> None:
 def test_each_source_keeps_its_own_share(tmp_path: Path) -> None:
     """Through the data module: a tenth of 60 real rollouts is six, of the imagined ones that pass the filter, too."""
     real = write_store(tmp_path / "real", real_rollouts(60))
-    imagined = write_store(tmp_path / "imagined", imagined_rollouts(60, GoalSplit.EASY))
+    imagined = write_store(tmp_path / "imagined", imagined_rollouts(60, "easy"))
     data = PolicyData(
         DOMAIN,
         WordEncoder(),

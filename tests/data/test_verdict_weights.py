@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kalm.core.errors import DataError
-from kalm.core.names import SOURCE, WEIGHT, GoalSplit, Source
+from kalm.core.names import SOURCE, WEIGHT, Source
 from kalm.data.filters import RolloutFilter
 from kalm.data.policy_data import PolicyData
 from kalm.data.verdict_weights import rollout_weights
@@ -24,7 +24,7 @@ def stores(tmp_path: Path) -> list[RolloutStore]:
     """Real rollouts, and walks of which every third jumps and many miss their goal."""
     return [
         write_store(tmp_path / "real", real_rollouts(20)),
-        write_store(tmp_path / "imagined", imagined_rollouts(40, GoalSplit.EASY)),
+        write_store(tmp_path / "imagined", imagined_rollouts(40, "easy")),
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kalm.core import names
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.filters import RolloutFilter
 from kalm.data.joined_rollouts import JoinedRollouts
@@ -23,7 +23,7 @@ DOMAIN = ChainDomain()
 
 def walk(goal: int, cells: Sequence[int], rewards: Sequence[float] = ()) -> Rollout:
     """A rollout along some cells; a jump between cells that are no neighbours is implausible."""
-    instructed = InstructedGoal(CellGoal(goal), f"go to {goal}", GoalSplit.HARD)
+    instructed = InstructedGoal(CellGoal(goal), f"go to {goal}", "hard")
     actions = (np.diff(cells) > 0).astype(np.int64)
     rollout = DOMAIN.label_rollout(instructed, one_hot(np.array(cells)), actions, Source.IMAGINARY)
     return broken(rollout, rewards=np.array(rewards, dtype=np.float32)) if rewards else rollout
@@ -68,7 +68,7 @@ def test_the_best_join_where_few_pass(tmp_path: Path) -> None:
 
 def test_joined_rollouts_read_like_their_own_stores(tmp_path: Path) -> None:
     """Some rows of two stores in any order, beginnings left out: every transition is the one that was written."""
-    written = [real_rollouts(20), imagined_rollouts(12, GoalSplit.EASY)]
+    written = [real_rollouts(20), imagined_rollouts(12, "easy")]
     stores = [write_store(tmp_path / str(number), rollouts) for number, rollouts in enumerate(written)]
     chosen = [np.array([3, 7, 19]), np.array([0, 11])]
     joined = JoinedRollouts(stores, chosen)

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from kalm.core.names import GoalSplit
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import InstructedGoal
 from tests.chain_domain import CellGoal
 
-ITEM = WorkItem(InstructedGoal(CellGoal(1), "step left", GoalSplit.EASY), np.eye(5, dtype=np.float32)[2], 12, 7)
+ITEM = WorkItem(InstructedGoal(CellGoal(1), "step left", "easy"), np.eye(5, dtype=np.float32)[2], 12, 7)
 
 
 def test_identity_tells_every_difference() -> None:
     """Goal, sentence, start, limit, seed and model each change it; nothing else does."""
     others = [
-        replace(ITEM, instructed=InstructedGoal(CellGoal(3), "step left", GoalSplit.EASY)),
-        replace(ITEM, instructed=InstructedGoal(CellGoal(1), "step to the left", GoalSplit.EASY)),
+        replace(ITEM, instructed=InstructedGoal(CellGoal(3), "step left", "easy")),
+        replace(ITEM, instructed=InstructedGoal(CellGoal(1), "step to the left", "easy")),
         replace(ITEM, start=np.eye(5, dtype=np.float32)[3]),
         replace(ITEM, max_steps=11),
         replace(ITEM, seed=8),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.envs.base import reward_of_each, success_of_each
 from tests.chain_domain import LEFT, RIGHT, CellGoal, ChainDomain, one_hot
 
 CHAIN = ChainDomain()
-TO_RIGHT_END = next(row for row in CHAIN.instructed_goals(GoalSplit.TRAIN) if row.goal == CellGoal(4))
+TO_RIGHT_END = next(row for row in CHAIN.instructed_goals("train") if row.goal == CellGoal(4))
 
 
 def test_rollout_is_cut_after_the_step_that_meets_the_goal() -> None:

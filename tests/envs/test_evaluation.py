@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.envs.evaluation import (
     EVALUATION_SEED_OFFSET,
@@ -29,7 +28,7 @@ from kalm.envs.evaluation import (
 from tests.chain_domain import LEFT, MAX_STEPS, RIGHT, CellGoal, ChainDomain
 
 DOMAIN = ChainDomain()
-ALL_SPLITS = list(GoalSplit)
+ALL_SPLITS = list(DOMAIN.goal_splits)
 
 
 def walk(direction: int) -> Callable[[NDArray[np.float32], list[int]], NDArray[Any]]:
@@ -42,7 +41,7 @@ def wander(observations: NDArray[np.float32], rows: list[int]) -> NDArray[Any]:
     return (observations.argmax(-1) * 7 + np.array(rows) * 3) % 5 % 2
 
 
-def result(split: GoalSplit, cell: int, is_success: bool) -> EpisodeResult:
+def result(split: str, cell: int, is_success: bool) -> EpisodeResult:
     """What is left of an episode for the statistics."""
     instructed = next(row for row in DOMAIN.instructed_goals(split) if row.goal == CellGoal(cell))
     return EpisodeResult(
@@ -58,7 +57,7 @@ def result(split: GoalSplit, cell: int, is_success: bool) -> EpisodeResult:
 
 def test_every_task_of_a_split_gets_its_share_and_every_instruction_comes_before_a_repeat() -> None:
     """Training has 2 tasks with 3 instructions each: 9 episodes are 5 and 4, no instruction more than twice."""
-    episodes = evaluation_episodes(DOMAIN, [GoalSplit.TRAIN], 9, seed=0)
+    episodes = evaluation_episodes(DOMAIN, ["train"], 9, seed=0)
     tasks = Counter(DOMAIN.task(episode.instructed.goal) for episode in episodes)
     instructions = Counter(episode.instructed.instruction for episode in episodes)
     assert sorted(tasks.values()) == [4, 5]
@@ -86,10 +85,10 @@ def test_a_users_own_goals_take_the_place_of_the_domains(tmp_path: Path) -> None
     path = tmp_path / "goals.jsonl"
     row = {"goal": {"type": "cell", "cell": 3}, "instruction": "mine", "goal_split": "easy"}
     path.write_text(json.dumps(row))
-    episodes = evaluation_episodes(DOMAIN, [GoalSplit.EASY], 3, seed=0, goals_file=path)
+    episodes = evaluation_episodes(DOMAIN, ["easy"], 3, seed=0, goals_file=path)
     assert [episode.instructed.instruction for episode in episodes] == ["mine"] * 3
     with pytest.raises(DataError, match="'train' has no instruction in goals file .* with instructions: easy"):
-        evaluation_episodes(DOMAIN, [GoalSplit.TRAIN], 3, seed=0, goals_file=path)
+        evaluation_episodes(DOMAIN, ["train"], 3, seed=0, goals_file=path)
 
 
 @pytest.mark.parametrize(("num_episodes", "seed"), [(0, 0), (10**6, 0), (5, -1)])
@@ -121,7 +120,7 @@ def test_results_do_not_depend_on_the_number_of_environments(num_envs: int) -> N
 def test_results_do_not_depend_on_threads_in_a_simulator() -> None:
     """L4 on CLEVR-Robot: one environment and one thread against five and two."""
     domain = ClevrRobot()
-    episodes = evaluation_episodes(domain, [GoalSplit.TRAIN, GoalSplit.EASY], 4, seed=2)
+    episodes = evaluation_episodes(domain, ["train", "easy"], 4, seed=2)
 
     def push(observations: NDArray[np.float32], rows: list[int]) -> NDArray[Any]:
         assert observations.dtype == np.float32
@@ -138,7 +137,7 @@ def test_a_finished_row_takes_the_next_episode_at_once() -> None:
     Walking right never reaches the left end: those episodes take all 12 steps. Four of them on two environments are
     2 x 12 = 24 calls with 2 rows each.
     """
-    to_the_left = [row for row in DOMAIN.instructed_goals(GoalSplit.TRAIN) if row.goal == CellGoal(0)]
+    to_the_left = [row for row in DOMAIN.instructed_goals("train") if row.goal == CellGoal(0)]
     episodes = [Episode(to_the_left[0], seed) for seed in range(4)]
     num_rows: list[int] = []
 
@@ -153,7 +152,7 @@ def test_a_finished_row_takes_the_next_episode_at_once() -> None:
 
 def test_a_result_holds_what_happened() -> None:
     """Walking left from cell c reaches the left end in c steps, with one reward of 1 at the end."""
-    to_the_left = [row for row in DOMAIN.instructed_goals(GoalSplit.TRAIN) if row.goal == CellGoal(0)]
+    to_the_left = [row for row in DOMAIN.instructed_goals("train") if row.goal == CellGoal(0)]
     for found in evaluate(walk(LEFT), DOMAIN, [Episode(to_the_left[0], seed) for seed in range(6)], num_envs=4):
         start = int(found.observations[0].argmax())
         assert found.is_success
@@ -200,14 +199,14 @@ def test_wilson_interval_at_the_ends() -> None:
 
 def test_summary_weighs_tasks_equally_in_the_macro_average_only() -> None:
     """Left end 1 of 1, right end 1 of 3: over episodes 2/4 = 0.5, over tasks (1 + 1/3) / 2 = 2/3."""
-    results = [result(GoalSplit.TRAIN, 0, True)] + [result(GoalSplit.TRAIN, 4, ok) for ok in (True, False, False)]
-    results.append(result(GoalSplit.HARD, 2, False))
+    results = [result("train", 0, True)] + [result("train", 4, ok) for ok in (True, False, False)]
+    results.append(result("hard", 2, False))
     summary = summarize(results)
-    assert list(summary) == [GoalSplit.TRAIN, GoalSplit.HARD]
-    train = summary[GoalSplit.TRAIN]
+    assert list(summary) == ["train", "hard"]
+    train = summary["train"]
     assert train.num_episodes == 4
     assert train.success_rate == 0.5
     assert train.macro_success_rate == pytest.approx(2 / 3)
     assert train.task_success_rates == {"left_end": 1.0, "right_end": pytest.approx(1 / 3)}
     assert train.interval == wilson_interval(2, 4)
-    assert summary[GoalSplit.HARD].success_rate == 0.0
+    assert summary["hard"].success_rate == 0.0

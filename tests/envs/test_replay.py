@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import InstructedGoal
 from kalm.envs.clevr_robot import ClevrRobot
@@ -19,7 +19,7 @@ DOMAIN = ChainDomain()
 
 def walk(goal: int, cells: Sequence[int], actions: Sequence[int]) -> Rollout:
     """A rollout along some cells, true to its actions or not."""
-    instructed = InstructedGoal(CellGoal(goal), f"go to {goal}", GoalSplit.HARD)
+    instructed = InstructedGoal(CellGoal(goal), f"go to {goal}", "hard")
     return DOMAIN.label_rollout(instructed, one_hot(np.array(cells)), np.array(actions), Source.IMAGINARY)
 
 

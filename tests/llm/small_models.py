@@ -11,7 +11,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kalm.core.names import GoalSplit
 from kalm.language.prompts import DYNAMICS, EXPLANATION, generation_prompt
 from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from tests.chain_domain import ChainDomain
@@ -23,7 +22,9 @@ _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "
 
 def chain_texts() -> list[str]:
     """Everything that the chain's grounding says: prompts and answers."""
-    instructions = [entry.instruction for split in GoalSplit for entry in ChainDomain().instructed_goals(split)]
+    instructions = [
+        entry.instruction for split in ChainDomain.goal_splits for entry in ChainDomain().instructed_goals(split)
+    ]
     return [*instructions, *map(generation_prompt, instructions), DYNAMICS, EXPLANATION]
 
 

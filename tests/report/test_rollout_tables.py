@@ -8,30 +8,28 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from kalm.callbacks import rollout_writer, success_rate
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.report.results import RESULTS_FILE
 from kalm.report.rollout_tables import (
-    REJECTED_FILE,
     StoreVerdicts,
     imagination_table,
     load_verdicts,
     plausibility_table,
 )
+from kalm.runs.folder import REJECTED_FILE
 from kalm.store.writer import RolloutStoreWriter
 
 FLAGS = ("out_of_workbench", "beyond_dynamics_limits")
 
 
-def _rollout(num_steps: int, is_success: bool, violations: tuple[int, int], goal_split=GoalSplit.EASY) -> Rollout:
+def _rollout(num_steps: int, is_success: bool, violations: tuple[int, int], goal_split="easy") -> Rollout:
     """An imagined rollout of zeros with the verdicts that a test wants."""
     ends = np.zeros(num_steps, dtype=np.bool_)
     terminated, truncated = ends.copy(), ends.copy()
     (terminated if is_success else truncated)[-1] = True
     return Rollout(
         goal={"kind": "move"},
-        instruction=f"Do as {goal_split.label} goals do.",
+        instruction=f"Do as {goal_split} goals do.",
         goal_split=goal_split,
         source=Source.IMAGINARY,
         observations=np.zeros((num_steps + 1, 2), dtype=np.float32),
@@ -61,7 +59,7 @@ def root(tmp_path):
             _rollout(2, True, (1, 0)),
             _rollout(3, False, (0, 0)),
             _rollout(1, False, (0, 1)),
-            _rollout(5, False, (0, 0), GoalSplit.HARD),
+            _rollout(5, False, (0, 0), "hard"),
         ],
     )
     writer.finish()
@@ -113,11 +111,6 @@ def test_rejected_rollouts_are_admitted(root):
     path.write_text(json.dumps(counted), encoding="utf-8")
     verdicts, _ = load_verdicts([root])
     assert imagination_table(verdicts).note.endswith("in clevr_robot/imagine/store: 3 empty, 3 too long.")
-
-
-def test_files_are_called_what_their_writers_call_them():
-    """The report does not import the callbacks; their names must not drift apart."""
-    assert (REJECTED_FILE, RESULTS_FILE) == (rollout_writer.REJECTED_FILE, success_rate.RESULTS_FILE)
 
 
 def test_real_rollouts_come_first_and_only_in_the_plausibility_table():

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kalm.core.names import GoalSplit, TaskSpec
+from kalm.core.names import TaskSpec
 from kalm.data.policy_data import PolicyData
 from kalm.envs.evaluation import summarize
 from kalm.rl.base import OfflineRLModule
@@ -78,7 +78,7 @@ def success_rate(algorithm: type[OfflineRLModule], spec: TaskSpec, folder: Path,
     data.sequence_length = policy.sequence_length
     trainer(folder, 1000).fit(policy, data)
     trainer(folder, -1).test(policy, data, verbose=False)
-    return summarize(policy.episode_results)[GoalSplit.TRAIN].success_rate
+    return summarize(policy.episode_results)["train"].success_rate
 
 
 @each_kind

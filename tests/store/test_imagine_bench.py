@@ -14,14 +14,14 @@ import pytest
 
 from kalm.core import names
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.store.imagine_bench import MaskMeaning, import_imagine_bench
 from kalm.store.reader import RolloutStore
 from kalm.store.safe_npy import load_npy
 from tests.data.rollouts import DOMAIN
 
 LENGTHS = (6, 4, 1, 3)
-GOALS = DOMAIN.instructed_goals(GoalSplit.EASY)[:4]
+GOALS = DOMAIN.instructed_goals("easy")[:4]
 
 
 def arrays(embedding_size: int = 0) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from tensordict import TensorDict
 
 from kalm.core import names
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
@@ -43,7 +43,7 @@ def same(first: Rollout, second: Rollout) -> bool:
 
 def test_rollouts_come_back_as_they_went_in(tmp_path: Path) -> None:
     """Every field of every rollout, real and imagined, over several shards."""
-    rollouts = [*real_rollouts(23), *imagined_rollouts(17, GoalSplit.EASY)]
+    rollouts = [*real_rollouts(23), *imagined_rollouts(17, "easy")]
     store = write_store(tmp_path / "store", rollouts, shard_size=7)
     assert store.num_rollouts == 40
     assert len(store) == sum(map(len, rollouts))
@@ -66,7 +66,6 @@ def test_transitions_are_flat_contiguous_and_typed(tmp_path: Path) -> None:
         names.STEP: torch.int16,
         names.INSTRUCTION_ID: torch.int32,
         names.SOURCE: torch.uint8,
-        names.GOAL_SPLIT: torch.uint8,
     }
     assert {key: store.transitions[key].dtype for key in store.transitions.keys(True, True)} == expected
     lengths = [len(rollout) for rollout in rollouts]
@@ -89,11 +88,11 @@ def test_instructions_are_one_row_each(tmp_path: Path) -> None:
 
 
 def test_bytes_a_transition_are_those_on_the_disk(tmp_path: Path) -> None:
-    """O = 5: twice 20 for observations, 8 action, 4 reward, 2 endings, 4 + 2 + 4 ids, 1 + 1 provenance: 66."""
+    """O = 5: twice 20 for observations, 8 action, 4 reward, 2 endings, 4 + 2 + 4 ids, 1 provenance: 65."""
     store = write_store(tmp_path / "store", real_rollouts(30))
     columns = list((tmp_path / "store" / "transitions").rglob("*.memmap"))
-    assert store.manifest["bytes_per_transition"] == 66
-    assert sum(path.stat().st_size for path in columns) == 66 * len(store)
+    assert store.manifest["bytes_per_transition"] == 65
+    assert sum(path.stat().st_size for path in columns) == 65 * len(store)
 
 
 def test_continuous_actions_are_kept_as_floats(tmp_path: Path) -> None:
@@ -112,7 +111,7 @@ def test_continuous_actions_are_kept_as_floats(tmp_path: Path) -> None:
 
 def test_equal_rollouts_give_equal_files(tmp_path: Path) -> None:
     """R1: however they were cut into shards."""
-    rollouts = [*real_rollouts(20), *imagined_rollouts(20, GoalSplit.HARD)]
+    rollouts = [*real_rollouts(20), *imagined_rollouts(20, "hard")]
     first = write_store(tmp_path / "first", rollouts, shard_size=40)
     second = write_store(tmp_path / "second", rollouts, shard_size=3)
     assert digests(tmp_path / "first") == digests(tmp_path / "second")
@@ -284,12 +283,12 @@ def test_shard_names_with_path_parts_are_refused(tmp_path: Path, name: str) -> N
 
 
 def test_a_rollout_split_between_sources_keeps_both(tmp_path: Path) -> None:
-    """Source and split survive from rollout to transition."""
-    store = write_store(tmp_path / "store", [*real_rollouts(4), *imagined_rollouts(5, GoalSplit.HARD)])
+    """The source survives from rollout to transition, the split to the rollout."""
+    store = write_store(tmp_path / "store", [*real_rollouts(4), *imagined_rollouts(5, "hard")])
     rollout_id = store.transitions["rollout_id"]
     is_imagined = store.transitions[names.SOURCE] == Source.IMAGINARY
     assert torch.equal(is_imagined, rollout_id >= 4)
-    assert torch.equal(store.transitions[names.GOAL_SPLIT] == GoalSplit.HARD, rollout_id >= 4)
+    assert store.goal_splits.tolist() == ["train"] * 4 + ["hard"] * 5
 
 
 KILLED_AT_EVERY_FLUSH = """

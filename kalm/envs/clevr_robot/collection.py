@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain, Goal, InstructedGoal
 from kalm.envs.clevr_robot.expert import candidate_pushes, has_failed, look_ahead_action, place_action
@@ -31,7 +31,7 @@ def expert_rollouts(domain: Domain, numbers: range, seed: int, action_noise: flo
     Yields:
         Rollouts, in the order of their numbers; those that fail within the step limit too.
     """
-    instructed = domain.instructed_goals(GoalSplit.TRAIN)
+    instructed = domain.instructed_goals(domain.training_split)
     order = np.random.default_rng(seed).permutation(len(instructed))
     for first in range(0, len(numbers), NUM_ENVS):
         chunk = numbers[first : first + NUM_ENVS]

@@ -9,11 +9,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
-from kalm.envs.clevr_robot.instructions import explains, instructed_goals
+from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, explains, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, OBSERVATION_SIZE
 from kalm.envs.clevr_robot.plausibility import violations
 from kalm.envs.clevr_robot.relabellings import ball_permutations
@@ -32,6 +31,7 @@ class ClevrRobot(Domain):
 
     name: ClassVar[str] = "clevr_robot"
     env_id: ClassVar[str] = "kalm/ClevrRobot-v0"
+    goal_splits: ClassVar[tuple[str, ...]] = GOAL_SPLITS
     plausibility_flags: ClassVar[tuple[str, ...]] = ("out_of_workbench", "beyond_dynamics_limits")
     terminal_reward: ClassVar[float] = 100.0
 
@@ -43,7 +43,7 @@ class ClevrRobot(Domain):
         self.observation_space = gym.spaces.Box(-1.0, 1.0, (OBSERVATION_SIZE,), np.float64)
         self.action_space = gym.spaces.Discrete(NUM_ACTIONS)
 
-    def instructed_goals(self, goal_split: GoalSplit) -> list[InstructedGoal]:  # noqa: D102
+    def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
         return list(instructed_goals(goal_split))
 
     def goal_from_json(self, data: Mapping[str, Any]) -> ClevrRobotGoal:  # noqa: D102

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain, Goal
 from kalm.envs.clevr_robot.instructions import first_instructions
 from kalm.envs.clevr_robot.layout import OBSERVATION_SIZE, sample_layout
@@ -36,7 +35,7 @@ def start_episode(
         The goal, its instruction, and the first observation, shape (10,).
     """
     if goal is None:
-        drawn = domain.instructed_goals(GoalSplit.TRAIN)
+        drawn = domain.instructed_goals(domain.training_split)
         instructed = drawn[rng.integers(len(drawn))]
         goal, built_in = instructed.goal, instructed.instruction
     else:

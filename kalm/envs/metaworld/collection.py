@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import InstructedGoal
 from kalm.envs.metaworld.domain import MetaWorld
@@ -30,7 +30,7 @@ def expert_rollouts(domain: MetaWorld, numbers: range, seed: int, action_noise: 
     Yields:
         Rollouts, in the order of their numbers; those that fail within the step limit too.
     """
-    instructed = domain.instructed_goals(GoalSplit.TRAIN)
+    instructed = domain.instructed_goals(domain.training_split)
     order = np.random.default_rng(seed).permutation(len(instructed))
     for first in range(0, len(numbers), NUM_ENVS):
         chunk = numbers[first : first + NUM_ENVS]

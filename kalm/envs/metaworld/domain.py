@@ -9,11 +9,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
 from kalm.envs.metaworld.goals import TaskGoal, goal_from_json
-from kalm.envs.metaworld.instructions import explains, instructed_goals
+from kalm.envs.metaworld.instructions import GOAL_SPLITS, explains, instructed_goals
 from kalm.envs.metaworld.layout import ACTION_SIZE, ENTITIES, OBSERVATION_SIZE, pose_slice
 from kalm.envs.metaworld.mirror import mirror_images
 from kalm.envs.metaworld.plausibility import FLAGS, violations
@@ -38,6 +37,7 @@ class MetaWorld(Domain):
 
     name: ClassVar[str] = "metaworld"
     env_id: ClassVar[str] = "kalm/MetaWorld-v0"
+    goal_splits: ClassVar[tuple[str, ...]] = GOAL_SPLITS
     plausibility_flags: ClassVar[tuple[str, ...]] = FLAGS
     terminal_reward: ClassVar[float | None] = None  # ``reward`` pays for success itself
 
@@ -54,7 +54,7 @@ class MetaWorld(Domain):
         self.observation_space = gym.spaces.Box(-4.0, 4.0, (OBSERVATION_SIZE,), np.float64)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
 
-    def instructed_goals(self, goal_split: GoalSplit) -> list[InstructedGoal]:  # noqa: D102
+    def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
         return list(instructed_goals(goal_split))
 
     def goal_from_json(self, data: Mapping[str, Any]) -> TaskGoal:  # noqa: D102

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit
 from kalm.envs.base import Domain, Goal
 from kalm.envs.metaworld.goals import TaskGoal, goal_of_task
 from kalm.envs.metaworld.instructions import first_instructions, instructed_goals
@@ -70,7 +69,7 @@ def start_episode(
     if task is not None:
         chosen = goal_of_task(task)
     elif goal is None:
-        training = instructed_goals(GoalSplit.TRAIN)
+        training = instructed_goals("train")
         drawn = training[rng.integers(len(training))]
         chosen, instruction = _ours(drawn.goal), drawn.instruction if instruction is None else instruction
     else:

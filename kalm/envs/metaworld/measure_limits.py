@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.envs.base import InstructedGoal
 from kalm.envs.metaworld.collection import run_experts
@@ -63,7 +62,7 @@ def real_transitions(
     rollouts: list[Rollout] = []
     for noise, count in rollouts_of_noise.items():
         goals = [
-            InstructedGoal(goal, sentence, GoalSplit.TRAIN)
+            InstructedGoal(goal, sentence, "train")
             for goal, sentence in first_instructions().items()
             for _ in range(count)
         ]

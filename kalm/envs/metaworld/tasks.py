@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kalm.core.names import GoalSplit
-
 # Meta-World has had several reward functions; kalm's potentials follow this one, and scenes are built with it.
 REWARD_FUNCTION_VERSION = "v2"
 
@@ -50,7 +48,7 @@ class Task:
     """
 
     name: str
-    goal_split: GoalSplit
+    goal_split: str
     scene: str
     policies: tuple[str, ...]
     entities: tuple[Entity, ...]
@@ -87,12 +85,12 @@ _ASIDE: Vector = (-0.5, 0.6, 0.2)
 _HOLE: Vector = (0.0, 0.1, 0.0)  # the hole that a button sinks into, to the box
 _UNLOCK_AT: Vector = (-0.1, 0.158, -0.061)  # the lever's place when unlocked, to the safe
 _LOCK_AT: Vector = (0.0, 0.158, 0.039)
-_TRAIN, _EASY, _HARD = GoalSplit.TRAIN, GoalSplit.EASY, GoalSplit.HARD
+_TRAIN, _EASY, _HARD = "train", "easy", "hard"
 
 
 def _package_task(
     name: str,
-    goal_split: GoalSplit,
+    goal_split: str,
     policy: str,
     entities: tuple[Entity, ...],
     rest_hand: Vector,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain, Goal, InstructedGoal
@@ -99,9 +99,11 @@ class _Chain:
 
 
 def _sentences(domain: Domain) -> dict[Goal, list[InstructedGoal]]:
-    """How to ask for each goal of the data; for each easy goal that the data lack, in its own words."""
+    """How to ask for each goal: in the words of the first of the domain's splits that has it."""
     of_sentences: dict[Goal, list[InstructedGoal]] = {}
-    for split in (GoalSplit.TRAIN, GoalSplit.EASY):
+    for split in domain.goal_splits:
+        in_this_split: dict[Goal, list[InstructedGoal]] = {}
         for instructed in domain.instructed_goals(split):
-            of_sentences.setdefault(instructed.goal, []).append(instructed)
+            in_this_split.setdefault(instructed.goal, []).append(instructed)
+        of_sentences = in_this_split | of_sentences
     return of_sentences

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kalm.callbacks.checkpoint import LAST, UpdateCheckpoint, point_to
+from kalm.callbacks.checkpoint import UpdateCheckpoint, point_to
 from kalm.core.errors import CheckpointError
 from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
+from kalm.runs.folder import LAST
 
 if TYPE_CHECKING:
     from kalm.rl.base import OfflineRLModule

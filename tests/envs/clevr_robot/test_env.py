@@ -8,7 +8,6 @@ import pytest
 
 import kalm.envs
 from kalm.core.errors import DataError, SimulatorError
-from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import ClevrRobot, MoveGoal, PlaceGoal
 from kalm.envs.clevr_robot.env import ClevrRobotEnv
 
@@ -55,7 +54,7 @@ def test_a_move_ends_after_one_step(env: ClevrRobotEnv, action: int, ending: tup
 
 def test_without_options_a_training_instruction_is_drawn(env: ClevrRobotEnv) -> None:
     """Different seeds give different training instructions."""
-    known = {row.instruction for row in ClevrRobot().instructed_goals(GoalSplit.TRAIN)}
+    known = {row.instruction for row in ClevrRobot().instructed_goals("train")}
     drawn = {env.reset(seed=seed)[1]["instruction"] for seed in range(20)}
     assert drawn <= known
     assert len(drawn) > 10

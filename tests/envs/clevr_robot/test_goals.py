@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from kalm.core.errors import DataError
-from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import AllOf, ClevrRobot, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
@@ -145,7 +144,7 @@ def test_success_keeps_any_batch_shape() -> None:
     """Verdicts on (2, 3) observations have shape (2, 3)."""
     batch = np.tile(FAR_APART, (2, 3, 1))
     domain = ClevrRobot()
-    for split in GoalSplit:
+    for split in domain.goal_splits:
         for goal in {domain.task(row.goal): row.goal for row in domain.instructed_goals(split)}.values():
             assert goal.success(batch, batch, np.zeros((2, 3), dtype=int)).shape == (2, 3)
             assert goal.reward(batch, np.zeros((2, 3), dtype=int), batch).shape == (2, 3)

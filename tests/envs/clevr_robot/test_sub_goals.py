@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.envs.clevr_robot.goals import AllOf, ClevrRobotGoal, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.layout import sample_layout
@@ -74,12 +73,12 @@ def test_goals_without_parts_have_no_sub_goal(goal: ClevrRobotGoal) -> None:
 def test_every_hard_goal_has_a_sub_goal_that_can_be_asked_for_until_it_is_met() -> None:
     """At random positions, for every hard goal: none exactly where the goal holds, else one with instructions."""
     domain = ClevrRobot()
-    known = {one.goal for split in (GoalSplit.TRAIN, GoalSplit.EASY) for one in domain.instructed_goals(split)}
+    known = {one.goal for split in ("train", "easy") for one in domain.instructed_goals(split)}
     rng = np.random.default_rng(0)
     met = 0
     for _ in range(40):
         observation = sample_layout(rng)
-        for goal in {one.goal for one in domain.instructed_goals(GoalSplit.HARD)}:
+        for goal in {one.goal for one in domain.instructed_goals("hard")}:
             sub_goal = domain.next_sub_goal(goal, observation)
             assert (sub_goal is None) == domain.success(goal, observation)
             assert sub_goal is None or (sub_goal in known and not domain.success(sub_goal, observation))

@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from kalm.core.names import GoalSplit
 from kalm.envs.base import InstructedGoal
 from kalm.envs.metaworld.collection import run_experts
 from kalm.envs.metaworld.domain import MetaWorld
@@ -22,7 +21,7 @@ LEAST_SUCCESSES = {"soccer": 2, "hammer": 2}
 @pytest.fixture(scope="module")
 def successes() -> Counter[str]:
     """Successes of each task's expert, with the noise of a collection."""
-    goals = [InstructedGoal(TaskGoal(t), "do it", GoalSplit.TRAIN) for t in TASKS for _ in range(NUM_ROLLOUTS)]
+    goals = [InstructedGoal(TaskGoal(t), "do it", "train") for t in TASKS for _ in range(NUM_ROLLOUTS)]
     rollouts = run_experts(MetaWorld(horizon=200), goals, 11, range(len(goals)), 0.1)
     return Counter(rollout.goal["task"] for rollout in rollouts if rollout.is_success)
 

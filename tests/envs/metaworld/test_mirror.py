@@ -6,7 +6,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from kalm.core.names import GoalSplit
 from kalm.envs.metaworld import MetaWorld
 from kalm.envs.metaworld.collection import run_experts
 from kalm.envs.metaworld.layout import HAND, TARGET, position
@@ -53,7 +52,7 @@ def test_a_mirrored_rotation_is_a_rotation_of_the_mirror_image() -> None:
 @pytest.mark.parametrize("task", SYMMETRIC)
 def test_the_simulator_does_in_a_mirror_what_it_does(task: str) -> None:
     """From an expert's states and from their mirror images, the same actions lead to mirror images nearly."""
-    instructed = next(row for row in DOMAIN.instructed_goals(GoalSplit.TRAIN) if DOMAIN.task(row.goal) == task)
+    instructed = next(row for row in DOMAIN.instructed_goals("train") if DOMAIN.task(row.goal) == task)
     (rollout,) = run_experts(DOMAIN, [instructed], 3, range(1), action_noise=0.1)
     env, moved = gym.make(DOMAIN.env_id), 0.0
     for step in np.linspace(0, len(rollout) - NUM_STEPS, 5, dtype=int):

@@ -10,12 +10,9 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.llm.test_grounded_llm import trainer
-from tests.llm.test_llm_policy import assert_same
-from tests.llm.test_two_backbones import two_backbones
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
-from kalm.core.names import GoalSplit, Source, TaskSpec
+from kalm.core.names import Source, TaskSpec
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
@@ -25,11 +22,14 @@ from kalm.llm.acting.llm_decision_transformer import LLMDecisionTransformer
 from tests.chain_domain import RIGHT, ChainDomain
 from tests.data.rollouts import write_store
 from tests.line_domain import LineDomain
+from tests.llm.acting.test_llm_policy import assert_same
+from tests.llm.backbones.test_two_backbones import two_backbones
+from tests.llm.grounding.test_grounded_llm import trainer
 from tests.llm.models import CONTINUOUS, DISCRETE, chain_grounding_data, grounded_llm, hand_made_batch, tiny_backbone
 from tests.llm.small_models import unloaded_backbone
 from tests.llm.token_encoder import TokenEncoder
 
-SPLITS = (GoalSplit.TRAIN, GoalSplit.EASY)
+SPLITS = ("train", "easy")
 LINE = TaskSpec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit, Source, TaskSpec
+from kalm.core.names import Source, TaskSpec
 from kalm.data.grounding_batch import GroundingTask, batch_rollouts
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode, EpisodeResult, evaluation_episodes
@@ -21,7 +21,7 @@ from tests.line_domain import LineDomain
 from tests.llm.models import DISCRETE, tiny_backbone
 
 LINE = TaskSpec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
-SPLITS = (GoalSplit.TRAIN, GoalSplit.EASY)
+SPLITS = ("train", "easy")
 
 
 def make_policy(spec: TaskSpec, num_evaluation_envs: int = 64) -> LLMPolicy:

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.llm.test_grounded_llm import trainer
-from tests.llm.test_hugging_face_grounding import TUNINGS, model_on
 
 from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.checkpoint import UpdateCheckpoint
@@ -23,6 +21,8 @@ from kalm.llm.backbones import adapter_folder
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from tests.chain_run import kalm
+from tests.llm.grounding.test_grounded_llm import trainer
+from tests.llm.grounding.test_hugging_face_grounding import TUNINGS, model_on
 from tests.llm.models import chain_grounding_data, tiny_backbone
 
 IDS = [[5, 60, 33, 200, 7]]

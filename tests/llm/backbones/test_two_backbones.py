@@ -10,13 +10,11 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.llm.test_generation import assert_same, assert_same_rollouts, imagined, run
-from tests.llm.test_grounded_llm import LOSSES, trainer
 
 from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.names import GoalSplit, TaskSpec
+from kalm.core.names import TaskSpec
 from kalm.data.grounding_batch import GeneralText
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.llm.acting.llm_policy import LLMPolicy
@@ -27,6 +25,8 @@ from kalm.llm.grounding.rollout_reader import RolloutHidden, read_rollouts
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from tests.chain_domain import ChainDomain
 from tests.chain_run import kalm
+from tests.llm.grounding.test_grounded_llm import LOSSES, trainer
+from tests.llm.imagination.test_generation import assert_same, assert_same_rollouts, imagined, run
 from tests.llm.models import (
     ANSWERS,
     CONTINUOUS,
@@ -131,7 +131,7 @@ def test_two_models_act_as_the_model_of_actions_does() -> None:
     model, domain = two_models(cls=LLMPolicy), ChainDomain()
     single = LLMPolicy(DISCRETE, model.backbone.actions, inner_size=16).eval()
     single.codec.load_state_dict(alone(model, DISCRETE, 0).codec.state_dict())
-    episodes = evaluation_episodes(domain, [GoalSplit.TRAIN, GoalSplit.EASY], 6, seed=0)
+    episodes = evaluation_episodes(domain, ["train", "easy"], 6, seed=0)
     for one, other in zip(model.run_episodes(domain, episodes), single.run_episodes(domain, episodes), strict=True):
         np.testing.assert_array_equal(one.actions, other.actions)
 
@@ -152,7 +152,7 @@ def grounded(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_two_grounded_models_imagine_rollouts_that_meet_their_goal(grounded: Any) -> None:
     """Nine of ten for training goals on the chain, nearly all of their steps plausible."""
     model, data = grounded
-    items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split is GoalSplit.TRAIN]
+    items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split == "train"]
     rollouts = model.imagine(items)
     assert np.mean([rollout.is_success for rollout in rollouts]) >= 0.9
     assert np.mean([rollout.violations["jumped"] == 0 for rollout in rollouts]) >= 0.9

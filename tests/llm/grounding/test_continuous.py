@@ -9,10 +9,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.llm.test_generation import made_of, work_item
-from tests.llm.test_grounded_llm import LOSSES, trainer
 
-from kalm.core.names import GoalSplit
 from kalm.core.validation import validate_rollout
 from kalm.data.grounding_data import GroundingData
 from kalm.data.work_item import WorkItem
@@ -22,6 +19,8 @@ from kalm.llm.imagination.generation import Sampling
 from kalm.llm.imagination.reader import CachedReader
 from kalm.llm.imagination.rollout_engine import RolloutEngine
 from kalm.store.writer import RolloutStoreWriter
+from tests.llm.grounding.test_grounded_llm import LOSSES, trainer
+from tests.llm.imagination.test_generation import made_of, work_item
 from tests.llm.models import CONTINUOUS, grounded_llm, hand_made_batch, tiny_backbone
 from tests.llm.parked_line import ABSENT, CONSTANT, PARKED, TREMBLING, ParkedLineDomain, where_actions_lead
 from tests.llm.token_encoder import TokenEncoder
@@ -72,7 +71,7 @@ def test_numbers_that_never_vary_neither_divide_by_zero_nor_explode(grounded: An
 def test_imagined_rollouts_leave_what_never_moves_where_it_is(grounded: Any) -> None:
     """To the last bit, however long the rollout; the walker moves about as its actions say, and meets its goals."""
     model, data = grounded
-    items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split is GoalSplit.TRAIN]
+    items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split == "train"]
     rollouts = model.imagine(items)
     assert len(rollouts) == 12
     for rollout in rollouts:
@@ -135,7 +134,7 @@ def test_an_out_of_reach_prediction_is_clipped_in_what_follows_too() -> None:
     with torch.no_grad():
         model.codec.action_head.bias.fill_(7.0)
         model.codec.action_head.weight.zero_()
-    goal = domain.instructed_goals(GoalSplit.TRAIN)[0]
+    goal = domain.instructed_goals("train")[0]
     items = [WorkItem(goal, np.zeros(5, dtype=np.float32), 3, 0)]
     (rollout,) = RolloutEngine(model.backbone, model.codec, domain, Sampling()).imagine(items)
     assert (rollout.actions == 1).all()

@@ -9,7 +9,6 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from tests.llm.test_grounded_llm import trainer
 from tokenizers.processors import TemplateProcessing
 
 from kalm.data.grounding_batch import GeneralText
@@ -19,6 +18,7 @@ from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.grounding.losses import text_loss
 from kalm.llm.grounding.rollout_reader import RolloutHidden, read_rollouts
 from kalm.llm.grounding.text_reader import embed_texts, read_texts
+from tests.llm.grounding.test_grounded_llm import trainer
 from tests.llm.models import chain_grounding_data, grounded_llm, hand_made_batch, tiny_backbone
 from tests.llm.small_models import CONTEXT_SIZE, backbone, chain_texts, save_small_model, unloaded_backbone
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kalm.core.names import GoalSplit
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
 from kalm.store.reader import RolloutStore
@@ -53,7 +52,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
     collect = REPOSITORY / "conf" / "clevr_robot" / "collect.yaml"
     assert kalm("collect", "--config", collect, "--root", root, "--num_rollouts", 60) == 0
-    instructions = [entry.instruction for split in GoalSplit for entry in ClevrRobot().instructed_goals(split)[::40]]
+    domain = ClevrRobot()
+    splits = (domain.instructed_goals(split) for split in domain.goal_splits)
+    instructions = [entry.instruction for entries in splits for entry in entries[::40]]
     texts = [*instructions, *map(generation_prompt, instructions), DYNAMICS, *EXPLANATIONS]
     for architecture in ("llama", "qwen2"):
         save_small_model(root / architecture, architecture, texts, num_updates=2, context_size=512)

@@ -9,15 +9,14 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.llm.test_grounded_llm import LOSSES, trainer
 
 from kalm.core.errors import CheckpointError
-from kalm.core.names import GoalSplit
 from kalm.data.grounding_data import GroundingData
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store
+from tests.llm.grounding.test_grounded_llm import LOSSES, trainer
 from tests.llm.models import chain_grounding_data
 from tests.llm.small_models import unloaded_backbone
 
@@ -165,7 +164,7 @@ def test_grounding_lowers_every_loss(grounded: Grounded) -> None:
 def test_a_grounded_model_imagines_rollouts_that_meet_their_goal(grounded: Grounded) -> None:
     """Three of four at least for training goals on the chain, each stopped on its own."""
     model, data, *_ = grounded
-    items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split is GoalSplit.TRAIN]
+    items = [item for item in data.val_dataloader()[1].dataset if item.instructed.goal_split == "train"]
     rollouts = model.imagine(items)
     assert np.mean([rollout.is_success for rollout in rollouts]) >= 0.75
     assert len({len(rollout) for rollout in rollouts}) > 1

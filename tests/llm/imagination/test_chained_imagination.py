@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 from numpy.testing import assert_array_equal
 
-from kalm.core.names import GoalSplit
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
 from kalm.data.work_item import WorkItem
@@ -39,7 +38,7 @@ class CellByCell(ChainDomain):
         return CellGoal({0: 1, 1: 0, 3: 4, 4: 3}[cell])
 
 
-def items(domain: ChainDomain, goal_split: GoalSplit, num_items: int) -> list[WorkItem]:
+def items(domain: ChainDomain, goal_split: str, num_items: int) -> list[WorkItem]:
     """Every second from the left end, every second from the right end."""
     goals = domain.instructed_goals(goal_split)
     starts = one_hot_starts([0, 4])
@@ -60,9 +59,9 @@ def run(domain: ChainDomain, work: Sequence[WorkItem], max_rows: int = 8) -> lis
 def test_links_make_up_one_rollout_of_the_whole_goal() -> None:
     """Sound, from its start, no longer than the limit; its links cover it, each asking for what was next."""
     domain = CellByCell()
-    work = items(domain, GoalSplit.HARD, 20)
+    work = items(domain, "hard", 20)
     rollouts = run(domain, work)
-    names = {one.instruction: one.goal for split in GoalSplit for one in domain.instructed_goals(split)}
+    names = {one.instruction: one.goal for split in domain.goal_splits for one in domain.instructed_goals(split)}
     for rollout, item in zip(rollouts, work, strict=True):
         assert validate_rollout(rollout, ANYWHERE, domain.action_space) == []
         assert rollout.instruction == item.instructed.instruction
@@ -81,7 +80,7 @@ def test_links_make_up_one_rollout_of_the_whole_goal() -> None:
 def test_goals_without_sub_goals_are_imagined_as_ever() -> None:
     """The same rollouts, in the same places among goals that have some."""
     domain = CellByCell()
-    plain, hard = items(domain, GoalSplit.EASY, 6), items(domain, GoalSplit.HARD, 3)
+    plain, hard = items(domain, "easy", 6), items(domain, "hard", 3)
     mixed = [plain[0], hard[0], *plain[1:4], hard[1], hard[2], *plain[4:]]
     rollouts = run(domain, mixed)
     alone = engine(domain).imagine(plain)
@@ -96,7 +95,7 @@ def test_goals_without_sub_goals_are_imagined_as_ever() -> None:
 def test_a_chain_does_not_depend_on_its_batch() -> None:
     """Its seed decides its wordings and its luck, however many are imagined at a time."""
     domain = CellByCell()
-    work = items(domain, GoalSplit.HARD, 8)
+    work = items(domain, "hard", 8)
     for max_rows in (2, 3, 8):
         for one, item in zip(run(domain, work, max_rows), work, strict=True):
             (alone,) = run(domain, [item])
@@ -107,6 +106,6 @@ def test_a_chain_does_not_depend_on_its_batch() -> None:
 def test_a_domain_without_sub_goals_chains_nothing() -> None:
     """The default of the contract."""
     domain = ChainDomain()
-    hard: InstructedGoal = domain.instructed_goals(GoalSplit.HARD)[0]
+    hard: InstructedGoal = domain.instructed_goals("hard")[0]
     assert domain.next_sub_goal(hard.goal, np.eye(5)[0]) is None
-    assert all("links" not in rollout.provenance for rollout in run(domain, items(domain, GoalSplit.HARD, 4)))
+    assert all("links" not in rollout.provenance for rollout in run(domain, items(domain, "hard", 4)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.errors import KalmError
-from kalm.core.names import GoalSplit, Source
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
 from kalm.data.work_item import WorkItem
@@ -72,7 +72,7 @@ def never(items: Sequence[WorkItem], *step: NDArray[Any]) -> NDArray[np.bool_]:
 
 def work_item(instruction: str, start: NDArray[np.float32], max_steps: int, seed: int) -> WorkItem:
     """What to generate, for a goal that nobody looks at."""
-    return WorkItem(InstructedGoal(CellGoal(0), instruction, GoalSplit.EASY), start, max_steps, seed)
+    return WorkItem(InstructedGoal(CellGoal(0), instruction, "easy"), start, max_steps, seed)
 
 
 def made_of(
@@ -280,7 +280,7 @@ def test_continuous_actions_stay_in_bounds() -> None:
 def test_imagined_rollouts_are_labelled_by_the_domain() -> None:
     """They are imaginary, well-formed, carry their seed, and end where the domain says that the goal is met."""
     domain, model = ChainDomain(), grounded_llm()
-    goals = [InstructedGoal(CellGoal(cell), f"go to cell {cell}", GoalSplit.EASY) for cell in range(5)]
+    goals = [InstructedGoal(CellGoal(cell), f"go to cell {cell}", "easy") for cell in range(5)]
     items = [
         WorkItem(goal, one_hot_starts([2])[0], domain.max_steps(goal.goal), seed) for seed, goal in enumerate(goals * 4)
     ]
@@ -310,7 +310,7 @@ def test_what_was_imagined_before_leaves_no_trace() -> None:
     model, domain, starts, calls = grounded_llm(), ChainDomain(), one_hot_starts([2, 0]), []
     embed = model.backbone.embed_prompts
     model.backbone.embed_prompts = lambda prompts: (calls.append(list(prompts)), embed(prompts))[1]  # type: ignore[method-assign]
-    goals = domain.instructed_goals(GoalSplit.TRAIN)
+    goals = domain.instructed_goals("train")
     first, second = (
         [WorkItem(goal, start, 5, 0) for start in starts for goal in some] for some in (goals[:3], goals[1:])
     )
@@ -332,7 +332,7 @@ def test_too_little_memory_says_what_to_change() -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     model.codec.encode_observation = without_memory  # type: ignore[method-assign]
-    goal = domain.instructed_goals(GoalSplit.TRAIN)[0]
+    goal = domain.instructed_goals("train")[0]
     items = [WorkItem(goal, one_hot_starts([2])[0], 5, seed) for seed in range(7)]
     with pytest.raises(KalmError, match=r"with 3 rollouts.*tried to allocate 20 GiB.*imagination_batch_size lower"):
         engine.imagine(items)
@@ -341,7 +341,7 @@ def test_too_little_memory_says_what_to_change() -> None:
 def imagined(model: GroundedLLM, is_compiled: bool, num_items: int) -> list[Rollout]:
     """Two calls of one engine, for goals of different lengths."""
     domain, starts = ChainDomain(), one_hot_starts([2, 0, 4])
-    goals = [goal for split in (GoalSplit.EASY, GoalSplit.TRAIN) for goal in domain.instructed_goals(split)]
+    goals = [goal for split in ("easy", "train") for goal in domain.instructed_goals(split)]
     items = [WorkItem(goals[i % len(goals)], starts[i % 3], 3 + i % 9, i) for i in range(num_items)]
     engine = RolloutEngine(model.backbone, model.codec, domain, Sampling(1.0, 1.0), 4, is_compiled)
     return [*engine.imagine(items[: num_items // 2]), *engine.imagine(items[num_items // 2 :])]

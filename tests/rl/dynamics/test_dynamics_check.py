@@ -10,10 +10,9 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.test_replay import walk
 from torch import Tensor, nn
 
-from kalm.callbacks.rollout_writer import STORE, RolloutWriter
+from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.filters import RolloutFilter, rollout_verdicts
@@ -21,10 +20,12 @@ from kalm.data.task_spec import dynamics_spec
 from kalm.data.transition_data import TransitionData
 from kalm.rl.dynamics.dynamics_check import DynamicsCheck, load_dynamics_check
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
+from kalm.runs.folder import STORE
 from kalm.store.reader import RolloutStore
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain, one_hot, step
 from tests.data.rollouts import real_rollouts, write_store
+from tests.envs.test_replay import walk
 from tests.rl.helpers import trainer as predict_trainer
 
 DOMAIN = ChainDomain()
