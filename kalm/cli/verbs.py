@@ -28,7 +28,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     Returns:
         Exit code.
     """
-    make_parser, act = _VERBS[verb]
+    make_parser, act = VERBS[verb]
     parser = make_parser()
     try:
         config = parser.parse_args(arguments)
@@ -181,7 +181,7 @@ def _doctor(config: Namespace) -> int:
     return doctor.report(doctor.examine(Path(config.root)), Console())
 
 
-_VERBS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], int]]] = {
+VERBS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], int]]] = {
     "collect": (_collect_parser, _collect),
     "run": (_run_parser, _run),
     "export": (_export_parser, _export),
