@@ -23,14 +23,11 @@ from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
 from kalm.judging.judge import Judge
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.rl.dynamics.dynamics_check import load_dynamics_check
-from kalm.runs.folder import find_checkpoint
+from kalm.runs.folder import REJECTED_FILE, STORE, find_checkpoint
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
 
 logger = logging.getLogger(__name__)
-
-STORE = "store"  # folder of the store in the run folder
-REJECTED_FILE = "rejected.json"  # beside it: shard -> reason -> rollouts
 
 
 class RolloutWriter(Callback):
