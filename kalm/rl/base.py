@@ -114,12 +114,9 @@ class OfflineRLModule(EvaluatedPolicy):
         self.automatic_optimization = False
         self.spec = spec
         self.hidden_sizes = tuple(hidden_sizes)
-        self.learning_rate = learning_rate
-        self.discount = discount
-        self.target_update_rate = target_update_rate
-        self.target_update_interval = target_update_interval
-        self.normalize_observation = normalize_observation
-        self.normalize_goal_embedding = normalize_goal_embedding
+        self.learning_rate, self.discount = learning_rate, discount
+        self.target_update_rate, self.target_update_interval = target_update_rate, target_update_interval
+        self.normalize_observation, self.normalize_goal_embedding = normalize_observation, normalize_goal_embedding
         self.gradient_clip_norm = gradient_clip_norm
         self.num_seeds = num_seeds
         self.compile_losses = compile
