@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kalm.core.rollout import Rollout
-from kalm.data.returns import returns_to_go
+from kalm.data.selection import returns_to_go
 
 
 class GroundingTask(IntEnum):
