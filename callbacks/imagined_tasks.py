@@ -71,7 +71,8 @@ def task_counts(domain: Domain, store: RolloutStore, num_replayed: int) -> list[
     verdicts = rollout_verdicts(store)
     splits, tasks = store.goal_splits.tolist(), rollout_tasks(domain, Selection.whole([store]))
     counts = []
-    for split, task in sorted(set(zip(splits, tasks, strict=True))):
+    rank = {split: place for place, split in enumerate(domain.goal_splits)}
+    for split, task in sorted(set(zip(splits, tasks, strict=True)), key=lambda entry: (rank[entry[0]], entry[1])):
         of_task = torch.tensor([(s, t) == (split, task) for s, t in zip(splits, tasks, strict=True)])
         claimed = (verdicts[RolloutFilter.success] & of_task).nonzero().squeeze(-1)[:num_replayed]
         counts.append(

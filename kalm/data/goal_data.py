@@ -14,10 +14,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kalm.core import names
 from kalm.core.errors import DataError
-from kalm.core.names import TaskSpec
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
-from kalm.data.task_spec import task_spec
 from kalm.data.work_item import WorkShard, make_work_items
 from kalm.envs.base import Domain, InstructedGoal
 from kalm.language.encoder import SentenceEncoder
@@ -50,8 +48,6 @@ class GoalData(RolloutData):
     """Goals to imagine rollouts for.
 
     Attributes:
-        spec: Sizes for the model; known before any data is read.
-        encoder: The frozen sentence encoder.
         finished_shards: Says which shards an earlier run has stored. It is asked when the dataloader is made, which is
             the first moment at which Lightning has loaded the weights that decide whether old shards still count.
     """
@@ -86,8 +82,6 @@ class GoalData(RolloutData):
         """
         super().__init__(locals())
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.encoder = encoder
-        self.spec: TaskSpec = task_spec(domain, encoder)
         splits = domain.check_goal_splits(list(num_rollouts))
         self._num_rollouts = {split: num_rollouts[split] for split in domain.goal_splits if split in splits}
         require_least(rollouts_per_shard=(rollouts_per_shard, 1), **{s: (n, 1) for s, n in num_rollouts.items()})

@@ -12,7 +12,6 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from kalm.core.errors import DataError
-from kalm.core.names import TaskSpec
 from kalm.data.general_text import GeneralTextPieces, GeneralTextSource
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, join_batches
 from kalm.data.indexed_batches import IndexedBatches, as_it_is
@@ -26,7 +25,6 @@ from kalm.data.task_batches import (
     generation_texts,
     shortest_instructions,
 )
-from kalm.data.task_spec import task_spec
 from kalm.data.work_item import make_work_items
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
@@ -76,12 +74,7 @@ class GroundingTasks:
 
 
 class GroundingData(RolloutData):
-    """Real rollouts, cut into batches of each grounding task.
-
-    Attributes:
-        spec: Sizes for the model; known before any data is read.
-        encoder: The frozen sentence encoder.
-    """
+    """Real rollouts, cut into batches of each grounding task."""
 
     undecided = frozenset({"encoder", "num_imagined", "goal_splits"})
     remedy = "to go on from its weights start another --experiment with model.weights_from"
@@ -126,8 +119,6 @@ class GroundingData(RolloutData):
             DataError: If a number is out of range or a split is unknown.
         """
         super().__init__(locals(), num_held_out)
-        self.encoder = encoder
-        self.spec: TaskSpec = task_spec(domain, encoder)
         tasks.check()
         check_shown_rollouts(tokens_per_prompt, crop_probability, num_held_out)
         require_least(num_imagined=(num_imagined, 0))

@@ -17,7 +17,6 @@ from torchrl.data import ReplayBufferEnsemble
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError
-from kalm.core.names import TaskSpec
 from kalm.core.rollout import Rollout
 from kalm.data.choice import check_verdict_weights, weighed_by_verdicts
 from kalm.data.evaluation_episodes import DEFAULT_EPISODES, EvaluationEpisodes
@@ -27,7 +26,6 @@ from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
-from kalm.data.task_spec import task_spec
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode
 from kalm.language.encoder import SentenceEncoder
@@ -38,8 +36,6 @@ class PolicyData(RolloutData):
     """Real rollouts, imagined rollouts that passed a filter, and the episodes to be judged on.
 
     Attributes:
-        spec: Sizes for the policy; known before any data is read.
-        encoder: The frozen sentence encoder.
         evaluation: The episodes to be judged on.
         seed: Decides which transitions each update gets.
         num_seeds: Policies that are trained side by side, S; set by the policy. Each gets the minibatches of its own
@@ -90,8 +86,7 @@ class PolicyData(RolloutData):
             DataError: If a number is out of range or a split is unknown.
         """
         super().__init__(locals())
-        self.encoder, self.evaluation = encoder, evaluation
-        self.spec: TaskSpec = task_spec(domain, encoder)
+        self.evaluation = evaluation
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
         self.seed, self.num_seeds = seed, 1

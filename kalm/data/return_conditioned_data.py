@@ -10,7 +10,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from kalm.core.names import TaskSpec
 from kalm.data.evaluation_episodes import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.grounding_data import check_shown_rollouts, first_batch, held_out_loader
@@ -19,7 +18,6 @@ from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, generation_texts
-from kalm.data.task_spec import task_spec
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode
 from kalm.language.encoder import SentenceEncoder
@@ -29,8 +27,6 @@ class ReturnConditionedData(RolloutData):
     """Real rollouts for the goals that they were made for, and the episodes that policies are judged on.
 
     Attributes:
-        spec: Sizes for the policy; known before any data is read.
-        encoder: The frozen sentence encoder.
         evaluation: The episodes to be judged on.
     """
 
@@ -67,8 +63,7 @@ class ReturnConditionedData(RolloutData):
             DataError: If a number is out of range or a split is unknown.
         """
         super().__init__(locals(), num_held_out)
-        self.encoder, self.evaluation = encoder, evaluation
-        self.spec: TaskSpec = task_spec(domain, encoder)
+        self.evaluation = evaluation
         require_least(batch_size=(batch_size, 1))
         check_shown_rollouts(tokens_per_prompt, crop_probability, num_held_out)
         domain.check_goal_splits(evaluation.goal_splits)

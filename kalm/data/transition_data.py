@@ -18,7 +18,6 @@ from kalm.data.indexed_batches import IndexedBatches
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetricNumbers, SymmetryKind
-from kalm.data.task_spec import dynamics_spec
 from kalm.envs.base import Domain
 
 Transitions = dict[Any, Tensor]
@@ -26,11 +25,7 @@ _KEYS = (names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION)
 
 
 class TransitionData(RolloutData):
-    """Real transitions for whoever learns what an action changes.
-
-    Attributes:
-        spec: Sizes for the model; known before any data is read.
-    """
+    """Real transitions for whoever learns what an action changes."""
 
     def __init__(
         self,
@@ -55,7 +50,6 @@ class TransitionData(RolloutData):
             DataError: If a number is out of range, or the domain has no such symmetry.
         """
         super().__init__(locals(), num_held_out)
-        self.spec = dynamics_spec(domain)
         self._batch_size, self._seed = batch_size, seed
         self._numbers = SymmetricNumbers(self.symmetries)
         require_least(batch_size=(batch_size, 1), num_held_out=(num_held_out, 1))

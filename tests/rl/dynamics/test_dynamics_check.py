@@ -16,9 +16,9 @@ from kalm.callbacks.rollout_writer import STORE, RolloutWriter
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.choice import RolloutFilter, rollout_verdicts
+from kalm.data.rollout_data import dynamics_spec
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind
-from kalm.data.task_spec import dynamics_spec
 from kalm.data.transition_data import TransitionData
 from kalm.rl.dynamics.dynamics_check import DynamicsCheck, load_dynamics_check
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
