@@ -12,9 +12,10 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from kalm.core.errors import DataError
+from kalm.core.rollout import Rollout
 from kalm.data.general_text import GeneralTextPieces, GeneralTextSource
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, join_batches
-from kalm.data.indexed_batches import IndexedBatches, as_it_is
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, join_batches
+from kalm.data.indexed_batches import IndexedBatches
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.symmetry import SymmetryKind
@@ -178,7 +179,7 @@ class GroundingData(RolloutData):
         """Batches without end, going on where the trainer's update counter stands."""
         return IndexedBatches(self.batch, start=lambda: first_batch(self)).dataloader()
 
-    def val_dataloader(self) -> list[DataLoader[Any]]:
+    def val_dataloader(self) -> list[DataLoader[ValidationBatch]]:
         """Held-out real rollouts; then work items of every split, and held-out text, as far as there are any."""
         held_out = [self.held_out_rollouts.rollout(place) for place in range(len(self.held_out_rollouts))]
         starts = np.stack([rollout.observations[0] for rollout in held_out])
@@ -195,9 +196,9 @@ class GroundingData(RolloutData):
             )
         ]
         loaders = [held_out_loader(held_out)]
-        loaders += [held_out_loader(items)] if items else []
+        loaders += [_loader(items, _ROLLOUTS_A_BATCH, lambda items: ValidationBatch(items=items))] if items else []
         texts = self.general_text.held_out_batches() if self.general_text else []
-        return loaders + ([_loader(texts, None, as_it_is)] if texts else [])
+        return loaders + ([_loader(texts, None, lambda text: ValidationBatch(text=text))] if texts else [])
 
     @cached_property
     def _task_batches(self) -> list[TaskBatches]:
@@ -241,12 +242,12 @@ def first_batch(data: RolloutData) -> int:
     return 0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches
 
 
-def held_out_loader(entries: Sequence[Any]) -> DataLoader[Any]:
-    """Rollouts or work items as a trainer takes them: in lists."""
-    return _loader(entries, _ROLLOUTS_A_BATCH, list)
+def held_out_loader(rollouts: Sequence[Rollout]) -> DataLoader[ValidationBatch]:
+    """Held-out rollouts, some at a time."""
+    return _loader(rollouts, _ROLLOUTS_A_BATCH, lambda some: ValidationBatch(rollouts=some))
 
 
-def _loader(entries: Sequence[Any], batch_size: int | None, collate: Any) -> DataLoader[Any]:
+def _loader(entries: Sequence[Any], batch_size: int | None, collate: Any) -> DataLoader[ValidationBatch]:
     # A list serves as a dataset; PyTorch's types only know its own class.
     dataset = cast("Dataset[Any]", entries)
     return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=collate)

@@ -40,9 +40,9 @@ class IndexedBatches(IterableDataset[Batch], Generic[Batch]):
     def dataloader(self) -> DataLoader[Batch]:
         """A loader for Lightning that hands the batches on as they are, in the training process."""
         # Worker processes would copy each batch between processes, which costs more than making it.
-        return DataLoader(self, batch_size=None, num_workers=0, collate_fn=as_it_is)
+        return DataLoader(self, batch_size=None, num_workers=0, collate_fn=_as_it_is)
 
 
-def as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Batch) -> Batch:
     """Keep PyTorch's default conversion away: it takes a TensorDict for a mapping and rebuilds it."""
     return batch

@@ -20,7 +20,7 @@ from kalm.core.errors import CheckpointError, DataError
 from kalm.core.names import TaskSpec
 from kalm.data.choice import first_rollouts
 from kalm.data.decisions import data_decisions
-from kalm.data.grounding_batch import GeneralText
+from kalm.data.grounding_batch import ValidationBatch
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.statistics import Moments, RolloutStatistics, rollout_statistics, transition_moments
@@ -169,8 +169,8 @@ class RolloutData(LightningDataModule):
             )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move tensors; leave episodes, rollouts, work items and texts as they are."""
-        is_on_host = isinstance(batch, list | GeneralText)
+        """Move tensors; leave what is validated on as it is: rollouts, work items, texts, episodes."""
+        is_on_host = isinstance(batch, list | ValidationBatch)
         return batch if is_on_host else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     @cached_property

@@ -70,7 +70,7 @@ def test_statistics_leave_out_what_is_held_out(tmp_path: Path) -> None:
 def test_validation_has_held_out_rollouts_and_episodes(tmp_path: Path) -> None:
     """Ten rollouts; three episodes for each of four splits."""
     held_out, episodes = make_data(tmp_path).val_dataloader()
-    assert [len(batch) for batch in held_out] == [10]
+    assert [len(batch.rollouts) for batch in held_out] == [10]
     assert [len(batch) for batch in episodes] == [12]
 
 

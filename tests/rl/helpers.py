@@ -21,7 +21,7 @@ from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.statistics import RolloutStatistics
 from kalm.rl.base import OfflineRLModule
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 from kalm.store.reader import is_finished_store
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import arguments, write_store
