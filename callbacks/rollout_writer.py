@@ -20,7 +20,7 @@ from kalm.core.durable import file_sha256, write_durably
 from kalm.core.errors import DataError, KalmError
 from kalm.core.rollout import Rollout
 from kalm.core.validation import raise_problems
-from kalm.data.filters import verdict_counts
+from kalm.data.choice import verdict_counts
 from kalm.data.goal_data import GoalData
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain

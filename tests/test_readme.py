@@ -11,7 +11,7 @@ import torch
 
 from kalm.__main__ import main
 from kalm.cli import verbs
-from kalm.data.task_spec import task_spec
+from kalm.data.rollout_data import task_spec
 from kalm.envs.clevr_robot import ClevrRobot, MoveGoal
 from kalm.language.encoder import SentenceEncoder
 from kalm.rl.bc import BC

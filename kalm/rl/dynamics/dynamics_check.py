@@ -32,7 +32,7 @@ from kalm.core.errors import CheckpointError, DataError
 from kalm.core.names import TaskSpec
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
-from kalm.data.task_spec import dynamics_spec
+from kalm.data.rollout_data import dynamics_spec
 from kalm.envs.base import Domain, success_of_each
 from kalm.rl.networks.mlp import EnsembleMLP
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
