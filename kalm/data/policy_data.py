@@ -196,7 +196,7 @@ class PolicyData(RolloutData):
     def _keys(self) -> list[Key]:
         more: list[Key] = [names.WEIGHT] if self._verdict_weights else []
         more += [names.RETURN_TO_GO] if self.sequence_length > 1 else []
-        return [*transition_columns(self.store.manifest), *more]
+        return [*transition_columns(self.store.spec), *more]
 
     @cached_property
     def _minibatches(self) -> Minibatches:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.core.specs import TaskSpec, spec_of_spaces
 from kalm.envs.symmetry import Relabelling
 
 BoolArray = NDArray[np.bool_]
@@ -205,6 +206,11 @@ class Domain(ABC):
         """Picture of one observation, shape (size, size, 3), drawn without GL."""
 
     # --- shared by all domains --------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What observations and actions are, for what knows no goals."""
+        return spec_of_spaces(self.observation_space, self.action_space, self.entities)
 
     @property
     def training_split(self) -> str:

@@ -91,8 +91,7 @@ def import_imagine_bench(
         writer = RolloutStoreWriter(
             store_path,
             domain.name,
-            domain.observation_space,
-            domain.action_space,
+            domain.spec,
             domain.plausibility_flags,
             made_by={"importer": "imagine_bench", "file_sha256": digest, "masks": masks.name},
         )

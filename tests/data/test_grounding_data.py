@@ -242,7 +242,7 @@ def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
     """Statistics and batches come from the others; only rollouts that pass the filter are used."""
     data = chain_grounding_data(tmp_path, num_rollouts=100, num_held_out=30)
     store = data.store
-    used = [store.rollout(row) for row in range(100) if store.rollouts["is_success"][row]]
+    used = [store.rollout(row) for row in range(100) if store.is_success[row]]
     held_out = list(data.val_dataloader()[0].dataset)
     assert [r.actions.tolist() for r in held_out] == [r.actions.tolist() for r in used[-30:]]
     observations = np.concatenate([r.observations[:-1] for r in used[:-30]])

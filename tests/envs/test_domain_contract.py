@@ -184,7 +184,7 @@ def test_collection_gives_valid_rollouts_that_depend_on_seed_and_number_alone(do
     for rollout in rollouts:
         assert rollout.source == Source.REAL
         assert rollout.goal_split == "train"
-        assert validate_rollout(rollout, domain.observation_space, domain.action_space) == []
+        assert validate_rollout(rollout, domain.spec) == []
     for part, expected in ((domain.collect(6, 9, first=4), rollouts[4:]), (domain.collect(2, 9), rollouts[:2])):
         for rollout, same in zip(part, expected, strict=True):
             assert rollout.instruction == same.instruction

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import vector_spec
 from kalm.envs.running_episodes import RunningEpisodes
 from tests.chain_domain import LEFT, RIGHT, CellGoal, ChainDomain
 
-SPEC = TaskSpec(observation_size=5, action_size=2, is_discrete=True, goal_embedding_size=4)
+SPEC = vector_spec(observation_size=5, action_size=2, is_discrete=True, goal_embedding_size=4)
 
 
 class StepReward(ChainDomain):

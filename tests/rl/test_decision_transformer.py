@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.decision_transformer import DecisionTransformer
 from kalm.rl.training.batches import WindowBatch
 from tests.rl.helpers import CONTINUOUS, DISCRETE, FixedData, chain_data, loss_batch, stacked_batch, trainer

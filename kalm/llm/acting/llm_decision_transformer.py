@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.errors import KalmError
-from kalm.core.names import TaskSpec
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
+from kalm.core.specs import TaskSpec, VectorObservation
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
@@ -93,7 +93,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
         require(is_one, "backbone", type(backbone).__name__, "one language model: a second would predict nothing here")
         self.spec = spec
         self.backbone, self._inner_size = backbone, inner_size
-        seen = replace(spec, observation_size=spec.observation_size + 1, entities=())
+        seen = replace(spec, observation=VectorObservation(spec.observation_size + 1))
         self.codec = RolloutCodec(seen, [backbone.hidden_size], inner_size)
         for head in (self.codec.change_head, self.codec.end_head):
             head.requires_grad_(False)  # nothing but actions is predicted

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
-from kalm.core.names import Source, TaskSpec
+from kalm.core.names import Source
+from kalm.core.specs import TaskSpec, vector_spec
 from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
@@ -32,7 +33,7 @@ from tests.llm.small_models import unloaded_backbone
 from tests.llm.token_encoder import TokenEncoder
 
 SPLITS = ("train", "easy")
-LINE = TaskSpec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
+LINE = vector_spec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
 
 
 class PaidChain(ChainDomain):

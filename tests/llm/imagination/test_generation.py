@@ -307,7 +307,7 @@ def test_imagined_rollouts_are_labelled_by_the_domain() -> None:
         assert rollout.source is Source.IMAGINARY
         assert rollout.goal == item.instructed.goal.to_json()
         assert rollout.provenance["seed"] == item.seed
-        assert validate_rollout(rollout, domain.observation_space, domain.action_space) == []
+        assert validate_rollout(rollout, domain.spec) == []
         met = domain.success(item.instructed.goal, rollout.observations[1:])
         assert rollout.is_success == met[-1] == (rollout.provenance["stopped_by"] == "goal")
         assert not met[:-1].any()
