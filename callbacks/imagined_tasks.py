@@ -14,8 +14,8 @@ from torch import Tensor
 from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core.durable import write_durably
 from kalm.core.errors import KalmError
-from kalm.data.filters import RolloutFilter, rollout_verdicts
-from kalm.data.verified_rollouts import rollout_tasks
+from kalm.data.choice import RolloutFilter, rollout_tasks, rollout_verdicts
+from kalm.data.selection import Selection
 from kalm.envs.base import Domain
 from kalm.envs.replay import replay
 from kalm.runs.folder import STORE, TASKS_FILE
@@ -68,9 +68,10 @@ def task_counts(domain: Domain, store: RolloutStore, num_replayed: int) -> list[
         simulator, and their mean ``drift``, null if there is none.
     """
     verdicts = rollout_verdicts(store)
-    splits, tasks = store.goal_splits.tolist(), rollout_tasks(domain, store)
+    splits, tasks = store.goal_splits.tolist(), rollout_tasks(domain, Selection.whole([store]))
     counts = []
-    for split, task in sorted(set(zip(splits, tasks, strict=True))):
+    rank = {split: place for place, split in enumerate(domain.goal_splits)}
+    for split, task in sorted(set(zip(splits, tasks, strict=True)), key=lambda entry: (rank[entry[0]], entry[1])):
         of_task = torch.tensor([(s, t) == (split, task) for s, t in zip(splits, tasks, strict=True)])
         claimed = (verdicts[RolloutFilter.success] & of_task).nonzero().squeeze(-1)[:num_replayed]
         counts.append(

@@ -17,7 +17,7 @@ from kalm.core.changes import changes
 from kalm.core.durable import file_sha256, write_durably
 from kalm.core.errors import DataError, KalmError
 from kalm.core.validation import raise_problems, rejection
-from kalm.data.filters import verdict_counts
+from kalm.data.choice import verdict_counts
 from kalm.data.goal_data import GoalData
 from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
 from kalm.judging.judge import Judge

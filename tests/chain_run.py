@@ -37,13 +37,11 @@ def chain_config(root: Path, **changes: Any) -> dict[str, Any]:
             "init_args": {
                 "domain": {"class_path": "tests.chain_domain.ChainDomain"},
                 "encoder": {"class_path": "tests.word_encoder.WordEncoder"},
-                "real": "${root}/real",
-                "imagined": ["${root}/imagined"],
-                "filter": "success",
+                "real": {"path": "${root}/real"},
+                "imagined": {"stores": ["${root}/imagined"], "filter": "success"},
                 "batch_size": 16,
                 "updates_per_step": 5,
-                "num_validation_episodes": 4,
-                "num_test_episodes": 6,
+                "evaluation": {"num_validation_episodes": 4, "num_test_episodes": 6},
             },
         },
     }

@@ -10,7 +10,7 @@ Shape letters: O numbers in an observation, K numbers beside a grid, A numbers i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
@@ -165,6 +165,10 @@ class TaskSpec:
             DataError: If actions are texts.
         """
         return self.action_size > 0 and isinstance(self.action, DiscreteAction)
+
+    def with_goals(self, goal_embedding_size: int) -> TaskSpec:
+        """The same for a learner of instructions whose sentence embeddings have so many numbers."""
+        return replace(self, goal_embedding_size=goal_embedding_size)
 
     @property
     def _vector(self) -> VectorObservation:

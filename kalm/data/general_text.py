@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,12 +18,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
+from kalm.data.decisions import BY_CONTENT
 from kalm.data.grounding_batch import GeneralText
 
 JSON_LINES = ".jsonl"
+_LEAST_TOKENS = 8
 _CHARACTERS_PER_TOKEN = 4  # about as many as a tokenizer's words have in English
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 256  # pieces; enough for a mean that shows
 _HELD_OUT_BATCH = 32
+
+
+@dataclass(frozen=True)
+class GeneralTextSource:
+    """The user's own text: where it lies, and how much of it a batch has.
+
+    Args:
+        files: File, or files, of text that the model should not forget how to write: plain text with empty lines
+            between texts, or ``.jsonl`` with an object a line that has a ``text``. All of it is read into memory. A
+            tenth is held out, whose loss every validation reports.
+        num_pieces: Pieces of that text a batch, to be learned beside the rollouts; 0 only validates on it.
+        num_tokens: About as many tokens a piece; what is longer is cut, at the context of the model too.
+    """
+
+    files: str | list[str] = field(default_factory=list, metadata=BY_CONTENT)
+    num_pieces: int = 0
+    num_tokens: int = 128
+
+    @property
+    def paths(self) -> list[str]:
+        """The files as a list."""
+        return [self.files] if isinstance(self.files, str) else list(self.files)
+
+    def check(self) -> None:
+        """Refuse numbers that are out of range, and text without a file.
+
+        Raises:
+            DataError: The message names what is allowed.
+        """
+        if self.num_pieces < 0 or self.num_tokens < _LEAST_TOKENS:
+            raise DataError(
+                f"general_text.num_pieces is {self.num_pieces} and general_text.num_tokens is {self.num_tokens}; they "
+                f"must be 0 or more, and {_LEAST_TOKENS} or more"
+            )
+        if not self.paths:
+            raise DataError("general_text.files names no file; give one, or set general_text to null")
 
 
 class GeneralTextPieces:
@@ -47,8 +86,8 @@ class GeneralTextPieces:
         pieces = [piece for text in read_texts(files) for piece in _cut(text, _CHARACTERS_PER_TOKEN * num_tokens)]
         if len(pieces) < 2:
             raise DataError(
-                f"general_text {', '.join(files)} makes {len(pieces)} piece of {num_tokens} tokens; it takes one to "
-                "learn from and one to hold out. Give more text, or set general_text_tokens lower"
+                f"general_text.files {', '.join(files)} makes {len(pieces)} piece of {num_tokens} tokens; it takes one "
+                "to learn from and one to hold out. Give more text, or set general_text.num_tokens lower"
             )
         num_held_out = min(max(1, round(_HELD_OUT_SHARE * len(pieces))), _MOST_HELD_OUT)
         self.training, self.held_out = pieces[:-num_held_out], pieces[-num_held_out:]
@@ -99,7 +138,7 @@ def _read(path: Path) -> list[str]:
     texts = list(_text_of_each_line(path, content)) if is_json else re.split(r"\n\s*\n", content)
     texts = [text.strip() for text in texts if text.strip()]
     if not texts:
-        raise DataError(f"general_text: {path} holds no text; give another file, or leave general_text empty")
+        raise DataError(f"general_text: {path} holds no text; give another file, or set general_text to null")
     return texts
 
 

@@ -9,19 +9,16 @@ from functools import cached_property
 from typing import Any, cast
 
 import torch
-from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kalm.core import names
 from kalm.core.errors import DataError
-from kalm.core.names import TaskSpec
-from kalm.data.goal_starts import make_work_items
-from kalm.data.task_spec import task_spec
-from kalm.data.work_item import WorkShard
+from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_sources import RealRollouts
+from kalm.data.work_item import WorkShard, make_work_items
 from kalm.envs.base import Domain, InstructedGoal
 from kalm.language.encoder import SentenceEncoder
-from kalm.store.domain_store import collect_if_absent, open_domain_store
 
 # What the paper imagined on CLEVR-Robot.
 PAPER_NUM_ROLLOUTS = {"rephrase": 5600, "easy": 72400, "hard": 1680}
@@ -47,26 +44,24 @@ class ShardSampler(DistributedSampler[int]):
         return range(self.rank, len(cast("Sized", self.dataset)), self.num_replicas)
 
 
-class GoalData(LightningDataModule):
+class GoalData(RolloutData):
     """Goals to imagine rollouts for.
 
     Attributes:
-        spec: Sizes for the model; known before any data is read.
-        domain: The world.
-        encoder: The frozen sentence encoder.
         finished_shards: Says which shards an earlier run has stored. It is asked when the dataloader is made, which is
             the first moment at which Lightning has loaded the weights that decide whether old shards still count.
     """
+
+    # What is imagined is decided by the goals themselves, not by the file they lie in; the encoder is the model's.
+    undecided = frozenset({"encoder", "goals_file"})
 
     def __init__(
         self,
         domain: Domain,
         encoder: SentenceEncoder,
-        real: str,
+        real: RealRollouts,
         num_rollouts: Mapping[str, int] = PAPER_NUM_ROLLOUTS,
         goals_file: str | None = None,
-        num_collected_rollouts: int = 10000,
-        collect_seed: int = 0,
         rollouts_per_shard: int = 1024,
         seed: int = 0,
     ) -> None:
@@ -75,12 +70,9 @@ class GoalData(LightningDataModule):
         Args:
             domain: The world to imagine.
             encoder: The same as the model's.
-            real: Folder of the store of real rollouts, whose first observations imagination starts from; collected
-                there when absent.
+            real: The real rollouts, whose first observations imagination starts from.
             num_rollouts: Rollouts to imagine for each goal split (paper: 5600 rephrase, 72400 easy, 1680 hard).
             goals_file: JSON lines of your own goals, in place of the domain's.
-            num_collected_rollouts: Real rollouts to collect when ``real`` is absent.
-            collect_seed: Seed of that collection.
             rollouts_per_shard: Rollouts that are handed to the model and stored at once; what a kill can cost. Make it
                 several times the model's ``imagination_batch_size``, so that the batch is seldom half empty.
             seed: Decides the first observations and the model's luck.
@@ -88,34 +80,18 @@ class GoalData(LightningDataModule):
         Raises:
             DataError: If a number is out of range or a split is unknown.
         """
-        super().__init__()
+        super().__init__(locals())
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.domain, self.encoder = domain, encoder
-        self.spec: TaskSpec = task_spec(domain, encoder)
         splits = domain.check_goal_splits(list(num_rollouts))
         self._num_rollouts = {split: num_rollouts[split] for split in domain.goal_splits if split in splits}
-        for name, value in (*num_rollouts.items(), ("rollouts_per_shard", rollouts_per_shard)):
-            if value < 1:
-                raise DataError(f"{name} is {value}; it must be 1 or more. Leave out a split to imagine nothing for it")
-        self._real, self._goals_file, self._seed = real, goals_file, seed
-        self._num_collected_rollouts, self._collect_seed = num_collected_rollouts, collect_seed
-        self._rollouts_per_shard = rollouts_per_shard
+        require_least(rollouts_per_shard=(rollouts_per_shard, 1), **{s: (n, 1) for s, n in num_rollouts.items()})
+        self._goals_file, self._seed, self._rollouts_per_shard = goals_file, seed, rollouts_per_shard
         self.finished_shards: Callable[[], Collection[str]] = set
-
-    def prepare_data(self) -> None:
-        """Collect the real store when it is absent."""
-        collect_if_absent(self.domain, self._real, self._num_collected_rollouts, self._collect_seed)
 
     @property
     def description(self) -> dict[str, Any]:
         """What decides the work, as plain JSON types; kept with the store."""
-        return {
-            "num_rollouts": dict(self._num_rollouts),
-            "goals_sha256": self._goals_sha256,
-            "rollouts_per_shard": self._rollouts_per_shard,
-            "seed": self._seed,
-            "real": open_domain_store(self.domain, self._real).fingerprint,
-        }
+        return {**self.state_dict(), "num_rollouts": self._num_rollouts, "goals_sha256": self._goals_sha256}
 
     @cached_property
     def _goals_sha256(self) -> str:
@@ -142,8 +118,8 @@ class GoalData(LightningDataModule):
 
     @cached_property
     def _starts(self) -> NDArray[Any]:
-        store = open_domain_store(self.domain, self._real)
-        starts: NDArray[Any] = store.transitions[names.OBSERVATION][store.rollouts["start"]].numpy()
+        (observation,) = self.training.read((names.OBSERVATION,), self.training.starts)
+        starts: NDArray[Any] = observation.numpy()
         return starts
 
     def _goals_of(self, split: str) -> list[InstructedGoal]:

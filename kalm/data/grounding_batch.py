@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kalm.core.rollout import Rollout
-from kalm.data.returns import returns_to_go
+from kalm.data.selection import returns_to_go
+from kalm.data.work_item import WorkItem
 
 
 class GroundingTask(IntEnum):
@@ -36,6 +37,20 @@ class GeneralText(NamedTuple):
 
     texts: Sequence[str] = ()
     max_tokens: int = 0
+
+
+class ValidationBatch(NamedTuple):
+    """What is validated on at a time, mostly of one kind.
+
+    Attributes:
+        rollouts: Held-out real rollouts, to be predicted and explained.
+        items: Goals to imagine rollouts for.
+        text: Held-out text.
+    """
+
+    rollouts: Sequence[Rollout] = ()
+    items: Sequence[WorkItem] = ()
+    text: GeneralText = GeneralText()
 
 
 class GroundingBatch(NamedTuple):

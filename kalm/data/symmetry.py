@@ -1,15 +1,16 @@
-"""Transitions and texts under a domain's relabellings, such as the colours of equal balls exchanged.
+"""Transitions and texts under a domain's symmetries, such as the colours of equal balls exchanged.
 
-A relabelled transition is as true as the recorded one, so a store of N transitions becomes as many times N as there
-are relabellings.
+What is shown under one is as true as what was recorded, so a store of N transitions becomes as many times N as there
+are symmetries.
 
-Shape letters: L relabellings, I texts, B transitions, T steps of a window, O numbers in an observation, A discrete
+Shape letters: L symmetries, I texts, B transitions, T steps of a window, O numbers in an observation, A discrete
 actions or numbers in a continuous action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -17,101 +18,137 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kalm.core.errors import DataError
 from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION
+from kalm.envs.base import Domain
 from kalm.envs.symmetry import Relabelling, relabelled_texts
 
 
-class RelabelledTexts:
-    """Numbers texts under every relabelling, so that equal texts have equal numbers.
+class SymmetryKind(Enum):
+    """Under which of the domain's symmetries data are shown; the names are what a YAML file says.
+
+    ``none``: as they were recorded (paper). ``names``: things that differ in name only, such as balls of another
+    colour, are exchanged: far more different true rollouts than were recorded; sentences must name what is exchanged.
+    ``mirror``: the world is seen in a mirror too. Motions to the other side are then in the data, though none of them
+    was recorded.
+    """
+
+    none = "none"
+    names = "names"
+    mirror = "mirror"
+
+
+def symmetries_of(domain: Domain, kind: SymmetryKind) -> Sequence[Relabelling]:
+    """The symmetries of a kind, the first of which changes nothing; empty for ``none``.
+
+    Raises:
+        DataError: If the domain has none of that kind.
+    """
+    if kind is SymmetryKind.none:
+        return ()
+    found = domain.relabellings if kind is SymmetryKind.names else domain.mirror_images
+    if not found:
+        raise DataError(f"symmetry is {kind.name}, but the domain {domain.name} has none of that kind; set it to none")
+    return found
+
+
+class SymmetricTexts:
+    """Numbers texts under every symmetry, so that equal texts have equal numbers.
 
     Attributes:
         distinct: The text of each number; those that were given come first.
     """
 
-    def __init__(self, texts: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
-        """Relabel every distinct text in every way.
+    def __init__(self, texts: Sequence[str], symmetries: Sequence[Relabelling]) -> None:
+        """Turn every distinct text in every way.
 
         Args:
             texts: Sentences; they may repeat.
-            relabellings: May be empty.
+            symmetries: May be empty.
         """
         given = list(dict.fromkeys(texts))
-        rows = relabelled_texts(given, relabellings) or [given]
+        rows = relabelled_texts(given, symmetries) or [given]
         self.distinct = list(dict.fromkeys([*given, *(text for row in rows for text in row)]))
         number_of = {text: number for number, text in enumerate(self.distinct)}
         column_of = {text: column for column, text in enumerate(given)}
         self._number = np.array([[number_of[text] for text in row] for row in rows])
         self._column = np.array([column_of[text] for text in texts])
 
-    def numbers_of(self, texts: NDArray[np.int64], relabelling: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Number of each text, given by its place, under a relabelling; shapes broadcast."""
-        return self._number[relabelling, self._column[texts]]
+    def numbers_of(self, texts: NDArray[np.int64], symmetry: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of each text, given by its place, under a symmetry; shapes broadcast."""
+        return self._number[symmetry, self._column[texts]]
 
 
-class RelabelledNumbers:
-    """Observations and actions under relabellings."""
+class SymmetricNumbers:
+    """Observations and actions under symmetries."""
 
-    def __init__(self, relabellings: Sequence[Relabelling]) -> None:
+    def __init__(self, symmetries: Sequence[Relabelling]) -> None:
         """Stack their tables.
 
         Args:
-            relabellings: L; there may be none if nothing is relabelled.
+            symmetries: L; there may be none if nothing is shown under any.
         """
-        self._observation_order = torch.from_numpy(np.array([r.observation_order for r in relabellings]))  # (L, O)
-        self._observation_sign = torch.from_numpy(np.array([r.signs for r in relabellings]))  # (L, O)
-        self._action_of = torch.from_numpy(np.array([r.action_of for r in relabellings]))  # (L, A)
+        self._observation_order = torch.from_numpy(np.array([r.observation_order for r in symmetries]))  # (L, O)
+        self._observation_sign = torch.from_numpy(np.array([r.signs for r in symmetries]))  # (L, O)
+        self._action_of = torch.from_numpy(np.array([r.action_of for r in symmetries]))  # (L, A)
 
-    def observation(self, observation: Tensor, relabelling: Tensor) -> Tensor:
-        """Observations of shape (B, O), each under its relabelling, int64 of shape (B,)."""
-        return observation.gather(1, self._observation_order[relabelling]) * self._observation_sign[relabelling]
+    def observation(self, observation: Tensor, symmetry: Tensor) -> Tensor:
+        """Observations of shape (B, O), each under its symmetry, int64 of shape (B,)."""
+        return observation.gather(1, self._observation_order[symmetry]) * self._observation_sign[symmetry]
 
-    def action(self, action: Tensor, relabelling: Tensor) -> Tensor:
-        """Actions of shape (B,) or (B, A), each under its relabelling, int64 of shape (B,)."""
+    def transitions(self, columns: Mapping[Any, Tensor], symmetry: Tensor) -> dict[Any, Tensor]:
+        """All columns of transitions; observations and actions are new tensors, each under its symmetry."""
+        return {
+            **columns,
+            OBSERVATION: self.observation(columns[OBSERVATION], symmetry),
+            NEXT_OBSERVATION: self.observation(columns[NEXT_OBSERVATION], symmetry),
+            ACTION: self.action(columns[ACTION], symmetry),
+        }
+
+    def action(self, action: Tensor, symmetry: Tensor) -> Tensor:
+        """Actions of shape (B,) or (B, A), each under its symmetry, int64 of shape (B,)."""
         if action.is_floating_point():
-            return self._action_of[relabelling] * action
-        return self._action_of[relabelling, action.long()]
+            return self._action_of[symmetry] * action
+        return self._action_of[symmetry, action.long()]
 
 
-class RelabelledTransitions:
-    """Shows transitions under relabellings that turn their sentence into one of the stores' own.
+class SymmetricTransitions:
+    """Shows transitions under symmetries that turn their sentence into one of the stores' own.
 
     So no sentence is new: what nobody recorded or imagined a rollout for, nobody asks the policy for. Goals of a split
-    that is closed under relabelling, such as those of two balls, get all; a goal with a fixed order of all gets few.
+    that is closed under symmetry, such as those of two balls, get all; a goal with a fixed order of all gets few.
     """
 
-    def __init__(self, instructions: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
+    def __init__(self, instructions: Sequence[str], symmetries: Sequence[Relabelling]) -> None:
         """Prepare the tables.
 
         Args:
             instructions: The distinct sentences that ``instruction_id`` counts, I.
-            relabellings: At least one, L; the first changes nothing.
+            symmetries: At least one, L; the first changes nothing.
         """
         number_of = {sentence: number for number, sentence in enumerate(instructions)}
         # (L, I): the sentence's number, or -1 where it would be a new one.
-        rows = [[number_of.get(text, -1) for text in texts] for texts in relabelled_texts(instructions, relabellings)]
+        rows = [[number_of.get(text, -1) for text in texts] for texts in relabelled_texts(instructions, symmetries)]
         self._instruction = torch.tensor(rows)
         allowed = self._instruction >= 0
         self._num_allowed = allowed.sum(dim=0)  # (I,)
         self._allowed = allowed.int().argsort(dim=0, descending=True, stable=True)  # (L, I): those allowed come first
-        self._numbers = RelabelledNumbers(relabellings)
+        self._numbers = SymmetricNumbers(symmetries)
 
     def __call__(self, columns: Mapping[Any, Tensor], words: Tensor) -> dict[Any, Tensor]:
-        """The same transitions, each under a relabelling.
+        """The same transitions, each under a symmetry.
 
         Args:
             columns: Transitions with the keys of ``kalm.core.names``, shape (B, ...).
-            words: A random number for each, int64 of shape (B,), not negative; it chooses among the relabellings that
+            words: A random number for each, int64 of shape (B,), not negative; it chooses among the symmetries that
                 are allowed.
 
         Returns:
             All columns; observations, actions and ``instruction_id`` are new tensors.
         """
         instruction = columns[INSTRUCTION_ID].long()
-        relabelling = self._allowed[words % self._num_allowed[instruction], instruction]
+        symmetry = self._allowed[words % self._num_allowed[instruction], instruction]
         return {
-            **columns,
-            OBSERVATION: self._numbers.observation(columns[OBSERVATION], relabelling),
-            NEXT_OBSERVATION: self._numbers.observation(columns[NEXT_OBSERVATION], relabelling),
-            ACTION: self._numbers.action(columns[ACTION], relabelling),
-            INSTRUCTION_ID: self._instruction[relabelling, instruction],
+            **self._numbers.transitions(columns, symmetry),
+            INSTRUCTION_ID: self._instruction[symmetry, instruction],
         }

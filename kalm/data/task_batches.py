@@ -1,4 +1,4 @@
-"""Cuts the rollouts of one grounding task into batches, each a pure function of its index.
+"""What a grounding task shows: its texts, and its rollouts cut into batches, each a pure function of its index.
 
 An epoch shows every rollout once. Rollouts with the same prompt share a row until the row is full, and rows of nearly
 equal length share a batch, so that neither prompts nor padding take up much of the work.
@@ -8,9 +8,10 @@ Shape letters: R rollouts of a batch, n their steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +19,25 @@ from numpy.typing import NDArray
 
 from kalm.core import names
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
-from kalm.data.joined_rollouts import JoinedRollouts
-from kalm.data.returns import returns_to_go
-from kalm.data.symmetry import RelabelledNumbers, RelabelledTexts
-from kalm.data.task_texts import TaskTexts
+from kalm.data.selection import Selection, returns_to_go
+from kalm.data.symmetry import SymmetricNumbers, SymmetricTexts
 from kalm.envs.symmetry import Relabelling
+from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
+from kalm.store.reader import InstructionRow
 
 _PROMPT_STREAM = 1
+
+
+class TaskTexts(NamedTuple):
+    """Texts of some rollouts, in their order.
+
+    Attributes:
+        prompts: Prompts of each rollout; it is shown behind a random one each time.
+        answers: Text to be written behind each; empty but for explanation.
+    """
+
+    prompts: Sequence[Sequence[str]]
+    answers: Sequence[str]
 
 
 class _Place(NamedTuple):
@@ -33,15 +46,15 @@ class _Place(NamedTuple):
     Attributes:
         rollout: Which of the rollouts in use.
         group: The group it shares a prompt with.
-        prompt: What it is behind, a number of ``RelabelledTexts.distinct``.
-        relabelling: Which relabelling it is shown under.
+        prompt: What it is behind, a number of ``SymmetricTexts.distinct``.
+        symmetry: Which symmetry it is shown under.
         skipped: Steps of its beginning that are left out.
     """
 
     rollout: NDArray[np.int64]
     group: NDArray[np.int64]
     prompt: NDArray[np.int64]
-    relabelling: NDArray[np.int64]
+    symmetry: NDArray[np.int64]
     skipped: NDArray[np.int64]
 
 
@@ -50,13 +63,13 @@ class TaskBatches:
 
     def __init__(
         self,
-        rollouts: JoinedRollouts,
+        rollouts: Selection,
         task: GroundingTask,
         texts: TaskTexts,
         rollouts_per_batch: int,
         tokens_per_prompt: int,
         crop_probability: float,
-        relabellings: Sequence[Relabelling],
+        symmetries: Sequence[Relabelling],
         seed: Sequence[int],
     ) -> None:
         """Describe the batches; none is made yet.
@@ -68,21 +81,22 @@ class TaskBatches:
             rollouts_per_batch: Rollouts of a batch, up to a group more or less.
             tokens_per_prompt: Most tokens of the rollouts that share a prompt; a longer rollout has it alone.
             crop_probability: How often a rollout is shown from a random later step on.
-            relabellings: Each time a rollout is shown, it is shown under one of these, drawn at random; empty shows
+            symmetries: Each time a rollout is shown, it is shown under one of these, drawn at random; empty shows
                 it as it was recorded.
             seed: Numbers that decide the order.
         """
         self._rollouts, self._task = rollouts, task
         self._answers = list(texts.answers)
-        self._texts = RelabelledTexts([prompt for own in texts.prompts for prompt in own], relabellings)
+        self._texts = SymmetricTexts([prompt for own in texts.prompts for prompt in own], symmetries)
         self._num_prompts = np.array([len(own) for own in texts.prompts])
         self._first_prompt = self._num_prompts.cumsum() - self._num_prompts
         # About as many: punctuation is not counted. It decides grouping, not content.
         num_answer_tokens = np.array([len(answer.split()) for answer in self._answers])
-        self._num_tokens = 2 * rollouts.lengths + 1 + num_answer_tokens
+        self._lengths = rollouts.lengths.numpy()
+        self._num_tokens = 2 * self._lengths + 1 + num_answer_tokens
         self._tokens_per_prompt, self._crop_probability = tokens_per_prompt, crop_probability
-        self._relabellings = list(relabellings)
-        self._numbers = RelabelledNumbers(relabellings)
+        self._symmetries = list(symmetries)
+        self._numbers = SymmetricNumbers(symmetries)
         self._seed = tuple(seed)
         # However prompts fall, a group holds no more than its share of tokens, or one rollout that is longer.
         least_groups = int(np.minimum(self._num_tokens, tokens_per_prompt).sum()) // tokens_per_prompt
@@ -98,22 +112,22 @@ class TaskBatches:
         """What each batch of an epoch shows."""
         rng = np.random.default_rng([*self._seed, epoch])
         shuffled = rng.permutation(len(self._rollouts))
-        relabelling = rng.integers(len(self._relabellings), size=len(shuffled)) if self._relabellings else 0 * shuffled
+        symmetry = rng.integers(len(self._symmetries), size=len(shuffled)) if self._symmetries else 0 * shuffled
         # Drawn apart, so that how many prompts there are decides nothing else.
         drawn = np.random.default_rng([*self._seed, epoch, _PROMPT_STREAM]).integers(self._num_prompts[shuffled])
         text = self._first_prompt[shuffled] + drawn
-        prompt = self._texts.numbers_of(text, relabelling)
+        prompt = self._texts.numbers_of(text, symmetry)
         order = np.argsort(prompt, kind="stable")
-        chosen, relabelling, prompt = shuffled[order], relabelling[order], prompt[order]
+        chosen, symmetry, prompt = shuffled[order], symmetry[order], prompt[order]
         group = self._group(chosen, prompt)
         batches = np.array_split(rng.permutation(group[-1] + 1), self._num_batches)
         batch_of_group = np.empty(group[-1] + 1, dtype=np.int64)
         for place, groups in enumerate(batches):
             batch_of_group[groups] = place
         is_cropped = rng.random(len(chosen)) < self._crop_probability
-        skipped = np.where(is_cropped, rng.integers(self._rollouts.lengths[chosen]), 0)
+        skipped = np.where(is_cropped, rng.integers(self._lengths[chosen]), 0)
         by_batch = [np.flatnonzero(batch_of_group[group] == place) for place in range(self._num_batches)]
-        return [_Place(chosen[r], group[r], prompt[r], relabelling[r], skipped[r]) for r in by_batch]
+        return [_Place(chosen[r], group[r], prompt[r], symmetry[r], skipped[r]) for r in by_batch]
 
     def _group(self, chosen: NDArray[np.int64], prompts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Group of each rollout: those of one prompt in a row, as many as its tokens allow."""
@@ -128,32 +142,60 @@ class TaskBatches:
 
     def _read(self, place: _Place) -> GroundingBatch:
         _, first, prompt_of_rollout = np.unique(place.group, return_index=True, return_inverse=True)
-        lengths = torch.from_numpy(self._rollouts.lengths[place.rollout] - place.skipped)
+        chosen, skipped = torch.from_numpy(place.rollout), torch.from_numpy(place.skipped)
+        lengths = self._rollouts.lengths[chosen] - skipped
         last = lengths.cumsum(0) - 1
         keys = (names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION, names.TERMINATED, names.REWARD)
-        columns = self._rollouts.read(keys, place.rollout, place.skipped)
-        observation, action, next_observation, terminated, reward = columns
-        if self._relabellings:
-            relabelling = torch.from_numpy(place.relabelling).repeat_interleave(lengths)
-            observation = self._numbers.observation(observation, relabelling)
-            next_observation = self._numbers.observation(next_observation, relabelling)
-            action = self._numbers.action(action, relabelling)
+        columns = dict(zip(keys, self._rollouts.read(keys, self._rollouts.rows(chosen, skipped)), strict=True))
+        if self._symmetries:
+            symmetry = torch.from_numpy(place.symmetry).repeat_interleave(lengths)
+            columns = self._numbers.transitions(columns, symmetry)
         return GroundingBatch(
             prompts=[self._texts.distinct[prompt] for prompt in place.prompt[first]],
             prompt_of_rollout=torch.from_numpy(prompt_of_rollout),
             task=torch.full_like(lengths, int(self._task)),
             lengths=lengths,
-            observation=observation,
-            action=action,
-            next_observation=next_observation,
-            final_observation=next_observation[last],
-            is_terminated=terminated[last],
-            return_to_go=returns_to_go(reward, lengths),
+            observation=columns[names.OBSERVATION],
+            action=columns[names.ACTION],
+            next_observation=columns[names.NEXT_OBSERVATION],
+            final_observation=columns[names.NEXT_OBSERVATION][last],
+            is_terminated=columns[names.TERMINATED][last],
+            return_to_go=returns_to_go(columns[names.REWARD], lengths),
             answers=self._answers_of(place),
         )
 
     def _answers_of(self, place: _Place) -> list[str]:
         answers = [self._answers[index] for index in place.rollout]
-        if not self._relabellings:
+        if not self._symmetries:
             return answers
-        return [self._relabellings[k].text(answer) for k, answer in zip(place.relabelling, answers, strict=True)]
+        return [self._symmetries[k].text(answer) for k, answer in zip(place.symmetry, answers, strict=True)]
+
+
+def generation_texts(rows: Sequence[InstructionRow]) -> TaskTexts:
+    """Goal in, rollout out: the prompt holds the rollout's own instruction."""
+    return TaskTexts([[generation_prompt(row.instruction)] for row in rows], [""] * len(rows))
+
+
+def dynamics_texts(num_rollouts: int) -> TaskTexts:
+    """State and action in, next state out: nobody says what for."""
+    return TaskTexts([[DYNAMICS]] * num_rollouts, [""] * num_rollouts)
+
+
+def explanation_texts(answers: Sequence[str], num_prompts: int) -> TaskTexts:
+    """Rollout in, goal out: the same question in so many wordings."""
+    return TaskTexts([EXPLANATIONS[:num_prompts]] * len(answers), answers)
+
+
+def shortest_instructions(
+    table: Sequence[InstructionRow], rows: Sequence[InstructionRow], training_split: str
+) -> list[str]:
+    """For each of ``rows`` the shortest instruction of the training split that ``table`` has for its goal."""
+    shortest: dict[str, str] = {}
+    of_training = (row for row in table if row.goal_split == training_split)
+    for row in sorted(of_training, key=lambda row: (len(row.instruction), row.instruction)):
+        shortest.setdefault(_key(row.goal), row.instruction)
+    return [shortest[_key(row.goal)] for row in rows]
+
+
+def _key(goal: Mapping[str, Any]) -> str:
+    return json.dumps(goal, sort_keys=True)

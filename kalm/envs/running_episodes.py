@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.envs.base import Domain, Goal
 
 

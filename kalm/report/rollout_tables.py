@@ -15,7 +15,7 @@ from typing import Any
 
 from kalm.core.errors import DataError
 from kalm.core.names import SOURCE, Source
-from kalm.data.filters import verdict_counts
+from kalm.data.choice import verdict_counts
 from kalm.report import paper
 from kalm.report.metrics import folder_name
 from kalm.report.results import find_files, in_order
@@ -36,7 +36,7 @@ class StoreVerdicts:
         domain: Name of the domain it belongs to.
         source: ``real`` or ``imaginary``; a store that mixes them says ``mixed``.
         flags: Names of the domain's plausibility flags.
-        counts: Goal split -> what ``kalm.data.filters.verdict_counts`` counts.
+        counts: Goal split -> what ``kalm.data.choice.verdict_counts`` counts.
         rejected: Reason -> imagined rollouts that were too broken to store.
     """
 

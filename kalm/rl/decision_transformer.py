@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kalm.core.errors import DataError
-from kalm.core.names import TaskSpec
 from kalm.core.require import require
+from kalm.core.specs import TaskSpec
 from kalm.envs.evaluation import Episode
 from kalm.envs.running_episodes import RunningEpisodes
 from kalm.rl.base import OfflineRLModule

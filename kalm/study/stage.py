@@ -155,6 +155,8 @@ def _settings(configs: Sequence[str], options: Mapping[str, Any]) -> dict[str, A
             if isinstance(value, Mapping):
                 put(f"{name}.", value)
             else:
+                for below in [known for known in settings if known.startswith(f"{name}.")]:
+                    del settings[below]  # such as the stores of imagined rollouts, where those are set to null
                 settings[name] = value
 
     for config in configs:

@@ -32,8 +32,10 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from kalm.data.choice import RolloutFilter
 from kalm.data.grounding_batch import GroundingBatch
-from kalm.data.grounding_data import GroundingData
+from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
@@ -107,11 +109,8 @@ def _data(folder: Path) -> GroundingData:
     return GroundingData(
         ClevrRobot(),
         TokenEncoder(),
-        str(folder / "real"),
-        num_collected_rollouts=NUM_REAL_ROLLOUTS,
-        num_generation=0,
-        num_dynamics=0,
-        num_explanation=BATCH_SIZE,
+        RealRollouts(str(folder / "real"), RolloutFilter.success, num_collected=NUM_REAL_ROLLOUTS),
+        tasks=GroundingTasks(generation=0, dynamics=0, explanation=BATCH_SIZE),
         num_held_out=50,
     )
 

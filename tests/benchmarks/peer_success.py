@@ -35,7 +35,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.policy_data import PolicyData
+from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.envs.evaluation import EpisodeResult, wilson_interval
 from kalm.language.encoder import SentenceEncoder
@@ -87,11 +89,9 @@ def policy_data(options: argparse.Namespace) -> PolicyData:
     return PolicyData(
         ClevrRobot(),
         SentenceEncoder(cache_dir=options.cache),
-        options.real,
-        max_real_rollouts=MAX_REAL_ROLLOUTS,
+        RealRollouts(options.real, max_rollouts=MAX_REAL_ROLLOUTS),
         batch_size=_BATCH_SIZE,
-        num_test_episodes=options.episodes,
-        goal_splits=_GOAL_SPLITS,
+        evaluation=EvaluationEpisodes(num_test_episodes=options.episodes, goal_splits=_GOAL_SPLITS),
     )
 
 

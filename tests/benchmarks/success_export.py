@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED
-from kalm.data.filters import RolloutFilter, select_rollouts
 from kalm.data.policy_data import PolicyData
 from kalm.rl.base import OfflineRLModule
 
@@ -37,7 +36,7 @@ def export_store(data: PolicyData, policy: OfflineRLModule, path: Path) -> None:
     pieces: dict[str, list[np.ndarray]] = {
         name: [] for name in ("observation", "action", "reward", "terminated", "truncated")
     }
-    for row in select_rollouts(store, RolloutFilter.none, MAX_REAL_ROLLOUTS).tolist():
+    for row in data.training.rollouts.tolist():
         start, length = int(store.rollouts["start"][row]), int(store.rollouts["length"][row])
         steps = slice(start, start + length)
         is_terminated = bool(columns[TERMINATED][steps][-1])

@@ -18,6 +18,7 @@ import numpy as np
 from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION, REWARD, TERMINATED, Source
 from kalm.core.rollout import Rollout
 from kalm.data.policy_data import PolicyData
+from kalm.data.rollout_sources import RealRollouts
 from kalm.rl.awac import AWAC
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
@@ -107,7 +108,7 @@ def policy_data(path: Path, case: Case) -> PolicyData:
     return PolicyData(
         SizedDomain(case.is_discrete),
         WordEncoder(EMBEDDING_SIZE),
-        str(path),
+        RealRollouts(str(path)),
         batch_size=case.batch_size,
         updates_per_step=UPDATES_PER_STEP,
     )

@@ -20,7 +20,7 @@ from tests.rl.helpers import chain_data, trainer
 
 def evaluate_with_videos(folder: Path, **options: Any) -> BC:
     """Test an untrained policy, drawing videos into TensorBoard and the folder."""
-    data = chain_data(folder, num_test_episodes=4)
+    data = chain_data(folder, evaluation__num_test_episodes=4)
     policy = BC(data.spec)
     logger = TensorBoardLogger(folder, name="", version="")
     callback = RolloutVideo(size=64, **options)

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kalm.callbacks.side_by_side_video import SideBySideVideo
+from kalm.data.rollout_sources import ImaginedRollouts
 from kalm.rl.bc import BC
 from tests.callbacks.judged import walk
 from tests.data.rollouts import write_store
@@ -47,7 +48,7 @@ def frames_of(path: Path) -> list[Any]:
 def test_an_imagined_rollout_is_drawn_beside_the_policy_from_its_start(tmp_path: Path) -> None:
     """Both begin in cell 2; the imagined one is there after a step, the policy walks right until time runs out."""
     write_store(tmp_path / "imagined", [walk([2, 1], [0], goal=1, split="easy")])
-    tags = fitted(tmp_path, imagined=[str(tmp_path / "imagined")])
+    tags = fitted(tmp_path, imagined=ImaginedRollouts([str(tmp_path / "imagined")]))
     assert tags == ["side_by_side/easy", "side_by_side/train"]
     frames = frames_of(tmp_path / "videos" / "side-by-side-easy.gif")
     assert frames[0].shape == (64, 128, 3)

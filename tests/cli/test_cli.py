@@ -123,8 +123,8 @@ def test_abbreviated_option_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.init_args.goal_splits": ["train", "esay"]}, "esay.*train, rephrase, easy, hard"),
-        ({"data.init_args.goals_file": "goals.jsonl"}, "rephrase.*splits with instructions: train"),
+        ({"data.init_args.evaluation.goal_splits": ["train", "esay"]}, "esay.*train, rephrase, easy, hard"),
+        ({"data.init_args.evaluation.goals_file": "goals.jsonl"}, "rephrase.*splits with instructions: train"),
     ],
 )
 def test_unknown_or_empty_split_names_the_valid_ones(

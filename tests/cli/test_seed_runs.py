@@ -164,10 +164,10 @@ def test_another_number_of_seeds_is_refused_on_resume(together: Path, capsys: py
 
 def test_other_data_are_refused_on_resume(together: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Batch size and stores; evaluation with other data goes on."""
-    changes = ("--data.batch_size", "8", "--data.imagined", "[]")
+    changes = ("--data.batch_size", "8", "--data.imagined", "null")
     assert fit(together, "--model.num_seeds", "3", "--ckpt_path", "last", *changes) == 4
     message = capsys.readouterr().err
     assert "batch_size: 16 -> 8" in message
-    assert "-> []" in message
-    assert "imagined_rows: 8 -> 0" in message
+    assert "imagined.stores: [" in message
+    assert "imagined.fraction: 0.5 -> None" in message
     assert kalm("test", "--config", write_config(together), *OPTIONS[2:], *changes) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,15 @@ DOMAIN = ChainDomain()
 def real_rollouts(num_rollouts: int, seed: int = 0) -> list[Rollout]:
     """Real rollouts of the chain's expert."""
     return list(DOMAIN.collect(num_rollouts, seed))
+
+
+def arguments(defaults: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Arguments of a constructor; ``real__max_rollouts=5`` replaces a field of an object among the defaults."""
+    found = dict(defaults)
+    for name, value in options.items():
+        owner, _, part = name.partition("__")
+        found[owner] = replace(found[owner], **{part: value}) if part else value
+    return found
 
 
 def splits_of(data: PolicyData, batch: TensorDict) -> NDArray[np.str_]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kalm.core.errors import CheckpointError, DataError
-from kalm.data.general_text import GeneralTextPieces, read_texts
+from kalm.data.general_text import GeneralTextPieces, GeneralTextSource, read_texts
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from tests.llm.grounding.test_grounded_llm import trainer
 from tests.llm.models import chain_grounding_data, tiny_backbone
@@ -96,12 +96,12 @@ def test_text_lies_beside_the_rollouts_and_changes_none_of_them(tmp_path: Path) 
     """The same rollouts with and without; held-out text without any in batches."""
     path = sentences(tmp_path / "a.txt")
     plain = chain_grounding_data(tmp_path)
-    mixed = chain_grounding_data(tmp_path, general_text=path, num_general_text=3, general_text_tokens=16)
+    mixed = chain_grounding_data(tmp_path, general_text=GeneralTextSource(path, 3, 16))
     batch = mixed.batch(4)
     assert (len(batch.general_text.texts), batch.general_text.max_tokens) == (3, 16)
     assert not plain.batch(4).general_text.texts
     assert batch.observation.equal(plain.batch(4).observation)
-    watched = chain_grounding_data(tmp_path, general_text=[path])
+    watched = chain_grounding_data(tmp_path, general_text=GeneralTextSource([path]))
     assert not watched.batch(4).general_text.texts
     assert [len(loader.dataset) for loader in watched.val_dataloader()] == [40, 48, 1]
     pieces = watched.general_text
@@ -110,26 +110,26 @@ def test_text_lies_beside_the_rollouts_and_changes_none_of_them(tmp_path: Path) 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     """Text to mix in without a file; a piece too short to predict anything; a file that is missing, at setup."""
-    with pytest.raises(DataError, match="num_general_text is 3, but general_text names no file"):
-        chain_grounding_data(tmp_path, num_general_text=3)
-    with pytest.raises(DataError, match="general_text_tokens is 7; it must be 8 or more"):
-        chain_grounding_data(tmp_path, general_text_tokens=7)
+    with pytest.raises(DataError, match="general_text.files names no file"):
+        chain_grounding_data(tmp_path, general_text=GeneralTextSource(num_pieces=3))
+    with pytest.raises(DataError, match="general_text.num_tokens is 7; they must be 0 or more, and 8 or more"):
+        chain_grounding_data(tmp_path, general_text=GeneralTextSource("a.txt", num_tokens=7))
     with pytest.raises(DataError, match="no file .*missing.txt"):
-        chain_grounding_data(tmp_path, general_text=str(tmp_path / "missing.txt")).setup("fit")
+        chain_grounding_data(tmp_path, general_text=GeneralTextSource(str(tmp_path / "missing.txt"))).setup("fit")
 
 
 def test_a_run_goes_on_with_its_own_text_only(tmp_path: Path) -> None:
-    """Resumed with another text it is refused; runs of before there was any text are not."""
+    """Resumed with another text, with less of it or with none it is refused."""
     path = sentences(tmp_path / "a.txt")
-    data = chain_grounding_data(tmp_path, general_text=path, num_general_text=2)
+    data = chain_grounding_data(tmp_path, general_text=GeneralTextSource(path, 2))
     run = trainer(tmp_path, max_steps=1)
     run.fit(GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_updates=60), datamodule=data)
     run.save_checkpoint(tmp_path / "it.ckpt")
     other = sentences(tmp_path / "b.txt", word="other")
     for options, change in (
-        ({"general_text": other, "num_general_text": 2}, "general_text: '[0-9a-f]{12}' -> '[0-9a-f]{12}'"),
-        ({"general_text": path, "num_general_text": 1}, "num_general_text: 2 -> 1"),
-        ({}, "general_text: '[0-9a-f]{12}' -> None"),
+        ({"general_text": GeneralTextSource(other, 2)}, "general_text.files: '[0-9a-f]{12}' -> '[0-9a-f]{12}'"),
+        ({"general_text": GeneralTextSource(path, 1)}, "general_text.num_pieces: 2 -> 1"),
+        ({}, "general_text.files: '[0-9a-f]{12}' -> None"),
     ):
         changed = chain_grounding_data(tmp_path, **options)
         model = GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_updates=60)
@@ -137,4 +137,3 @@ def test_a_run_goes_on_with_its_own_text_only(tmp_path: Path) -> None:
             trainer(tmp_path, max_steps=2).fit(
                 model, datamodule=changed, ckpt_path=tmp_path / "it.ckpt", weights_only=True
             )
-    assert not any("text" in key for key in chain_grounding_data(tmp_path).state_dict())

@@ -12,6 +12,7 @@ import pytest
 
 from kalm.core.errors import DataError
 from kalm.data.goal_data import PAPER_NUM_ROLLOUTS, GoalData, ShardSampler
+from kalm.data.rollout_sources import RealRollouts
 from kalm.store.reader import is_finished_store
 from tests.chain_domain import MAX_STEPS, ChainDomain
 from tests.data.rollouts import real_rollouts, write_store
@@ -23,7 +24,7 @@ def goal_data(folder: Path, **options: Any) -> GoalData:
     if not is_finished_store(folder / "real"):
         write_store(folder / "real", real_rollouts(40))
     defaults = {"num_rollouts": {"rephrase": 7, "easy": 5}, "rollouts_per_shard": 4}
-    return GoalData(ChainDomain(), WordEncoder(), str(folder / "real"), **{**defaults, **options})
+    return GoalData(ChainDomain(), WordEncoder(), RealRollouts(str(folder / "real")), **{**defaults, **options})
 
 
 def write_goals(path: Path, *instructions: str, goal_split: str = "rephrase") -> str:
@@ -150,7 +151,7 @@ def test_split_without_goals_names_those_the_file_has(tmp_path: Path) -> None:
 def test_bad_settings_are_refused_before_anything_is_read(tmp_path: Path, options: Any, message: str) -> None:
     """The message names the setting and what is allowed."""
     with pytest.raises(DataError, match=message):
-        GoalData(ChainDomain(), WordEncoder(), str(tmp_path / "absent"), **options)
+        GoalData(ChainDomain(), WordEncoder(), RealRollouts(str(tmp_path / "absent")), **options)
 
 
 def test_default_is_what_the_paper_imagined() -> None:
@@ -160,7 +161,7 @@ def test_default_is_what_the_paper_imagined() -> None:
 
 def test_absent_real_rollouts_are_collected(tmp_path: Path) -> None:
     """With the settings given, as for training."""
-    data = GoalData(ChainDomain(), WordEncoder(), str(tmp_path / "new"), {"easy": 1}, num_collected_rollouts=6)
+    data = GoalData(ChainDomain(), WordEncoder(), RealRollouts(str(tmp_path / "new"), num_collected=6), {"easy": 1})
     data.prepare_data()
     assert is_finished_store(tmp_path / "new")
     assert len(data.all_shards) == 1

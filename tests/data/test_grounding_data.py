@@ -13,13 +13,14 @@ import torch
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.rollout import Rollout
-from kalm.data.goal_starts import make_work_items
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts, join_batches
-from kalm.data.grounding_data import GroundingData
-from kalm.data.joined_rollouts import JoinedRollouts
-from kalm.data.moments import Moments
-from kalm.data.task_batches import TaskBatches
-from kalm.data.task_texts import TaskTexts
+from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.rollout_sources import ImaginedRollouts
+from kalm.data.selection import Selection
+from kalm.data.statistics import Moments
+from kalm.data.symmetry import SymmetryKind
+from kalm.data.task_batches import TaskBatches, TaskTexts
+from kalm.data.work_item import make_work_items
 from kalm.envs.base import Goal
 from kalm.envs.symmetry import Relabelling
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, GENERATION, UNSEEN_EXPLANATION, generation_prompt
@@ -46,12 +47,12 @@ def task_batches(folder: Path, **options: Any) -> tuple[TaskBatches, list[Rollou
         "rollouts_per_batch": 8,
         "tokens_per_prompt": 24,
         "crop_probability": 0.0,
-        "relabellings": (),
+        "symmetries": (),
         "seed": (0, 0),
     }
     prompts = [[generation_prompt(rollout.instruction)] for rollout in rollouts]
     batches = TaskBatches(
-        JoinedRollouts([store], [np.arange(50)]),
+        Selection.whole([store]),
         GroundingTask.GENERATION,
         TaskTexts(prompts, [""] * 50),
         **{**defaults, **options},
@@ -112,9 +113,9 @@ def test_a_cropped_rollout_is_the_end_of_a_rollout(tmp_path: Path) -> None:
     assert torch.equal(batch.final_observation, batch.next_observation[last])
 
 
-def test_relabelled_rollouts_stay_true(tmp_path: Path) -> None:
+def test_rollouts_under_symmetries_stay_true(tmp_path: Path) -> None:
     """Mirrored or not, by chance: each rollout still walks as the chain does, to the end that its prompt names."""
-    batches, rollouts = task_batches(tmp_path, relabellings=DOMAIN.relabellings)
+    batches, rollouts = task_batches(tmp_path, symmetries=DOMAIN.relabellings)
     shown = [entry for index in range(6) for entry in rollouts_of(batches(index))]
     mirror = DOMAIN.relabellings[1]
     as_recorded = {
@@ -139,13 +140,13 @@ def test_mirrored_vectors_change_sign(tmp_path: Path) -> None:
     same, sides = np.ones(1, np.float32), {"left": "right", "right": "left"}
     images = Relabelling(np.arange(1), same, {}), Relabelling(np.arange(1), -same, sides, observation_sign=-same)
     batches = TaskBatches(
-        JoinedRollouts([RolloutStore(tmp_path / "line")], [np.arange(50)]),
+        Selection.whole([RolloutStore(tmp_path / "line")]),
         GroundingTask.GENERATION,
         TaskTexts([[rollout.instruction] for rollout in rollouts], [""] * 50),
         rollouts_per_batch=50,
         tokens_per_prompt=1,
         crop_probability=0.0,
-        relabellings=images,
+        symmetries=images,
         seed=(0, 0),
     )
     batch = batches(0)
@@ -161,16 +162,16 @@ def test_mirrored_vectors_change_sign(tmp_path: Path) -> None:
     assert 10 < sum(entry in mirrored for entry in shown) < 40
 
 
-@pytest.mark.parametrize("options", [{"mirror": True}, {"mirror": True, "relabel": True}])
-def test_mirrors_that_a_domain_lacks_are_refused(tmp_path: Path, options: dict[str, bool]) -> None:
-    """The chain has relabellings and no mirror images; both at once are never shown."""
+@pytest.mark.parametrize("options", [{"symmetry": SymmetryKind.mirror}])
+def test_mirrors_that_a_domain_lacks_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The chain has names to exchange and no mirror images."""
     with pytest.raises(DataError, match="mirror"):
         chain_grounding_data(tmp_path, **options)
 
 
-def test_relabelled_explanations_have_relabelled_answers(tmp_path: Path) -> None:
+def test_explanations_under_symmetries_have_answers_under_them(tmp_path: Path) -> None:
     """The end that an answer names is where its rollout ends."""
-    batch = chain_grounding_data(tmp_path, relabel=True, num_generation=0, num_dynamics=0).batch(0)
+    batch = chain_grounding_data(tmp_path, symmetry=SymmetryKind.names, tasks__generation=0, tasks__dynamics=0).batch(0)
     for answer, final, terminated in zip(batch.answers, batch.final_observation, batch.is_terminated, strict=True):
         assert terminated
         assert ("left" in answer) == (int(final.argmax()) == 0)
@@ -193,15 +194,15 @@ def test_rollouts_with_the_same_prompt_share_it_up_to_the_limit(tmp_path: Path) 
 
 def test_explanation_is_asked_for_in_every_wording_but_that_of_the_evaluation(tmp_path: Path) -> None:
     """Over an epoch all of them come up; a rollout is asked about in another wording the next time."""
-    data = chain_grounding_data(tmp_path, num_generation=0, num_dynamics=0, num_explanation=1000)
+    data = chain_grounding_data(tmp_path, tasks__generation=0, tasks__dynamics=0, tasks__explanation=1000)
     first, second = (dict(zip(rollouts_of(batch), batch.answers, strict=True)) for batch in map(data.batch, range(2)))
     assert {prompt for prompt, *_ in first} == set(EXPLANATIONS)
     assert first.keys() != second.keys()
     assert UNSEEN_EXPLANATION not in EXPLANATIONS
-    one = chain_grounding_data(tmp_path, num_generation=0, num_dynamics=0, num_explanation_prompts=1)
+    one = chain_grounding_data(tmp_path, tasks__generation=0, tasks__dynamics=0, tasks__num_explanation_prompts=1)
     assert set(one.batch(0).prompts) == {EXPLANATIONS[0]}
     with pytest.raises(DataError, match="num_explanation_prompts is 9; there are 8"):
-        chain_grounding_data(tmp_path, num_explanation_prompts=9)
+        chain_grounding_data(tmp_path, tasks__num_explanation_prompts=9)
 
 
 def test_tasks_come_together_with_their_prompts_and_answers(tmp_path: Path) -> None:
@@ -253,12 +254,12 @@ def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.outcome_range, [outcomes.min(0), outcomes.max(0)])
 
 
-def write_imagined(folder: Path) -> list[str]:
+def write_imagined(folder: Path, **options: Any) -> ImaginedRollouts:
     """Two stores of imagined rollouts for goals that the real ones do not have; many miss theirs, many jump."""
     splits = ("easy", "hard")
     for split in splits:
         write_store(folder / split, imagined_rollouts(40, split))
-    return [str(folder / split) for split in splits]
+    return ImaginedRollouts([str(folder / split) for split in splits], **options)
 
 
 def test_verified_imagined_rollouts_join_generation_alone(tmp_path: Path) -> None:
@@ -283,9 +284,9 @@ def test_verified_imagined_rollouts_join_generation_alone(tmp_path: Path) -> Non
     assert data.fingerprint != real.fingerprint == real.store.fingerprint
 
 
-def test_relabelled_imagined_rollouts_stay_true(tmp_path: Path) -> None:
+def test_imagined_rollouts_under_symmetries_stay_true(tmp_path: Path) -> None:
     """Seen in the mirror, an imagined walk to the left middle is one to the right middle, and its sentence says so."""
-    data = chain_grounding_data(tmp_path, relabel=True, imagined=write_imagined(tmp_path), imagined_fraction=1.0)
+    data = chain_grounding_data(tmp_path, symmetry=SymmetryKind.names, imagined=write_imagined(tmp_path, fraction=1.0))
     ends = set()
     for index in range(6):
         batch = data.batch(index)
@@ -302,8 +303,8 @@ def test_imagined_stores_without_a_sound_rollout_are_refused(tmp_path: Path) -> 
     """Before training; the message names the filter."""
     missed = [rollout for rollout in imagined_rollouts(40, "hard") if not rollout.is_success]
     write_store(tmp_path / "missed", missed)
-    data = chain_grounding_data(tmp_path, imagined=[str(tmp_path / "missed")])
-    with pytest.raises(DataError, match="no rollout of .*missed passes imagined_filter: both"):
+    data = chain_grounding_data(tmp_path, imagined=ImaginedRollouts([str(tmp_path / "missed")]))
+    with pytest.raises(DataError, match=r"no imagined rollout passes filter: both; what there is:\s+.*missed"):
         data.setup("fit")
 
 
@@ -312,16 +313,16 @@ def test_going_on_with_other_imagined_rollouts_is_refused(tmp_path: Path) -> Non
     before, after = chain_grounding_data(tmp_path), chain_grounding_data(tmp_path, imagined=write_imagined(tmp_path))
     after.load_state_dict(before.state_dict())
     after.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]
-    with pytest.raises(CheckpointError, match="num_imagined_generation: 0 -> 8"):
+    with pytest.raises(CheckpointError, match="imagined.fraction: None -> 0.5"):
         after.load_state_dict(before.state_dict())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"imagined": ["somewhere"], "imagined_fraction": 0.01}, "makes 0 imagined rollouts; it must make 1 to 16"),
-        ({"num_least_imagined": -1}, "num_least_imagined is -1; it must be 0 or more"),
-        ({"num_generation": 0, "num_dynamics": 0, "num_explanation": 0}, "one task must be left"),
+        ({"imagined": ImaginedRollouts(["somewhere"], fraction=0.01)}, "makes 0 imagined ones; it must make 1 to 16"),
+        ({"imagined": ImaginedRollouts(["somewhere"], num_least=-1)}, "num_least is -1; it must be 0 or more"),
+        ({"tasks": GroundingTasks(0, 0, 0)}, "one task must be left"),
         ({"tokens_per_prompt": 0}, "tokens_per_prompt is 0; it must be 1 or more"),
         ({"crop_probability": 1.5}, "crop_probability is 1.5; it is a share"),
         ({"goal_splits": ["esay"]}, "the splits are train, rephrase, easy, hard"),

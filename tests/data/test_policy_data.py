@@ -17,12 +17,14 @@ from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.names import Source
 from kalm.core.specs import vector_spec
-from kalm.data.filters import RolloutFilter
+from kalm.data.choice import RolloutFilter
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.policy_data import PolicyData
-from kalm.data.symmetry import RelabelledTransitions
+from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
+from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.store.reader import RolloutStore
 from tests.chain_domain import ChainDomain
-from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, splits_of, write_store
+from tests.data.rollouts import DOMAIN, arguments, imagined_rollouts, real_rollouts, splits_of, write_store
 from tests.line_domain import LineDomain
 from tests.word_encoder import WordEncoder
 
@@ -39,9 +41,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_data(folder: Path, imagined: tuple[str, ...] = ("rephrase", "easy", "hard"), **options: Any) -> PolicyData:
     """A data module over the stores, small by default."""
-    defaults = {"batch_size": 10, "updates_per_step": 4, "filter": RolloutFilter.success, "max_real_rollouts": 50}
     paths = [str(folder / name) for name in imagined]
-    return PolicyData(DOMAIN, WordEncoder(), str(folder / "real"), paths, **{**defaults, **options})
+    defaults = {
+        "real": RealRollouts(str(folder / "real"), max_rollouts=50),
+        "imagined": ImaginedRollouts(paths, RolloutFilter.success) if paths else None,
+        "batch_size": 10,
+        "updates_per_step": 4,
+        "evaluation": EvaluationEpisodes(),
+    }
+    return PolicyData(DOMAIN, WordEncoder(), **arguments(defaults, **options))
 
 
 def test_batch_has_the_shared_keys_and_types(folder: Path) -> None:
@@ -62,10 +70,10 @@ def test_batch_has_the_shared_keys_and_types(folder: Path) -> None:
 def test_every_minibatch_has_exactly_the_configured_mixture(folder: Path, fraction: float, imagined_rows: int) -> None:
     """Half of 10 is 5 rows, 0.3 is 3, in each of 200 minibatches; a fraction that rounds to no row is refused."""
     if not imagined_rows:
-        with pytest.raises(DataError, match="imagined_fraction 0.04 of batch_size 10 makes 0"):
-            make_data(folder, imagined_fraction=fraction)
+        with pytest.raises(DataError, match="imagined.fraction 0.04 of batch_size 10 makes 0"):
+            make_data(folder, imagined__fraction=fraction)
         return
-    data = make_data(folder, imagined_fraction=fraction)
+    data = make_data(folder, imagined__fraction=fraction)
     for index in range(50):
         is_imagined = data.batch(index)[names.SOURCE] == Source.IMAGINARY
         assert is_imagined.sum(1).tolist() == [imagined_rows] * 4
@@ -77,7 +85,7 @@ def test_transitions_come_from_the_buffer_ensemble_and_from_kept_rollouts_only(f
     """Every row is a row of its store; over many draws all kept transitions come and no other."""
     data = make_data(folder, balance_goal_splits=balanced)
     assert isinstance(data.buffer, ReplayBufferEnsemble)
-    assert data.buffer.sample(20).shape == (20,)
+    assert data.buffer.sample(20).numel() == 20
     seen: dict[tuple[int, int], TensorDict] = {}
     for index in range(150):
         batch = data.batch(index).view(-1)
@@ -103,7 +111,7 @@ def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) 
     for splits in splits_of(data, data.batch(3)):
         assert Counter(splits.tolist()) == {"train": 5, "rephrase": 2, "easy": 2, "hard": 1}
     with pytest.raises(DataError, match="2 imagined rows of a minibatch cannot be shared out among 3 goal splits"):
-        make_data(folder, balance_goal_splits=True, imagined_fraction=0.2).setup("fit")
+        make_data(folder, balance_goal_splits=True, imagined__fraction=0.2).setup("fit")
 
 
 def test_transitions_of_one_part_are_equally_likely(folder: Path) -> None:
@@ -173,7 +181,7 @@ def test_nothing_left_after_the_filter_is_an_error_with_counts(folder: Path, tmp
     """A filter that no rollout passes must not become real-only training in silence."""
     failures = [r for r in imagined_rollouts(40, "easy") if not r.is_success]
     write_store(tmp_path / "failures", failures)
-    data = make_data(folder, imagined=(str(tmp_path / "failures"),), filter=RolloutFilter.both)
+    data = make_data(folder, imagined=(str(tmp_path / "failures"),), imagined__filter=RolloutFilter.both)
     with pytest.raises(DataError, match=rf"filter: both[\s\S]*'num_rollouts': {len(failures)}, 'plausible'"):
         data.setup("fit")
 
@@ -184,7 +192,7 @@ def test_normalisation_is_that_of_the_real_rollouts_in_use(folder: Path) -> None
     used = data.stores[0].transitions[names.OBSERVATION][data.stores[0].transitions["rollout_id"] < 50]
     torch.testing.assert_close(data.observation_mean, used.mean(0))
     torch.testing.assert_close(data.observation_std, used.std(0, unbiased=False))
-    still = make_data(folder, max_real_rollouts=1)
+    still = make_data(folder, real__max_rollouts=1)
     first = still.stores[0].transitions[names.OBSERVATION][still.stores[0].transitions["rollout_id"] < 1]
     constant = first.std(0, unbiased=False) == 0
     assert constant.any()
@@ -193,23 +201,23 @@ def test_normalisation_is_that_of_the_real_rollouts_in_use(folder: Path) -> None
 
 def test_spec_needs_no_data() -> None:
     """Sizes are known before anything is read."""
-    data = PolicyData(DOMAIN, WordEncoder(), "nowhere")
+    data = PolicyData(DOMAIN, WordEncoder(), RealRollouts("nowhere"))
     assert data.spec == vector_spec(5, 2, is_discrete=True, goal_embedding_size=16)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"goal_splits": ["train", "medium"]}, r"'medium'; the splits are train, rephrase, easy, hard"),
-        ({"goal_splits": []}, "none named; the splits are train"),
+        ({"evaluation__goal_splits": ["train", "medium"]}, r"'medium'; the splits are train, rephrase, easy, hard"),
+        ({"evaluation__goal_splits": []}, "none named; the splits are train"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"updates_per_step": 0}, "updates_per_step is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"imagined_fraction": 1.2}, "it must make 1 to 10"),
+        ({"imagined__fraction": 1.2}, "it must make 1 to 10"),
     ],
 )
 def test_bad_settings_are_refused_at_once(folder: Path, options: dict[str, Any], message: str) -> None:
-    """Before any data is read, with what is allowed (I7)."""
+    """Before any data is read, with what is allowed."""
     with pytest.raises(DataError, match=message):
         make_data(folder, **options)
 
@@ -220,14 +228,16 @@ def test_a_store_of_another_domain_is_refused(folder: Path) -> None:
     class OtherDomain(ChainDomain):
         name = "other"
 
-    data = PolicyData(OtherDomain(), WordEncoder(), str(folder / "real"))
+    data = PolicyData(OtherDomain(), WordEncoder(), RealRollouts(str(folder / "real")))
     with pytest.raises(DataError, match=r"not of the domain other:\n  domain: 'chain', expected 'other'"):
         data.setup("fit")
 
 
 def test_a_missing_imagined_store_is_told_before_anything_is_collected(tmp_path: Path) -> None:
     """``prepare_data`` looks at the imagined stores first."""
-    data = PolicyData(DOMAIN, WordEncoder(), str(tmp_path / "real"), [str(tmp_path / "imagined")])
+    data = PolicyData(
+        DOMAIN, WordEncoder(), RealRollouts(str(tmp_path / "real")), ImaginedRollouts([str(tmp_path / "imagined")])
+    )
     with pytest.raises(DataError, match="no rollout store in .*imagined"):
         data.prepare_data()
     assert not (tmp_path / "real").exists()
@@ -235,10 +245,10 @@ def test_a_missing_imagined_store_is_told_before_anything_is_collected(tmp_path:
 
 def test_absent_real_rollouts_are_collected_and_present_ones_kept(tmp_path: Path) -> None:
     """``prepare_data`` makes the real store once."""
-    data = PolicyData(DOMAIN, WordEncoder(), str(tmp_path / "real"), num_collected_rollouts=12, collect_seed=5)
+    data = PolicyData(DOMAIN, WordEncoder(), RealRollouts(str(tmp_path / "real"), num_collected=12, collect_seed=5))
     data.prepare_data()
     fingerprint = RolloutStore(tmp_path / "real").fingerprint
-    again = PolicyData(DOMAIN, WordEncoder(), str(tmp_path / "real"), num_collected_rollouts=99)
+    again = PolicyData(DOMAIN, WordEncoder(), RealRollouts(str(tmp_path / "real"), num_collected=99))
     again.prepare_data()
     assert RolloutStore(tmp_path / "real").num_rollouts == 12
     assert RolloutStore(tmp_path / "real").fingerprint == fingerprint
@@ -284,7 +294,7 @@ def fit(folder: Path, root: Path, max_steps: int, checkpoint: Path | None = None
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_resumed_run_gets_the_rows_an_uninterrupted_one_gets(folder: Path, tmp_path: Path) -> None:
-    """40 updates against 16 + 24, through Lightning's own loop: Equal, nothing seen twice or skipped (K1)."""
+    """40 updates against 16 + 24, through Lightning's own loop: Equal, nothing seen twice or skipped."""
     whole = fit(folder, tmp_path, 40).rows
     first = fit(folder, tmp_path, 16).rows
     second = fit(folder, tmp_path, 40, checkpoint=tmp_path / "16.ckpt").rows
@@ -296,7 +306,7 @@ def test_a_resumed_run_gets_the_rows_an_uninterrupted_one_gets(folder: Path, tmp
 
 def test_evaluation_episodes_are_fixed_and_never_shared(folder: Path) -> None:
     """Validation and test episodes: the asked number a split, the same for every seed, no start in both."""
-    data, other = (make_data(folder, seed=seed, num_validation_episodes=6, num_test_episodes=9) for seed in (0, 9))
+    data, other = (make_data(folder, seed=seed, evaluation=EvaluationEpisodes(6, 9)) for seed in (0, 9))
     validation = [episode for batch in data.val_dataloader() for episode in batch]
     test = [episode for batch in data.test_dataloader() for episode in batch]
     assert [episode.instructed.goal_split for episode in validation] == [
@@ -320,15 +330,15 @@ def test_policies_side_by_side_get_the_minibatches_of_their_own_seeds(folder: Pa
     assert (data.batch(2) == together[:, 0]).all()
 
 
-def test_relabelled_rows_are_the_recorded_ones_under_other_names(folder: Path) -> None:
+def test_rows_under_a_symmetry_are_the_recorded_ones_under_other_names(folder: Path) -> None:
     """Half of the rows are mirrored: cells, actions and the words of the sentence; the rest of a row stays."""
-    plain, shown = make_data(folder), make_data(folder, relabel=True)
+    plain, shown = make_data(folder), make_data(folder, symmetry=SymmetryKind.names)
     mirror = DOMAIN.relabellings[1]
     num_mirrored, num_rows = 0, 0
     for index in range(20):
-        recorded, relabelled = plain.batch(index).flatten(), shown.batch(index).flatten()
+        recorded, turned = plain.batch(index).flatten(), shown.batch(index).flatten()
         for row in range(len(recorded)):
-            before, after = recorded[row], relabelled[row]
+            before, after = recorded[row], turned[row]
             sentences = (
                 plain.instructions[before[names.INSTRUCTION_ID]],
                 shown.instructions[after[names.INSTRUCTION_ID]],
@@ -354,7 +364,7 @@ def test_no_sentence_is_shown_that_the_stores_do_not_have(tmp_path: Path) -> Non
     alone = "nobody ever said left of this"
     assert mirror.text(alone) != alone
     sentences = [pair, mirror.text(pair), alone]
-    shown = RelabelledTransitions(sentences, DOMAIN.relabellings)
+    shown = SymmetricTransitions(sentences, DOMAIN.relabellings)
     columns = {
         names.INSTRUCTION_ID: torch.tensor([0, 0, 1, 1, 2, 2]),
         names.OBSERVATION: torch.eye(6, len(mirror.observation_order)),
@@ -367,20 +377,20 @@ def test_no_sentence_is_shown_that_the_stores_do_not_have(tmp_path: Path) -> Non
     assert unchanged.tolist()[4:] == [True, True]
 
 
-def test_relabelling_is_the_same_for_every_number_of_updates_per_step_and_for_a_whole_window(folder: Path) -> None:
+def test_the_symmetry_is_the_same_for_every_number_of_updates_per_step_and_for_a_whole_window(folder: Path) -> None:
     """Four updates at once are four updates one by one, and the steps of a window are all mirrored or none."""
-    at_once = make_data(folder, relabel=True, updates_per_step=4).batch(1)
-    one_by_one = make_data(folder, relabel=True, updates_per_step=1)
+    at_once = make_data(folder, symmetry=SymmetryKind.names, updates_per_step=4).batch(1)
+    one_by_one = make_data(folder, symmetry=SymmetryKind.names, updates_per_step=1)
     for number in range(4):
         assert torch.equal(at_once[names.OBSERVATION][number], one_by_one.batch(4 + number)[names.OBSERVATION][0])
-    windows = make_data(folder, relabel=True, sequence_length=3).batch(0)
+    windows = make_data(folder, symmetry=SymmetryKind.names, sequence_length=3).batch(0)
     assert (windows[names.INSTRUCTION_ID] == windows[names.INSTRUCTION_ID][..., :1]).all()
     is_real = windows[names.PADDING_MASK][..., 1:]
     follows = windows[names.OBSERVATION][..., 1:, :] == windows[names.NEXT_OBSERVATION][..., :-1, :]
     assert follows[is_real & windows[names.PADDING_MASK][..., :-1]].all()
 
 
-def test_a_domain_without_relabellings_cannot_relabel() -> None:
+def test_a_domain_without_symmetries_cannot_show_them() -> None:
     """The error names the domain."""
-    with pytest.raises(DataError, match="the domain line has no relabellings"):
-        PolicyData(LineDomain(), WordEncoder(), "nowhere", relabel=True)
+    with pytest.raises(DataError, match="symmetry is names, but the domain line has none of that kind"):
+        PolicyData(LineDomain(), WordEncoder(), RealRollouts("nowhere"), symmetry=SymmetryKind.names)

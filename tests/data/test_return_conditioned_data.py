@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from kalm.core.errors import CheckpointError, DataError
-from kalm.data.filters import RolloutFilter
+from kalm.data.choice import RolloutFilter
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.grounding_batch import GroundingTask, batch_rollouts
 from kalm.data.policy_data import PolicyData
 from kalm.data.return_conditioned_data import ReturnConditionedData
-from kalm.data.returns import returns_to_go
+from kalm.data.rollout_sources import RealRollouts
+from kalm.data.symmetry import SymmetryKind
 from tests.chain_domain import ChainDomain
-from tests.data.rollouts import real_rollouts, write_store
+from tests.data.rollouts import arguments, real_rollouts, write_store
 from tests.llm.token_encoder import TokenEncoder
 
 
@@ -24,18 +26,16 @@ def make_data(folder: Path, **options: Any) -> ReturnConditionedData:
     """60 rollouts of the chain, of 1 to 12 steps, ten of them held out."""
     if not (folder / "real").exists():
         write_store(folder / "real", real_rollouts(60))
-    sizes = {"batch_size": 16, "num_held_out": 10, "num_validation_episodes": 3, "num_test_episodes": 5}
-    return ReturnConditionedData(ChainDomain(), TokenEncoder(), str(folder / "real"), **{**sizes, **options})
+    defaults = {
+        "real": RealRollouts(str(folder / "real")),
+        "batch_size": 16,
+        "num_held_out": 10,
+        "evaluation": EvaluationEpisodes(3, 5),
+    }
+    return ReturnConditionedData(ChainDomain(), TokenEncoder(), **arguments(defaults, **options))
 
 
-def test_a_return_to_go_is_what_is_still_earned() -> None:
-    """Rollouts of rewards 1, 2, 4 and 8, 16: 7, 6, 4 and 24, 16."""
-    to_go = returns_to_go(torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]), torch.tensor([3, 2]))
-    assert to_go.tolist() == [7, 6, 4, 24, 16]
-    assert to_go.dtype == torch.float32
-
-
-@pytest.mark.parametrize("options", [{}, {"crop_probability": 1.0}, {"relabel": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"crop_probability": 1.0}, {"symmetry": SymmetryKind.names}], ids=str)
 def test_every_step_of_a_batch_has_its_return(tmp_path: Path, options: dict[str, Any]) -> None:
     """On the chain 1 from every step of a rollout that arrives, else 0; wherever it begins, whatever it is called."""
     data = make_data(tmp_path, **options)
@@ -63,22 +63,22 @@ def test_statistics_leave_out_what_is_held_out(tmp_path: Path) -> None:
     statistics = make_data(tmp_path).rollout_statistics
     assert statistics.returns.tolist() == [rollout.rewards.sum() for rollout in rollouts[:50]]
     assert {rollout.is_success for rollout in rollouts[:50]} == {True, False}
-    only_successes = make_data(tmp_path, filter=RolloutFilter.success).rollout_statistics
+    only_successes = make_data(tmp_path, real__filter=RolloutFilter.success).rollout_statistics
     assert set(only_successes.returns.tolist()) == {1.0}
 
 
 def test_validation_has_held_out_rollouts_and_episodes(tmp_path: Path) -> None:
     """Ten rollouts; three episodes for each of four splits."""
     held_out, episodes = make_data(tmp_path).val_dataloader()
-    assert [len(batch) for batch in held_out] == [10]
+    assert [len(batch.rollouts) for batch in held_out] == [10]
     assert [len(batch) for batch in episodes] == [12]
 
 
 def test_episodes_are_those_of_the_other_policies(tmp_path: Path) -> None:
     """Results can be put into one table: same goals, sentences and starts."""
     data = make_data(tmp_path)
-    sizes = {"num_validation_episodes": 3, "num_test_episodes": 5}
-    policies = PolicyData(ChainDomain(), TokenEncoder(), str(tmp_path / "real"), **sizes)
+    real = RealRollouts(str(tmp_path / "real"))
+    policies = PolicyData(ChainDomain(), TokenEncoder(), real, evaluation=EvaluationEpisodes(3, 5))
     assert list(data.test_dataloader()) == list(policies.test_dataloader())
     assert list(data.val_dataloader()[1]) == list(policies.val_dataloader())
     assert list(data.test_dataloader()) != list(data.val_dataloader()[1])
@@ -92,8 +92,7 @@ def attached(data: ReturnConditionedData, verb: str) -> ReturnConditionedData:
 
 def test_evaluation_reads_no_rollouts(tmp_path: Path) -> None:
     """A test neither collects nor opens the real store."""
-    nowhere = str(tmp_path / "nowhere")
-    data = attached(ReturnConditionedData(ChainDomain(), TokenEncoder(), nowhere, num_test_episodes=5), "test")
+    data = attached(make_data(tmp_path, real=RealRollouts(str(tmp_path / "nowhere"))), "test")
     data.prepare_data()
     data.setup("test")
     assert len(list(data.test_dataloader())) == 1
@@ -104,8 +103,8 @@ def test_going_on_with_other_rollouts_is_refused(tmp_path: Path) -> None:
     """Everything that decides what an update gets is named as it is in the YAML."""
     saved = make_data(tmp_path).state_dict()
     attached(make_data(tmp_path), "fit").load_state_dict(saved)
-    changed = attached(make_data(tmp_path, batch_size=8, relabel=True), "fit")
-    with pytest.raises(CheckpointError, match="batch_size: 16 -> 8; relabel: False -> True.*or start afresh"):
+    changed = attached(make_data(tmp_path, batch_size=8, symmetry=SymmetryKind.names), "fit")
+    with pytest.raises(CheckpointError, match="batch_size: 16 -> 8; symmetry: 'none' -> 'names'.*or start afresh"):
         changed.load_state_dict(saved)
     attached(changed, "test").load_state_dict(saved)
 
@@ -115,7 +114,7 @@ def test_going_on_with_other_rollouts_is_refused(tmp_path: Path) -> None:
     [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"crop_probability": 1.5}, "crop_probability is 1.5"),
-        ({"goal_splits": ["trian"]}, "'trian'; the splits are"),
+        ({"evaluation__goal_splits": ["trian"]}, "'trian'; the splits are"),
         ({"num_held_out": 60}, "none is left to train on"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

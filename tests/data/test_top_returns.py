@@ -11,9 +11,10 @@ import torch
 
 from kalm.core.errors import DataError
 from kalm.core.names import SOURCE, Source
-from kalm.data.filters import RolloutFilter
+from kalm.data.choice import RolloutFilter, top_returns
 from kalm.data.policy_data import PolicyData
-from kalm.data.top_returns import top_return_rollouts
+from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
+from kalm.data.selection import Selection
 from kalm.store.reader import RolloutStore
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
@@ -54,15 +55,14 @@ def test_the_rollouts_of_the_highest_return_are_kept(
     store: RolloutStore, fraction: float, discount: float, kept: list[int]
 ) -> None:
     """Discounted or not, ties by order."""
-    rows = top_return_rollouts([store], [torch.arange(5)], fraction, discount)
-    assert [chosen.tolist() for chosen in rows] == [kept]
+    assert top_returns(Selection.whole([store]), fraction, discount).rollouts.tolist() == kept
 
 
-def test_stores_of_one_source_compete(store: RolloutStore, tmp_path: Path) -> None:
+def test_stores_of_one_source_compete(store: RolloutStore) -> None:
     """Of rollouts 1, 2 of one store and 0, 3, 4 of another, two fifths are rollout 1 there and rollout 4 here."""
-    rows = top_return_rollouts([store, store], [torch.tensor([1, 2]), torch.tensor([0, 3, 4])], 0.4, 1.0)
-    assert [chosen.tolist() for chosen in rows] == [[1], [4]]
-    assert top_return_rollouts([store], [torch.tensor([], dtype=torch.int64)], 0.5, 1.0)[0].tolist() == []
+    twice = Selection.whole([store, store]).keep(torch.tensor([0, 1, 1, 0, 0, 1, 0, 0, 1, 1]) == 1)
+    assert [rows.tolist() for _, rows in top_returns(twice, 0.4, 1.0).by_store()] == [[1], [4]]
+    assert len(top_returns(twice.keep(torch.zeros(5) == 1), 0.5, 1.0)) == 0
 
 
 def test_goal_splits_do_not_compete(store: RolloutStore, tmp_path: Path) -> None:
@@ -70,24 +70,23 @@ def test_goal_splits_do_not_compete(store: RolloutStore, tmp_path: Path) -> None
     easy = [store.rollout(row) for row in range(5)]
     hard = [replace(rollout, goal_split="hard", rewards=10 + rollout.rewards) for rollout in easy]
     both = write_store(tmp_path / "both", [*easy, *hard])
-    (rows,) = top_return_rollouts([both], [torch.arange(10)], 0.4, 1.0)
-    assert rows.tolist() == [1, 4, 6, 9]
+    assert top_returns(Selection.whole([both]), 0.4, 1.0).rollouts.tolist() == [1, 4, 6, 9]
 
 
 def test_imagined_rollouts_may_keep_another_share(tmp_path: Path) -> None:
     """All 60 real rollouts, and a tenth of the imagined ones."""
     write_store(tmp_path / "real", real_rollouts(60))
     imagined = write_store(tmp_path / "imagined", imagined_rollouts(60, "easy"))
-    folders = str(tmp_path / "real"), [str(tmp_path / "imagined")]
-    options = {"filter": RolloutFilter.none, "updates_per_step": 50}
-    data = PolicyData(DOMAIN, WordEncoder(), *folders, imagined_top_return_fraction=0.1, return_discount=0.9, **options)
+    real, folder = RealRollouts(str(tmp_path / "real")), [str(tmp_path / "imagined")]
+    best = ImaginedRollouts(folder, RolloutFilter.none, top_return_fraction=0.1, return_discount=0.9)
+    data = PolicyData(DOMAIN, WordEncoder(), real, best, updates_per_step=50)
     batch = data.batch(0).view(-1)
     is_real = batch[SOURCE] == Source.REAL
     assert len(batch["rollout_id"][is_real].unique()) == 60
-    expected = top_return_rollouts([imagined], [torch.arange(60)], 0.1, 0.9)[0]
+    expected = top_returns(Selection.whole([imagined]), 0.1, 0.9).rollouts
     assert (batch["rollout_id"][~is_real].unique() - 60).tolist() == expected.tolist()
-    with pytest.raises(DataError, match="imagined_top_return_fraction is 0"):
-        PolicyData(DOMAIN, WordEncoder(), *folders, imagined_top_return_fraction=0.0)
+    with pytest.raises(DataError, match="imagined.top_return_fraction is 0"):
+        PolicyData(DOMAIN, WordEncoder(), real, ImaginedRollouts(folder, top_return_fraction=0.0))
 
 
 def test_each_source_keeps_its_own_share(tmp_path: Path) -> None:
@@ -97,11 +96,10 @@ def test_each_source_keeps_its_own_share(tmp_path: Path) -> None:
     data = PolicyData(
         DOMAIN,
         WordEncoder(),
-        str(tmp_path / "real"),
-        [str(tmp_path / "imagined")],
-        filter=RolloutFilter.success,
-        top_return_fraction=0.1,
-        return_discount=0.9,
+        RealRollouts(str(tmp_path / "real"), top_return_fraction=0.1, return_discount=0.9),
+        ImaginedRollouts(
+            [str(tmp_path / "imagined")], RolloutFilter.success, top_return_fraction=0.1, return_discount=0.9
+        ),
         updates_per_step=50,
     )
     batch = data.batch(0).view(-1)
@@ -109,5 +107,5 @@ def test_each_source_keeps_its_own_share(tmp_path: Path) -> None:
     num_passing = int(imagined.is_success.sum())
     assert len(batch["rollout_id"][is_real].unique()) == 6
     assert len(batch["rollout_id"][~is_real].unique()) == round(0.1 * num_passing)
-    expected = top_return_rollouts([real], [torch.arange(60)], 0.1, 0.9)[0]
+    expected = top_returns(Selection.whole([real]), 0.1, 0.9).rollouts
     assert batch["rollout_id"][is_real].unique().tolist() == expected.tolist()

@@ -9,9 +9,10 @@ import torch
 
 from kalm.core.errors import DataError
 from kalm.core.names import SOURCE, WEIGHT, Source
-from kalm.data.filters import RolloutFilter
+from kalm.data.choice import RolloutFilter, weighed_by_verdicts
 from kalm.data.policy_data import PolicyData
-from kalm.data.verdict_weights import rollout_weights
+from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
+from kalm.data.selection import Selection
 from kalm.store.reader import RolloutStore
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
@@ -30,28 +31,28 @@ def stores(tmp_path: Path) -> list[RolloutStore]:
 
 def policy_data(stores: list[RolloutStore], rollout_filter: RolloutFilter, weights: dict[str, float]) -> PolicyData:
     """A data module over the stores."""
-    paths = [str(store.path) for store in stores]
-    return PolicyData(
-        DOMAIN, WordEncoder(), paths[0], paths[1:], filter=rollout_filter, verdict_weights=weights, batch_size=40
-    )
+    real, *imagined = [str(store.path) for store in stores]
+    sources = RealRollouts(real), ImaginedRollouts(imagined, rollout_filter)
+    return PolicyData(DOMAIN, WordEncoder(), *sources, verdict_weights=weights, batch_size=40)
 
 
 def test_weights_multiply_and_real_rollouts_count_one(stores: list[RolloutStore]) -> None:
     """1, 1/2 if implausible, 1/4 if missed, 1/8 if both; read off each rollout by itself. All four occur."""
-    real, imagined = stores
-    weights = rollout_weights(real, [imagined], WEIGHTS)
-    assert weights[:20].tolist() == [1.0] * 20
+    imagined = Selection.whole(stores[1:])
+    weights = weighed_by_verdicts(imagined, WEIGHTS).weights
+    assert policy_data(stores, RolloutFilter.none, WEIGHTS).training.weights.tolist() == [1.0] * 20
     for index in range(40):
         rollout = imagined.rollout(index)
         expected = (0.5 if any(rollout.violations.values()) else 1.0) * (1.0 if rollout.is_success else 0.25)
-        assert weights[20 + index] == expected
-    assert set(weights[20:].tolist()) == {1.0, 0.5, 0.25, 0.125}
+        assert weights[index] == expected
+    assert set(weights.tolist()) == {1.0, 0.5, 0.25, 0.125}
 
 
 def test_every_transition_of_a_batch_has_the_weight_of_its_rollout(stores: list[RolloutStore]) -> None:
     """Through the data module, whose rollout numbers count over all stores; without weights there is no column."""
     batch = policy_data(stores, RolloutFilter.none, WEIGHTS).batch(0).view(-1)
-    expected = rollout_weights(stores[0], stores[1:], WEIGHTS)
+    imagined = weighed_by_verdicts(Selection.whole(stores[1:]), WEIGHTS)
+    expected = torch.cat([torch.ones(20), imagined.weights])
     assert batch[WEIGHT].dtype == torch.float32
     assert torch.equal(batch[WEIGHT], expected[batch["rollout_id"].long()])
     assert (batch[WEIGHT][batch[SOURCE] == Source.REAL] == 1).all()

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torchrl.data import ReplayBuffer, TensorStorage
 
 from kalm.core import names
 from kalm.core.names import Source
-from kalm.data.filters import RolloutFilter
+from kalm.data.choice import RolloutFilter
+from kalm.data.minibatches import Updates, WindowSampler
 from kalm.data.policy_data import PolicyData
-from kalm.data.returns import store_returns_to_go
-from kalm.data.windows import RolloutWindows
-from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, splits_of, write_store
+from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
+from tests.data.rollouts import DOMAIN, arguments, imagined_rollouts, real_rollouts, splits_of, write_store
 from tests.word_encoder import WordEncoder
 
 NUM_STEPS = 5
@@ -32,15 +33,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_data(folder: Path, **options: Any) -> PolicyData:
     """Windows of five steps, ten an update."""
-    defaults = {"batch_size": 10, "updates_per_step": 4, "filter": RolloutFilter.none, "sequence_length": NUM_STEPS}
-    imagined = [str(folder / "rephrase"), str(folder / "easy")]
-    return PolicyData(DOMAIN, WordEncoder(), str(folder / "real"), imagined, **{**defaults, **options})
+    paths = [str(folder / "rephrase"), str(folder / "easy")]
+    defaults = {
+        "real": RealRollouts(str(folder / "real")),
+        "imagined": ImaginedRollouts(paths, RolloutFilter.none),
+        "batch_size": 10,
+        "updates_per_step": 4,
+        "sequence_length": NUM_STEPS,
+    }
+    return PolicyData(DOMAIN, WordEncoder(), **arguments(defaults, **options))
+
+
+def draw(lengths: list[int], num_steps: int, num_windows: int, update: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows of rollouts of such lengths: the places of their steps, and which of these are real."""
+    generator = torch.Generator()
+    sampler = WindowSampler(0, torch.tensor(lengths), num_steps, generator)
+    sampler.updates = Updates(first=update)
+    buffer = ReplayBuffer(storage=TensorStorage(torch.arange(sum(lengths))), sampler=sampler, generator=generator)
+    places, info = buffer.sample(num_windows * num_steps, return_info=True)
+    return places, info["collector", "mask"]
 
 
 def test_windows_of_known_rollouts() -> None:
     """Lengths 2, 3 and 5, windows of 3: the first is padded with its last step, the last has windows at 5, 6, 7."""
-    windows = RolloutWindows(torch.tensor([2, 3, 5]), 3)
-    position, is_step = windows.draw(600, seed=1)
+    position, is_step = draw([2, 3, 5], 3, 600, update=1)
     drawn = list(zip(position.view(-1, 3).tolist(), is_step.view(-1, 3).tolist(), strict=True))
     whole = [True, True, True]
     expected = {
@@ -58,24 +74,21 @@ def test_windows_of_known_rollouts() -> None:
 
 def test_windows_without_padding_are_all_real() -> None:
     """TorchRL says nothing of padding where there is none."""
-    _, is_step = RolloutWindows(torch.tensor([4, 3]), 3).draw(5, seed=0)
+    _, is_step = draw([4, 3], 3, 5, update=0)
     assert is_step.tolist() == [True] * 15
 
 
-def test_a_seed_decides_the_windows() -> None:
+def test_the_update_decides_the_windows() -> None:
     """Whatever was drawn before, and without touching torch's own generator."""
-    windows, length = RolloutWindows(torch.tensor([20, 30]), 4), torch.tensor([20, 30])
     state = torch.get_rng_state()
-    one = windows.draw(8, seed=5)[0]
-    other = windows.draw(8, seed=6)[0]
-    assert torch.equal(windows.draw(8, seed=5)[0], one)
-    assert torch.equal(RolloutWindows(length, 4).draw(8, seed=5)[0], one)
+    one, other = (draw([20, 30], 4, 8, update)[0] for update in (5, 6))
+    assert torch.equal(draw([20, 30], 4, 8, update=5)[0], one)
     assert not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_every_window_is_a_piece_of_one_rollout_with_its_own_padding(folder: Path) -> None:
-    """Steps count up by one; a rollout of n < 5 steps comes whole, with 5 - n steps of padding at the end (N9)."""
+    """Steps count up by one; a rollout of n < 5 steps comes whole, with 5 - n steps of padding at the end."""
     data = make_data(folder)
     lengths = torch.cat([store.rollouts["length"] for store in data.stores])
     batch = torch.cat([data.batch(index) for index in range(5)]).flatten(0, 1)
@@ -93,10 +106,12 @@ def test_every_window_is_a_piece_of_one_rollout_with_its_own_padding(folder: Pat
 
 
 def test_padding_holds_neither_transitions_nor_ends(folder: Path) -> None:
-    """N9: of rollouts that fit a window, the real steps are all transitions and hold every ``terminated``."""
+    """Of rollouts that fit a window, the real steps are all transitions and hold every ``terminated``."""
     short = [rollout for rollout in real_rollouts(60) if len(rollout.actions) <= NUM_STEPS]
     write_store(folder / "short", short)
-    data = PolicyData(DOMAIN, WordEncoder(), str(folder / "short"), sequence_length=NUM_STEPS, batch_size=50)
+    data = PolicyData(
+        DOMAIN, WordEncoder(), RealRollouts(str(folder / "short")), sequence_length=NUM_STEPS, batch_size=50
+    )
     batch = data.batch(0).flatten(0, 1)
     is_step, rollout = batch[names.PADDING_MASK], batch[names.ROLLOUT_ID][:, 0]
     assert set(rollout.tolist()) == set(range(len(short)))
@@ -108,7 +123,7 @@ def test_padding_holds_neither_transitions_nor_ends(folder: Path) -> None:
 
 def test_the_mixture_is_one_of_windows(folder: Path) -> None:
     """Three tenths of ten windows are imagined, in every update, from both stores."""
-    data = make_data(folder, imagined_fraction=0.3)
+    data = make_data(folder, imagined__fraction=0.3)
     splits = set()
     for index in range(20):
         batch = data.batch(index)
@@ -120,7 +135,7 @@ def test_the_mixture_is_one_of_windows(folder: Path) -> None:
 
 
 def test_an_update_gets_the_same_windows_for_every_number_of_updates_per_step(folder: Path) -> None:
-    """Twelve updates as 12 x 1, 3 x 4 and 1 x 12: Equal. So resuming is exact wherever a step ends (K1)."""
+    """Twelve updates as 12 x 1, 3 x 4 and 1 x 12: Equal. So resuming is exact wherever a step ends."""
     by_k = {k: make_data(folder, updates_per_step=k) for k in (1, 4, 12)}
     updates = {k: torch.cat([data.batch(i) for i in range(12 // k)]) for k, data in by_k.items()}
     for key in updates[1].keys(True, True):
@@ -147,14 +162,14 @@ def test_the_return_to_go_is_the_sum_of_what_is_still_earned(folder: Path) -> No
 
 def test_returns_to_go_do_not_run_into_the_next_rollout(folder: Path) -> None:
     """The last step's is its own reward."""
-    store = make_data(folder).stores[0]
-    last = store.rollouts["start"] + store.rollouts["length"] - 1
-    assert torch.equal(store_returns_to_go(store)[last], store.transitions[names.REWARD][last])
+    used = make_data(folder).selection
+    to_go, reward = used.read((names.RETURN_TO_GO, names.REWARD), used.starts + used.lengths - 1)
+    assert torch.equal(to_go, reward)
 
 
 def test_statistics_are_those_of_the_rollouts_in_use(folder: Path) -> None:
     """Twenty real rollouts: their returns; mean and deviation over their steps; the longest of both sources."""
-    data = make_data(folder, max_real_rollouts=20, filter=RolloutFilter.success)
+    data = make_data(folder, real__max_rollouts=20, imagined__filter=RolloutFilter.success)
     statistics = data.rollout_statistics
     rollouts = real_rollouts(60)[:20]
     to_go = torch.cat([torch.from_numpy(r.rewards).flip(0).cumsum(0).flip(0) for r in rollouts])

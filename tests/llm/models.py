@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from kalm.core.specs import TaskSpec, vector_spec
+from kalm.data.choice import RolloutFilter
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
-from kalm.data.grounding_data import GroundingData
+from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.rollout_sources import RealRollouts
 from kalm.llm.backbones.tiny_backbone import TinyBackbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.store.reader import is_finished_store
 from tests.chain_domain import ChainDomain
-from tests.data.rollouts import real_rollouts, write_store
+from tests.data.rollouts import arguments, real_rollouts, write_store
 from tests.llm.token_encoder import TokenEncoder
 
 DISCRETE = vector_spec(observation_size=5, action_size=2, is_discrete=True, goal_embedding_size=16)
@@ -70,8 +72,13 @@ def chain_grounding_data(folder: Path, num_rollouts: int = 300, **options: Any) 
     """The chain's rollouts, written to ``folder`` on first use."""
     if not is_finished_store(folder / "real"):
         write_store(folder / "real", real_rollouts(num_rollouts))
-    sizes = {"num_generation": 16, "num_dynamics": 8, "num_explanation": 8, "num_held_out": 40, "num_imagined": 12}
-    return GroundingData(ChainDomain(), TokenEncoder(), str(folder / "real"), **{**sizes, **options})
+    defaults = {
+        "real": RealRollouts(str(folder / "real"), RolloutFilter.success),
+        "tasks": GroundingTasks(generation=16, dynamics=8, explanation=8),
+        "num_held_out": 40,
+        "num_imagined": 12,
+    }
+    return GroundingData(ChainDomain(), TokenEncoder(), **arguments(defaults, **options))
 
 
 def one_rollout_alone(batch: GroundingBatch, index: int) -> GroundingBatch:

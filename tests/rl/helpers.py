@@ -15,14 +15,16 @@ from tensordict import TensorDict
 
 import kalm.rl
 from kalm.core.specs import TaskSpec, vector_spec
-from kalm.data.index_batches import IndexedBatches
+from kalm.data.evaluation_episodes import EvaluationEpisodes
+from kalm.data.indexed_batches import IndexedBatches
 from kalm.data.policy_data import PolicyData
-from kalm.data.windows import RolloutStatistics
+from kalm.data.rollout_sources import RealRollouts
+from kalm.data.statistics import RolloutStatistics
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.training.batches import TransitionBatch
 from kalm.store.reader import is_finished_store
 from tests.chain_domain import ChainDomain
-from tests.data.rollouts import write_store
+from tests.data.rollouts import arguments, write_store
 from tests.line_domain import LineDomain
 from tests.word_encoder import WordEncoder
 
@@ -78,8 +80,13 @@ def chain_data(folder: Path, domain: ChainDomain | None = None, **options: Any) 
     domain = domain or ChainDomain()
     if not is_finished_store(folder / "real"):
         write_store(folder / "real", list(domain.collect(200, seed=0)), domain=domain)
-    defaults = {"batch_size": 16, "updates_per_step": 5, "num_validation_episodes": 8, "num_test_episodes": 20}
-    return PolicyData(domain, WordEncoder(), str(folder / "real"), **{**defaults, **options})
+    defaults = {
+        "real": RealRollouts(str(folder / "real")),
+        "batch_size": 16,
+        "updates_per_step": 5,
+        "evaluation": EvaluationEpisodes(num_validation_episodes=8, num_test_episodes=20),
+    }
+    return PolicyData(domain, WordEncoder(), **arguments(defaults, **options))
 
 
 def trainer(folder: Path, max_steps: int, callbacks: Iterable[lightning.Callback] = (), **options: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import CheckpointError, KalmError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.envs.evaluation import evaluate, evaluation_episodes, summarize
 from kalm.rl.base import OfflineRLModule
 from tests.rl.helpers import (
@@ -235,7 +235,7 @@ def test_it_learns_a_small_world_better_than_chance(
 ) -> None:
     """Trained on walks with mistakes now and then, it reaches both ends nearly always; random actions do not."""
     policy, domain = fit_world(algorithm, spec, tmp_path, 300), world(spec)
-    data = chain_data(tmp_path, domain, goal_splits=["train"], num_test_episodes=40)
+    data = chain_data(tmp_path, domain, evaluation__goal_splits=["train"], evaluation__num_test_episodes=40)
     trainer(tmp_path, -1).test(policy, data, verbose=False)
     rate = summarize(policy.episode_results)["train"].success_rate
     domain.action_space.seed(0)

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.decision_transformer import DecisionTransformer
 from kalm.rl.training.batches import WindowBatch
 from tests.rl.helpers import CONTINUOUS, DISCRETE, FixedData, chain_data, loss_batch, stacked_batch, trainer
@@ -228,7 +228,7 @@ def test_it_does_what_led_to_the_return_that_is_asked_for(tmp_path: Path) -> Non
 
 def trained_on_the_chain(folder: Path) -> tuple[DecisionTransformer, Any]:
     """A few updates, so that actions vary."""
-    data = chain_data(folder, sequence_length=4, goal_splits=["train", "hard"])
+    data = chain_data(folder, sequence_length=4, evaluation__goal_splits=["train", "hard"])
     policy = small(data.spec, learning_rate=1e-3, warmup_updates=0)
     trainer(folder, 20).fit(policy, data)
     return policy, data

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.policy_data import PolicyData
+from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.evaluation import summarize
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
@@ -58,8 +60,9 @@ def mixed_data(spec: TaskSpec, folder: Path, **options: Any) -> PolicyData:
         good, bad = (domain.collect(150, seed=seed, mistake_rate=rate) for seed, rate in ((0, 0.1), (1, 0.9)))
         rollouts = [rollout for pair in zip(good, bad, strict=True) for rollout in pair]
         write_store(folder / "real", rollouts, domain=domain)
-    defaults = {"batch_size": 32, "goal_splits": ["train"], "num_test_episodes": 100}
-    return PolicyData(domain, WordEncoder(), str(folder / "real"), **{**defaults, **options})
+    real = RealRollouts(str(folder / "real"), **options)
+    evaluation = EvaluationEpisodes(num_test_episodes=100, goal_splits=["train"])
+    return PolicyData(domain, WordEncoder(), real, batch_size=32, evaluation=evaluation)
 
 
 def success_rate(algorithm: type[OfflineRLModule], spec: TaskSpec, folder: Path, **data_options: Any) -> float:

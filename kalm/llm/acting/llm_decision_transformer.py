@@ -33,8 +33,7 @@ from kalm.core.errors import KalmError
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.core.specs import TaskSpec, VectorObservation
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
-from kalm.data.grounding_validation import ValidationBatch
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode, EpisodeResult, evaluate

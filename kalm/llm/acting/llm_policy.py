@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import Episode, EpisodeResult, evaluate
 from kalm.language.prompts import generation_prompt

@@ -26,10 +26,9 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from kalm.core.names import TaskSpec
 from kalm.core.rollout import Rollout
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
-from kalm.data.grounding_validation import ValidationBatch
+from kalm.core.specs import TaskSpec
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.work_item import WorkItem, WorkShard
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
 from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone

@@ -28,10 +28,9 @@ from torch.nn import functional
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.names import TaskSpec
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
-from kalm.data.task_spec import dynamics_spec
+from kalm.core.specs import TaskSpec
 from kalm.envs.base import Domain, success_of_each
 from kalm.rl.networks.mlp import EnsembleMLP
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -199,7 +198,7 @@ def load_dynamics_check(path: Path, domain: Domain) -> DynamicsCheck:
             f"{path} holds no dynamics check; train one: python -m kalm fit --config conf/clevr_robot/dynamics.yaml"
         )
     facts = checkpoint[_JUDGE]
-    check = DynamicsCheck(dynamics_spec(domain), facts["num_members"], facts["hidden_sizes"])
+    check = DynamicsCheck(domain.spec, facts["num_members"], facts["hidden_sizes"])
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
     expected = {name: tuple(tensor.shape) for name, tensor in check.state_dict().items()}
     if found != expected:

@@ -14,8 +14,10 @@ import torch
 from kalm.core.errors import CheckpointError, DataError, KalmError
 from kalm.core.names import Source
 from kalm.core.specs import TaskSpec, vector_spec
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
+from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import EpisodeResult, evaluation_episodes
 from kalm.language.prompts import generation_prompt
@@ -78,9 +80,9 @@ def good_and_bad(domain: Domain, folder: Path, **options: Any) -> ReturnConditio
     if not (folder / "real").exists():
         kinds = [list(domain.collect(150, seed=seed, mistake_rate=rate)) for seed, rate in ((0, 0.0), (1, 1.0))]  # type: ignore[call-arg]
         write_store(folder / "real", [rollout for pair in zip(*kinds, strict=True) for rollout in pair], domain=domain)
-    sizes = {"batch_size": 16, "num_held_out": 20, "num_validation_episodes": 6, "num_test_episodes": 12}
-    real = str(folder / "real")
-    return ReturnConditionedData(domain, TokenEncoder(), real, goal_splits=["train"], **{**sizes, **options})
+    real, evaluation = RealRollouts(str(folder / "real")), EvaluationEpisodes(6, 12, ["train"])
+    sizes = {"batch_size": 16, "num_held_out": 20}
+    return ReturnConditionedData(domain, TokenEncoder(), real, evaluation=evaluation, **{**sizes, **options})
 
 
 def test_discrete_loss_of_a_known_model() -> None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from kalm.core.validation import validate_rollout
-from kalm.data.grounding_data import GroundingData
+from kalm.data.choice import RolloutFilter
+from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.rollout_sources import RealRollouts
 from kalm.data.work_item import WorkItem
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.grounding.rollout_codec import RolloutCodec
@@ -33,9 +35,9 @@ def parked_data(folder: Path) -> GroundingData:
     writer = RolloutStoreWriter(folder / "real", domain.name, domain.spec, domain.plausibility_flags, {}, command="")
     writer.append("0", list(domain.collect(300, seed=0)))
     writer.finish()
-    sizes = {"num_generation": 16, "num_dynamics": 8, "num_explanation": 4, "num_held_out": 40, "num_imagined": 12}
-    sizes["num_explanation_prompts"] = 1  # few rollouts, few updates
-    return GroundingData(domain, TokenEncoder(), str(folder / "real"), **sizes)
+    real = RealRollouts(str(folder / "real"), RolloutFilter.success)
+    tasks = GroundingTasks(16, 8, 4, num_explanation_prompts=1)  # few rollouts, few updates
+    return GroundingData(domain, TokenEncoder(), real, tasks=tasks, num_held_out=40, num_imagined=12)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from kalm.data.general_text import GeneralTextSource
 from kalm.data.grounding_batch import GeneralText
 from kalm.language.encoder import SentenceEncoder
 from kalm.llm.backbones.tiny_backbone import TinyBackbone
@@ -114,7 +115,7 @@ def test_general_text_teaches_the_language_model_alone() -> None:
 def test_a_tiny_model_learns_words_that_only_the_text_has(tmp_path: Path) -> None:
     """Its vocabulary grows by them, and held-out text becomes likelier."""
     (tmp_path / "text.txt").write_text("\n\n".join(KNOWN), encoding="utf-8")
-    data = chain_grounding_data(tmp_path, general_text=str(tmp_path / "text.txt"), num_general_text=8, num_imagined=0)
+    data = chain_grounding_data(tmp_path, general_text=GeneralTextSource(str(tmp_path / "text.txt"), 8), num_imagined=0)
     losses = []
     for num_updates in (1, 60):
         lightning.seed_everything(0, verbose=False)
@@ -140,8 +141,8 @@ def test_mixing_text_in_keeps_what_a_model_knows(pretrained: Path, tmp_path: Pat
     losses = {}
     for num_updates, num_texts in ((1, 0), (80, 0), (80, 8)):
         lightning.seed_everything(seed, verbose=False)
-        options = {"general_text": str(pretrained / "text.txt"), "num_general_text": num_texts, "num_imagined": 0}
-        data = chain_grounding_data(tmp_path, seed=seed, **options)
+        text = GeneralTextSource(str(pretrained / "text.txt"), num_texts)
+        data = chain_grounding_data(tmp_path, seed=seed, general_text=text, num_imagined=0)
         made = unloaded_backbone(pretrained, tuning="full")
         rate = 0.0 if num_updates == 1 else 2e-3
         model = GroundedLLM(data.spec, made, 16, learning_rate=rate, warmup_updates=5, schedule_updates=100)

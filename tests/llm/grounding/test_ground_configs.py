@@ -71,7 +71,7 @@ def test_one_update_runs(path: Path, world: Path) -> None:
     """From the file alone but for the model; an adapter folder where there are adapters."""
     architecture = "qwen2" if "qwen" in path.stem else "llama"
     options = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--data.num_held_out=10"]
-    batch = ["--data.num_generation=4", "--data.num_dynamics=2", "--data.num_explanation=4"]
+    batch = ["--data.tasks.generation=4", "--data.tasks.dynamics=2", "--data.tasks.explanation=4"]
     overrides = [*small(world, architecture), *options, *batch]
     assert kalm("fit", "--config", path, "--config", SMOKE, "--root", world, *overrides) == 0
     folder = world / "clevr_robot" / "ground" / path.stem.removeprefix("ground_") / "seed=0"
@@ -84,8 +84,13 @@ def test_general_text_is_mixed_in_by_an_overlay(world: Path, tmp_path: Path) -> 
     path = next(path for path in FILES if "smollm2" in path.stem)
     text = tmp_path / "text.jsonl"
     text.write_text("".join(f'{{"text": "go {index} times"}}\n' for index in range(20)), encoding="utf-8")
-    sizes = ["--data.num_generation=4", "--data.num_dynamics=2", "--data.num_explanation=4", "--data.num_held_out=4"]
-    options = [f"--data.general_text={text}", "--data.num_imagined=0", "--trainer.max_steps=1", *sizes]
+    sizes = [
+        "--data.tasks.generation=4",
+        "--data.tasks.dynamics=2",
+        "--data.tasks.explanation=4",
+        "--data.num_held_out=4",
+    ]
+    options = [f"--data.general_text.files={text}", "--data.num_imagined=0", "--trainer.max_steps=1", *sizes]
     overlays = ["--config", SMOKE, "--config", GENERAL_TEXT, "--root", world, "--trainer.val_check_interval=1"]
     experiment = "--experiment=clevr_robot/ground/mixed"
     assert kalm("fit", "--config", path, *overlays, *small(world, "llama"), *options, experiment) == 0
@@ -98,7 +103,7 @@ def test_a_grounded_model_imagines_from_the_command_line(world: Path) -> None:
     """Fit, stop, resume, imagine: rollouts of the robot, by a 4-bit model out of its checkpoint."""
     path = next(path for path in FILES if "qwen25_05b" in path.stem)
     model = [*small(world, "qwen2"), "--model.backbone.compute_type=float32"]  # bfloat16 is slow on many CPUs
-    sizes = ["--data.num_held_out=2", "--data.num_explanation=4", "--trainer.limit_val_batches=0"]
+    sizes = ["--data.num_held_out=2", "--data.tasks.explanation=4", "--trainer.limit_val_batches=0"]
     run = ["fit", "--config", path, "--config", SMOKE, "--root", world, *model, *sizes]
     run += ["--experiment=clevr_robot/ground/small"]
     assert kalm(*run, "--trainer.max_steps=1") == 0

@@ -12,7 +12,7 @@ import torch
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.grounding_data import GroundingData
-from kalm.data.index_batches import IndexedBatches
+from kalm.data.indexed_batches import IndexedBatches
 from kalm.language.prompts import UNSEEN_EXPLANATION
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -62,10 +62,10 @@ def test_a_task_that_is_left_out_has_no_loss(tmp_path: Path) -> None:
     """The ablations of the paper: without dynamics, without explanation, generation alone."""
     model = grounded_llm()
     for options, missing in (
-        ({"num_dynamics": 0}, {"dynamics_loss"}),
-        ({"num_explanation": 0}, {"text_loss"}),
-        ({"num_dynamics": 0, "num_explanation": 0}, {"dynamics_loss", "text_loss"}),
-        ({"num_generation": 0}, {"action_loss", "next_observation_loss", "end_loss"}),
+        ({"tasks__dynamics": 0}, {"dynamics_loss"}),
+        ({"tasks__explanation": 0}, {"text_loss"}),
+        ({"tasks__dynamics": 0, "tasks__explanation": 0}, {"dynamics_loss", "text_loss"}),
+        ({"tasks__generation": 0}, {"action_loss", "next_observation_loss", "end_loss"}),
     ):
         data = chain_grounding_data(tmp_path, **options)
         model.backbone.learn_vocabulary(data.answers)

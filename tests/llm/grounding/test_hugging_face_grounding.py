@@ -148,7 +148,7 @@ def grounded(request: Any, small_models: Any, tmp_path_factory: pytest.TempPathF
     architecture, tuning = request.param
     folder = tmp_path_factory.mktemp("grounded")
     write_store(folder / "real", list(ChainDomain().collect(300, seed=0, mistake_rate=0.0)))
-    data = chain_grounding_data(folder, num_explanation_prompts=1)  # few rollouts, few updates
+    data = chain_grounding_data(folder, tasks__num_explanation_prompts=1)  # few rollouts, few updates
     model = model_on(small_models[architecture], data, tuning, num_updates=120, lora_dropout=0.0)
     model.configure_model()
     before = losses_of(model, data)

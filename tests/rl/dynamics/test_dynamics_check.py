@@ -16,8 +16,9 @@ from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.rollout import Rollout
-from kalm.data.filters import RolloutFilter, rollout_verdicts
-from kalm.data.task_spec import dynamics_spec
+from kalm.data.choice import RolloutFilter, rollout_verdicts
+from kalm.data.rollout_sources import RealRollouts
+from kalm.data.symmetry import SymmetryKind
 from kalm.data.transition_data import TransitionData
 from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
 from kalm.judging.judge import Verdict
@@ -56,7 +57,7 @@ class Worlds(nn.Module):
 
 def check_with(num_wrong: int) -> DynamicsCheck:
     """Three members; neutral statistics; a limit of a half."""
-    check = DynamicsCheck(dynamics_spec(DOMAIN))
+    check = DynamicsCheck(DOMAIN.spec)
     check.members = Worlds(3, num_wrong)  # type: ignore[assignment]
     check.error_limit = 0.5
     return check.eval()
@@ -115,7 +116,9 @@ def fit(folder: Path, num_updates: int, path: Path | None = None, **options: Any
     if not (folder / "real").exists():
         write_store(folder / "real", real_rollouts(200))
     lightning.seed_everything(0, verbose=False)
-    data = TransitionData(DOMAIN, str(folder / "real"), **{"batch_size": 32, "num_held_out": 40, "relabel": True})
+    data = TransitionData(
+        DOMAIN, RealRollouts(str(folder / "real")), batch_size=32, symmetry=SymmetryKind.names, num_held_out=40
+    )
     check = DynamicsCheck(data.spec, hidden_sizes=(32,), learning_rate=1e-2, schedule_updates=300, **options)
     run = predict_trainer(folder, num_updates, plugins=[VerifiedCheckpointIO()])
     run.fit(check, datamodule=data, ckpt_path=path)
@@ -141,7 +144,7 @@ def test_what_was_learned_tells_true_steps_from_jumps(tmp_path: Path) -> None:
 def test_the_limit_is_that_of_held_out_rollouts(tmp_path: Path) -> None:
     """A tenth of the last 40 rollouts' steps err as much or more; many steps of the chain are alike, and err alike."""
     check = load_dynamics_check(fit(tmp_path, 20, false_alarm_rate=0.1), DOMAIN)
-    held_out = TransitionData(DOMAIN, str(tmp_path / "real"), num_held_out=40).held_out
+    held_out = TransitionData(DOMAIN, RealRollouts(str(tmp_path / "real")), num_held_out=40).held_out
     errors = check.errors(*(held_out[key] for key in (names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION)))
     assert len(errors) == sum(len(rollout) for rollout in real_rollouts(200)[-40:])
     assert (
@@ -177,17 +180,19 @@ def test_other_checkpoints_and_impossible_settings_are_refused(tmp_path: Path) -
     with pytest.warns(UserWarning, match="no sidecar"), pytest.raises(CheckpointError, match="holds no dynamics check"):
         load_dynamics_check(tmp_path / "policy.ckpt", DOMAIN)
     with pytest.raises(ValueError, match="false_alarm_rate is 1"):
-        DynamicsCheck(dynamics_spec(DOMAIN), false_alarm_rate=1)
+        DynamicsCheck(DOMAIN.spec, false_alarm_rate=1)
     write_store(tmp_path / "few", real_rollouts(5))
     with pytest.raises(DataError, match="5 rollouts; with num_held_out 5 none is left"):
-        TransitionData(DOMAIN, str(tmp_path / "few"), num_held_out=5).setup("fit")
+        TransitionData(DOMAIN, RealRollouts(str(tmp_path / "few")), num_held_out=5).setup("fit")
 
 
 def test_transitions_under_symmetry_stay_true(tmp_path: Path) -> None:
     """Seen in the mirror or not, a step leads where it led; batches are pure functions of their index."""
     write_store(tmp_path / "real", real_rollouts(60))
-    data = TransitionData(DOMAIN, str(tmp_path / "real"), batch_size=64, relabel=True, num_held_out=10)
-    plain = TransitionData(DOMAIN, str(tmp_path / "real"), batch_size=64, num_held_out=10)
+    data = TransitionData(
+        DOMAIN, RealRollouts(str(tmp_path / "real")), batch_size=64, symmetry=SymmetryKind.names, num_held_out=10
+    )
+    plain = TransitionData(DOMAIN, RealRollouts(str(tmp_path / "real")), batch_size=64, num_held_out=10)
     batch = data.batch(3)
     before, after = cells(batch, names.OBSERVATION), cells(batch, names.NEXT_OBSERVATION)
     assert np.array_equal(step(before, batch[names.ACTION].numpy()), after)

@@ -12,9 +12,11 @@ import torch
 
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.callbacks.success_rate import SuccessRate
-from kalm.core.names import Source, TaskSpec
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.data.filters import RolloutFilter
+from kalm.core.specs import TaskSpec
+from kalm.data.choice import RolloutFilter
+from kalm.data.rollout_sources import ImaginedRollouts
 from kalm.envs.base import InstructedGoal
 from kalm.rl.base import OfflineRLModule
 from tests.chain_domain import ChainDomain
@@ -34,8 +36,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train on real and imagined rollouts, validating and saving on the way; returns the final checkpoint."""
     lightning.seed_everything(0)
-    options: dict[str, Any] = {"imagined": [str(stores / "imagined")], "filter": RolloutFilter.none}
-    data = chain_data(stores, world(spec), updates_per_step=5, **options)
+    imagined = ImaginedRollouts([str(stores / "imagined")], RolloutFilter.none)
+    data = chain_data(stores, world(spec), updates_per_step=5, imagined=imagined)
     policy = build(
         algorithm,
         data.spec,

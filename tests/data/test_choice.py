@@ -1,4 +1,4 @@
-"""Filters and verdict counts on rollouts whose verdicts are known."""
+"""Filters, limits and verdict counts on rollouts whose verdicts are known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 
 from kalm.core.errors import DataError
 from kalm.core.rollout import Rollout
-from kalm.data.filters import RolloutFilter, select_rollouts, verdict_counts
+from kalm.data.choice import RolloutFilter, first_rollouts, passing, verdict_counts
+from kalm.data.rollout_sources import RealRollouts
+from kalm.data.selection import Selection
 from kalm.store.reader import RolloutStore
 from tests.data.rollouts import broken, imagined_rollouts, real_rollouts, write_store
 
@@ -40,13 +42,16 @@ def judged(split: str, is_success: bool, jumped: int, nowhere: int) -> Rollout:
 )
 def test_each_filter_keeps_its_rollouts(store: RolloutStore, name: str, rows: list[int]) -> None:
     """Plausible means that no flag marks any transition."""
-    assert select_rollouts(store, RolloutFilter[name]).tolist() == rows
+    assert passing(Selection.whole([store]), RolloutFilter[name]).rollouts.tolist() == rows
 
 
 def test_limit_and_splits_apply_after_the_filter(store: RolloutStore) -> None:
     """The first two that succeed; the easy ones that succeed."""
-    assert select_rollouts(store, RolloutFilter.success, max_rollouts=2).tolist() == [0, 1]
-    assert select_rollouts(store, RolloutFilter.success, goal_splits=["easy"]).tolist() == [0, 1]
+    whole = Selection.whole([store])
+    assert first_rollouts(passing(whole, RolloutFilter.success), 2).rollouts.tolist() == [0, 1]
+    assert passing(whole, RolloutFilter.success).of_goal_split("easy").rollouts.tolist() == [0, 1]
+    limited = RealRollouts(str(store.path), RolloutFilter.success, max_rollouts=2).choose(whole)
+    assert limited.rollouts.tolist() == [0, 1]
 
 
 def test_counts_of_each_split(store: RolloutStore) -> None:
@@ -58,14 +63,10 @@ def test_counts_of_each_split(store: RolloutStore) -> None:
     assert verdict_counts(store) == {"easy": easy, "hard": hard}
 
 
-def test_a_split_without_data_is_refused_naming_those_there_are(store: RolloutStore) -> None:
-    """I7: the valid splits are in the message."""
-    with pytest.raises(DataError, match="no rollout of the goal splits train; it has easy, hard"):
-        select_rollouts(store, RolloutFilter.none, goal_splits=["train", "hard"])
-    with pytest.raises(DataError, match="none named"):
-        select_rollouts(store, RolloutFilter.none, goal_splits=[])
+def test_a_limit_of_no_rollouts_is_refused() -> None:
+    """None means all of them; 0 would mean nothing to learn from."""
     with pytest.raises(DataError, match="max_rollouts is 0"):
-        select_rollouts(store, RolloutFilter.none, max_rollouts=0)
+        RealRollouts("somewhere", max_rollouts=0).check()
 
 
 def test_real_rollouts_pass_every_plausibility_check(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""Ways to choose in a selection: by verdicts, by returns, by number; and what was there to choose from.
+
+Imagined stores keep every well-formed rollout with its verdicts; the choice is made where they are read, so that one
+act of imagination serves every choice (the paper uses all rollouts; which choice is best is for an experiment to say).
+Each function takes a selection and returns one; only ``rollout_verdicts`` knows where verdicts lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kalm.core import names
+from kalm.core.errors import DataError
+from kalm.data.selection import Selection
+from kalm.data.statistics import rollout_returns
+from kalm.envs.base import Domain
+from kalm.store.reader import RolloutStore
+
+
+class RolloutFilter(Enum):
+    """What a rollout must be to be used; the names are what a YAML file says.
+
+    ``none``: nothing, as in the paper. ``plausible``: no transition is marked by any of the domain's flags.
+    ``success``: it meets its goal by the domain's own rule. ``both``: plausible and success.
+    """
+
+    none = "none"
+    plausible = "plausible"
+    success = "success"
+    both = "both"
+
+
+# Which rollouts may stand in where few pass a filter: all that it asks for but success.
+_WITHOUT_SUCCESS = {RolloutFilter.both: RolloutFilter.plausible, RolloutFilter.success: RolloutFilter.none}
+# What a rollout is that does not pass the filter of the same meaning.
+_FAILS = {"implausible": RolloutFilter.plausible, "missed": RolloutFilter.success}
+
+
+def rollout_verdicts(store: RolloutStore) -> dict[RolloutFilter, Tensor]:
+    """For each filter, which rollouts of a store pass, bool of shape (R,)."""
+    success = store.is_success
+    plausible = torch.ones_like(success)
+    for flag in store.plausibility_flags:
+        plausible = plausible & (store.violations(flag) == 0)
+    return {
+        RolloutFilter.none: torch.ones_like(success),
+        RolloutFilter.plausible: plausible,
+        RolloutFilter.success: success.clone(),
+        RolloutFilter.both: plausible & success,
+    }
+
+
+def verdict_counts(store: RolloutStore) -> dict[str, dict[str, int]]:
+    """Counts of each goal split that the store has.
+
+    Returns:
+        Goal split -> ``num_rollouts``; ``plausible``, ``success`` and ``both``: rollouts that pass that filter;
+        ``num_transitions``; and under each plausibility flag's name the transitions it marks.
+    """
+    verdicts = rollout_verdicts(store)
+    counts = {}
+    for split in dict.fromkeys(store.goal_splits.tolist()):
+        chosen = torch.from_numpy(store.goal_splits == split)
+        counts[split] = {
+            "num_rollouts": int(chosen.sum()),
+            **{f.name: int((verdicts[f] & chosen).sum()) for f in RolloutFilter if f is not RolloutFilter.none},
+            "num_transitions": int(store.rollouts["length"][chosen].sum()),
+            **{flag: int(store.violations(flag)[chosen].sum()) for flag in store.plausibility_flags},
+        }
+    return counts
+
+
+def passes(selection: Selection, rollout_filter: RolloutFilter) -> Tensor:
+    """Which rollouts of a selection pass a filter, bool of shape (J,)."""
+    if rollout_filter is RolloutFilter.none:  # asks for no verdicts, so there need not be any
+        return torch.ones(len(selection), dtype=torch.bool)
+    verdicts = [rollout_verdicts(store)[rollout_filter][rows] for store, rows in selection.by_store()]
+    return torch.cat([torch.zeros(0, dtype=torch.bool), *verdicts])
+
+
+def passing(selection: Selection, rollout_filter: RolloutFilter) -> Selection:
+    """Those that pass a filter."""
+    return selection.keep(passes(selection, rollout_filter))
+
+
+def first_rollouts(selection: Selection, number: int | None) -> Selection:
+    """The first so many; None takes all."""
+    return selection.keep(torch.arange(len(selection)) < (len(selection) if number is None else number))
+
+
+def top_returns(selection: Selection, fraction: float, discount: float) -> Selection:
+    """Those that earned most in each goal split: what a learner that only imitates needs of data of mixed quality.
+
+    With behaviour cloning this is "filtered BC", the %BC of Decision Transformer (Chen et al. 2021, arXiv:2106.01345,
+    section 5.1). Goals of different splits pay differently, and one push pays sooner than fifty: across splits a return
+    says more about the goal than about the rollout.
+
+    Args:
+        selection: Its rollouts of one split compete with each other.
+        fraction: Share to keep, in (0, 1], to the nearest rollout but at least one of each split; of equal returns
+            the first.
+        discount: Worth of a reward one step later; 1 counts all alike.
+    """
+    if fraction == 1 or not len(selection):
+        return selection
+    returns, goal_splits = rollout_returns(selection, discount), selection.goal_splits
+    is_kept = torch.zeros(len(selection), dtype=torch.bool)
+    for split in np.unique(goal_splits):
+        competing = torch.from_numpy(np.flatnonzero(goal_splits == split))
+        best = returns[competing].argsort(descending=True, stable=True)
+        is_kept[competing[best[: max(1, round(fraction * len(competing)))]]] = True
+    return selection.keep(is_kept)
+
+
+def verified_rollouts(
+    domain: Domain, selection: Selection, rollout_filter: RolloutFilter, num_least: int = 0
+) -> Selection:
+    """Those that pass a filter, and for tasks with few of them the next best.
+
+    It is rejection sampling with the domain's own rules as the judge, as in STaR (Zelikman et al. 2022,
+    arXiv:2203.14465) and ReST (Gulcehre et al. 2023, arXiv:2308.08998). KALM imagines once and grounds no further.
+
+    Args:
+        domain: Says which task a goal belongs to.
+        selection: Its rollouts compete with each other.
+        rollout_filter: What a rollout must be.
+        num_least: Rollouts that each task should have. Where fewer pass, the rollouts of the highest return join
+            that pass all of the filter but success; only such that earned something, and of equal ones the first.
+    """
+    chosen = passes(selection, rollout_filter)
+    if num_least and rollout_filter in _WITHOUT_SUCCESS:
+        returns = rollout_returns(selection, discount=1.0)
+        may_join = passes(selection, _WITHOUT_SUCCESS[rollout_filter]) & (returns > 0)
+        tasks = rollout_tasks(domain, selection)
+        for task in dict.fromkeys(tasks):
+            of_task = torch.tensor([other == task for other in tasks])
+            num_missing = max(0, num_least - int((chosen & of_task).sum()))
+            candidates = (may_join & of_task & ~chosen).nonzero().squeeze(-1)
+            best = returns[candidates].argsort(descending=True, stable=True)[:num_missing]
+            chosen[candidates[best]] = True
+    return selection.keep(chosen)
+
+
+def rollout_tasks(domain: Domain, selection: Selection) -> list[str]:
+    """The task of each rollout's goal."""
+    tables = {id(store): _tasks(domain, store) for store in selection.line.stores}
+    return [
+        tables[id(store)][instruction]
+        for store, rows in selection.by_store()
+        for instruction in store.rollouts[names.INSTRUCTION_ID][rows].tolist()
+    ]
+
+
+def weighed_by_verdicts(selection: Selection, weights: Mapping[str, float]) -> Selection:
+    """The same rollouts, those weighed down that fail a verdict; one that fails both counts with the product.
+
+    Args:
+        selection: Some rollouts.
+        weights: Weight of rollouts that are ``implausible`` or ``missed``, as ``check_verdict_weights`` allows them.
+    """
+    total = selection.weights
+    for name, weight in weights.items():
+        total = torch.where(passes(selection, _FAILS[name]), total, total * weight)
+    return Selection(selection.line, selection.rollouts, total)
+
+
+def check_verdict_weights(weights: Mapping[str, float], rollout_filter: RolloutFilter) -> None:
+    """Refuse weights that are malformed, or of rollouts that the filter cuts anyway.
+
+    Raises:
+        DataError: The message names what is allowed.
+    """
+    for name, weight in weights.items():
+        if name not in _FAILS:
+            raise DataError(f"verdict_weights has {name!r}; a rollout can be {' or '.join(_FAILS)}")
+        if not weight >= 0:
+            raise DataError(f"verdict_weights: {name} is {weight}; it must be 0 or more, 1 being the weight of others")
+        if rollout_filter in (_FAILS[name], RolloutFilter.both):
+            raise DataError(
+                f"verdict_weights weigh rollouts that are {name}, but filter: {rollout_filter.name} cuts them; use "
+                "filter: none to weigh them, or leave them out of verdict_weights"
+            )
+
+
+def _tasks(domain: Domain, store: RolloutStore) -> list[str]:
+    return [domain.task(domain.goal_from_json(row.goal)) for row in store.instructions]

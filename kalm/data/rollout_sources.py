@@ -1,0 +1,140 @@
+"""Where rollouts come from and which of them are used: real ones and imagined ones, as YAML describes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kalm.core.errors import DataError
+from kalm.data.choice import (
+    RolloutFilter,
+    first_rollouts,
+    passing,
+    top_returns,
+    verdict_counts,
+    verified_rollouts,
+)
+from kalm.data.decisions import BY_CONTENT, UNDECIDED
+from kalm.data.selection import Selection
+from kalm.envs.base import Domain
+from kalm.store.domain_store import collect_if_absent
+
+
+@dataclass(frozen=True)
+class RealRollouts:
+    """Real rollouts: a store, collected there when absent, and which of its rollouts to use.
+
+    Args:
+        path: Folder of the store.
+        filter: What a rollout must be to be used: none (paper), plausible, success or both.
+        max_rollouts: Use the first so many of those that pass; null uses all (paper: 6400 for policies on CLEVR-Robot,
+            100000 on Meta-World and for grounding).
+        top_return_fraction: Share of these to use in each goal split, those of the highest return, in (0, 1]. With BC
+            it makes filtered BC.
+        return_discount: Worth of a reward one step later in that return, in [0, 1]; 1 adds all rewards up. Below, of
+            two rollouts that meet their goal the shorter one has the higher return.
+        num_collected: Rollouts to collect when there is no store in ``path``.
+        collect_seed: Seed of that collection.
+    """
+
+    path: str = field(metadata=BY_CONTENT)
+    filter: RolloutFilter = RolloutFilter.none
+    max_rollouts: int | None = None
+    top_return_fraction: float = 1.0
+    return_discount: float = 1.0
+    num_collected: int = field(default=10000, metadata=UNDECIDED)  # the store's content says what came of it
+    collect_seed: int = field(default=0, metadata=UNDECIDED)
+
+    def check(self) -> None:
+        """Refuse numbers that are out of range.
+
+        Raises:
+            DataError: The message names what is allowed.
+        """
+        if self.max_rollouts is not None and self.max_rollouts < 1:
+            raise DataError(f"real.max_rollouts is {self.max_rollouts}; give 1 or more, or null for all rollouts")
+        _check_top_returns("real", self.top_return_fraction, self.return_discount)
+
+    def collect_if_absent(self, domain: Domain) -> None:
+        """Collect the store unless it is there."""
+        collect_if_absent(domain, self.path, self.num_collected, self.collect_seed)
+
+    def choose(self, stored: Selection) -> Selection:
+        """Those to use of the rollouts that are stored."""
+        chosen = first_rollouts(passing(stored, self.filter), self.max_rollouts)
+        return top_returns(chosen, self.top_return_fraction, self.return_discount)
+
+
+@dataclass(frozen=True)
+class ImaginedRollouts:
+    """Imagined rollouts: stores, which of their rollouts to use, and how many beside real ones.
+
+    Args:
+        stores: Folders of the stores.
+        filter: What a rollout must be to be used: none (paper), plausible, success or both.
+        fraction: Part of what is learned in an update that is imagined, in (0, 1], to the nearest row (paper: 0.5).
+        top_return_fraction: Share of those that pass to use in each goal split, those of the highest return, in (0, 1].
+        return_discount: Worth of a reward one step later in that return, in [0, 1].
+        num_least: Rollouts that each task should have; where fewer pass the filter, those of the highest return join
+            that pass all of it but success.
+    """
+
+    stores: list[str] = field(metadata=BY_CONTENT)
+    filter: RolloutFilter = RolloutFilter.both
+    fraction: float = 0.5
+    top_return_fraction: float = 1.0
+    return_discount: float = 1.0
+    num_least: int = 0
+
+    def check(self) -> None:
+        """Refuse numbers that are out of range.
+
+        Raises:
+            DataError: The message names what is allowed.
+        """
+        if not self.stores:
+            raise DataError("imagined.stores names none; to train on real rollouts only, set imagined to null")
+        if self.num_least < 0:
+            raise DataError(f"imagined.num_least is {self.num_least}; it must be 0 or more")
+        _check_top_returns("imagined", self.top_return_fraction, self.return_discount)
+
+    def num_rows(self, total: int, name: str) -> int:
+        """How many of ``total`` rows, rollouts or transitions are imagined.
+
+        Args:
+            total: Rows of an update.
+            name: What the total is called in YAML.
+
+        Raises:
+            DataError: If it makes none, or more than there are.
+        """
+        number = round(total * self.fraction)
+        if not 0 < number <= total:
+            raise DataError(
+                f"imagined.fraction {self.fraction} of {name} {total} makes {number} imagined ones; it must make 1 to "
+                f"{total}. To train on real rollouts only, set imagined to null"
+            )
+        return number
+
+    def choose(self, domain: Domain, stored: Selection) -> Selection:
+        """Those to use of the rollouts that are stored.
+
+        Raises:
+            DataError: If none passes, with what there is: that must not become training on real rollouts in silence.
+        """
+        chosen = verified_rollouts(domain, stored, self.filter, self.num_least)
+        if not len(chosen):
+            counts = "\n  ".join(f"{store.path}: {verdict_counts(store)}" for store, _ in stored.by_store())
+            raise DataError(
+                f"no imagined rollout passes filter: {self.filter.name}; what there is:\n  {counts}\n"
+                f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, imagine "
+                "more, raise imagined.num_least, or set imagined to null to train on real rollouts only"
+            )
+        return top_returns(chosen, self.top_return_fraction, self.return_discount)
+
+
+def _check_top_returns(source: str, fraction: float, discount: float) -> None:
+    if not (0 < fraction <= 1 and 0 <= discount <= 1):
+        raise DataError(
+            f"{source}.top_return_fraction is {fraction} and {source}.return_discount is {discount}; the first must be "
+            "in (0, 1], the second in [0, 1]"
+        )
