@@ -23,7 +23,7 @@ from kalm.core import names
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.core.specs import GRID, TextAction
+from kalm.core.specs import GRID, GridObservation, TextAction
 from kalm.core.specs import NUMBERS as NUMBERS_PART
 from kalm.judging.domain_rule import DOMAIN_RULE
 from kalm.store import layout
@@ -149,6 +149,16 @@ class RolloutStore:
         """
         return [self._read(key, rows) for key in keys]
 
+    @property
+    def keys(self) -> list[layout.Key]:
+        """Keys of one whole transition as ``read`` gives it: observations that are tensors rather than their rows."""
+        stored = list(layout.transition_columns(self.spec))
+        if not isinstance(self.spec.observation, GridObservation):
+            return stored
+        parts = {part for part, size in ((GRID, 1), (NUMBERS_PART, self.spec.observation.num_numbers)) if size}
+        asked = [key for key, (part, _) in _IN_STATE_TABLE.items() if part in parts]
+        return asked + [key for key in stored if key not in (names.STATE, names.NEXT_STATE)]
+
     def observations(self, states: Tensor) -> NDArray[Any]:
         """States as a ``Rollout`` has them.
 
@@ -268,9 +278,10 @@ class RolloutStore:
 
     def _read(self, key: layout.Key, rows: Tensor) -> Tensor:
         if key in self._columns:
-            return self._columns[key][rows]
-        part, column = _IN_STATE_TABLE.get(key, ("", ""))
-        found = self.observations(self._columns[column][rows]) if column in self._columns else np.array("")
+            column = self._columns[key]
+            return column.index_select(0, rows.reshape(-1)).view(*rows.shape, *column.shape[1:])
+        part, row_of = _IN_STATE_TABLE.get(key, ("", ""))
+        found = self.observations(self._columns[row_of][rows]) if row_of in self._columns else np.array("")
         if part == GRID and found.dtype.kind in "iu":
             return torch.from_numpy(found)
         if part not in (found.dtype.names or ()):
