@@ -60,7 +60,7 @@ class Explanation(Callback):
         goals = [domain.goal_from_json(rollout.goal) for rollout in rollouts]
         texts_of = {name: cast(GroundedLLM, pl_module).explain(rollouts, prompt) for name, prompt in _PROMPTS.items()}
         for name, texts in texts_of.items():
-            self._num_right[name] += sum(domain.explains(goal, text) for goal, text in zip(goals, texts, strict=True))
+            self._num_right[name] += sum(goal.explained_by(text) for goal, text in zip(goals, texts, strict=True))
         self._num_rollouts += len(rollouts)
         told = [rollout.instruction for rollout in rollouts]
         self._examples += list(zip(told, *texts_of.values(), strict=True))[: self.num_examples - len(self._examples)]

@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kalm.core import names
 from kalm.core.errors import DataError
+from kalm.core.goal import InstructedGoal
 from kalm.core.names import TaskSpec
 from kalm.data.goal_starts import make_work_items
 from kalm.data.task_spec import task_spec
 from kalm.data.work_item import WorkShard
-from kalm.envs.base import Domain, InstructedGoal
+from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.domain_store import collect_if_absent, open_domain_store
 

@@ -143,7 +143,7 @@ class GroundingData(LightningDataModule):
         self._num_explanation_prompts = num_explanation_prompts
         self._text_files = [general_text] if isinstance(general_text, str) else list(general_text or ())
         self._num_general_text, self._general_text_tokens = num_general_text, general_text_tokens
-        self._relabellings = domain.relabellings if relabel else domain.mirror_images if mirror else ()
+        self._relabellings = domain.symmetries if relabel else domain.mirror_images if mirror else ()
         self._num_held_out, self._num_imagined = num_held_out, num_imagined
         self._goal_splits = domain.check_goal_splits(goal_splits)
         for name, value, least in (

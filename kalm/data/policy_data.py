@@ -38,7 +38,7 @@ from kalm.data.transition_moments import transition_moments
 from kalm.data.verdict_weights import check_verdict_weights, rollout_weights
 from kalm.data.windows import RolloutStatistics, rollout_statistics
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode
+from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.domain_store import collect_if_absent, open_domain_store
 from kalm.store.layout import Key, transition_columns
@@ -157,7 +157,7 @@ class PolicyData(LightningDataModule):
             )
         if seed < 0:
             raise DataError(f"seed is {seed}; it must be 0 or more")
-        if relabel and not domain.relabellings:
+        if relabel and not domain.symmetries:
             raise DataError(f"relabel is true, but the domain {domain.name} has no relabellings; set it to false")
         self._num_imagined_rows = round(batch_size * imagined_fraction) if self._imagined else 0
         if self._imagined and not 0 < self._num_imagined_rows <= batch_size:
@@ -355,7 +355,7 @@ class PolicyData(LightningDataModule):
 
     @cached_property
     def _relabelled(self) -> RelabelledTransitions | None:
-        return RelabelledTransitions(self._lined_up.instructions, self.domain.relabellings) if self._relabel else None
+        return RelabelledTransitions(self._lined_up.instructions, self.domain.symmetries) if self._relabel else None
 
     @cached_property
     def _observation_moments(self) -> Moments:

@@ -17,7 +17,7 @@ from kalm.data.filters import RolloutFilter
 from kalm.data.grounding_data import GroundingData
 from kalm.data.windows import RolloutStatistics, rollout_statistics
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode
+from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
 
 

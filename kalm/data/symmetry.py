@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION
-from kalm.envs.symmetry import Relabelling, relabelled_texts
+from kalm.envs.symmetry import Symmetry, texts_under
 
 
 class RelabelledTexts:
@@ -28,7 +28,7 @@ class RelabelledTexts:
         distinct: The text of each number; those that were given come first.
     """
 
-    def __init__(self, texts: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
+    def __init__(self, texts: Sequence[str], relabellings: Sequence[Symmetry]) -> None:
         """Relabel every distinct text in every way.
 
         Args:
@@ -36,7 +36,7 @@ class RelabelledTexts:
             relabellings: May be empty.
         """
         given = list(dict.fromkeys(texts))
-        rows = relabelled_texts(given, relabellings) or [given]
+        rows = texts_under(given, relabellings) or [given]
         self.distinct = list(dict.fromkeys([*given, *(text for row in rows for text in row)]))
         number_of = {text: number for number, text in enumerate(self.distinct)}
         column_of = {text: column for column, text in enumerate(given)}
@@ -51,7 +51,7 @@ class RelabelledTexts:
 class RelabelledNumbers:
     """Observations and actions under relabellings."""
 
-    def __init__(self, relabellings: Sequence[Relabelling]) -> None:
+    def __init__(self, relabellings: Sequence[Symmetry]) -> None:
         """Stack their tables.
 
         Args:
@@ -79,7 +79,7 @@ class RelabelledTransitions:
     that is closed under relabelling, such as those of two balls, get all; a goal with a fixed order of all gets few.
     """
 
-    def __init__(self, instructions: Sequence[str], relabellings: Sequence[Relabelling]) -> None:
+    def __init__(self, instructions: Sequence[str], relabellings: Sequence[Symmetry]) -> None:
         """Prepare the tables.
 
         Args:
@@ -88,7 +88,7 @@ class RelabelledTransitions:
         """
         number_of = {sentence: number for number, sentence in enumerate(instructions)}
         # (L, I): the sentence's number, or -1 where it would be a new one.
-        rows = [[number_of.get(text, -1) for text in texts] for texts in relabelled_texts(instructions, relabellings)]
+        rows = [[number_of.get(text, -1) for text in texts] for texts in texts_under(instructions, relabellings)]
         self._instruction = torch.tensor(rows)
         allowed = self._instruction >= 0
         self._num_allowed = allowed.sum(dim=0)  # (I,)

@@ -22,7 +22,7 @@ from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.returns import returns_to_go
 from kalm.data.symmetry import RelabelledNumbers, RelabelledTexts
 from kalm.data.task_texts import TaskTexts
-from kalm.envs.symmetry import Relabelling
+from kalm.envs.symmetry import Symmetry
 
 _PROMPT_STREAM = 1
 
@@ -56,7 +56,7 @@ class TaskBatches:
         rollouts_per_batch: int,
         tokens_per_prompt: int,
         crop_probability: float,
-        relabellings: Sequence[Relabelling],
+        relabellings: Sequence[Symmetry],
         seed: Sequence[int],
     ) -> None:
         """Describe the batches; none is made yet.

@@ -72,9 +72,9 @@ class TransitionData(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("num_held_out", num_held_out, 1), ("seed", seed, 0)):
             if value < least:
                 raise DataError(f"{name} is {value}; it must be {least} or more")
-        if relabel and not domain.relabellings:
+        if relabel and not domain.symmetries:
             raise DataError(f"relabel is true, but the domain {domain.name} has no relabellings; set it to false")
-        self._relabellings = domain.relabellings if relabel else ()
+        self._relabellings = domain.symmetries if relabel else ()
         self._numbers = RelabelledNumbers(self._relabellings)
 
     def prepare_data(self) -> None:

@@ -53,5 +53,5 @@ def verified_rollouts(
 
 def rollout_tasks(domain: Domain, store: RolloutStore) -> list[str]:
     """The task of each rollout's goal, in the order of the store."""
-    tasks = [domain.task(domain.goal_from_json(row.goal)) for row in store.instructions]
+    tasks = [domain.goal_from_json(row.goal).task for row in store.instructions]
     return [tasks[instruction] for instruction in store.rollouts[names.INSTRUCTION_ID].tolist()]

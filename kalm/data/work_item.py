@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.envs.base import InstructedGoal
+from kalm.core.goal import InstructedGoal
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kalm.core.names import PADDING_MASK, SOURCE, TaskSpec
 from kalm.core.require import require
-from kalm.envs.evaluation import Episode, EpisodeResult
+from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.rl.networks.initialization import initialize
 from kalm.rl.networks.normalizer import Normalizer
 from kalm.rl.training.attached_data import attached_data, check_fit, take_statistics

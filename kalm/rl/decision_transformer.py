@@ -36,7 +36,7 @@ from torch.nn import functional
 from kalm.core.errors import DataError
 from kalm.core.names import TaskSpec
 from kalm.core.require import require
-from kalm.envs.evaluation import Episode
+from kalm.envs.simulation import Episode
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses.imitation import imitation_loss, squared_action_error
 from kalm.rl.networks.normalizer import Normalizer
@@ -206,7 +206,6 @@ class DecisionTransformer(OfflineRLModule):
         """The policy with a history for each of ``episodes``."""
         last_step = int(self.last_step)
         running = RunningEpisodes(
-            domain,
             [episode.instructed.goal for episode in episodes],
             self.spec,
             min(self.sequence_length, last_step + 1),

@@ -37,7 +37,8 @@ from torch import nn
 
 from kalm.data.policy_data import PolicyData
 from kalm.envs.clevr_robot import ClevrRobot
-from kalm.envs.evaluation import EpisodeResult, wilson_interval
+from kalm.envs.evaluation import wilson_interval
+from kalm.envs.simulation import EpisodeResult
 from kalm.language.encoder import SentenceEncoder
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from kalm.core import names
+from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.filters import RolloutFilter
 from kalm.data.joined_rollouts import JoinedRollouts
 from kalm.data.verified_rollouts import rollout_tasks, verified_rollouts
-from kalm.envs.base import InstructedGoal
 from tests.chain_domain import CellGoal, ChainDomain, one_hot
 from tests.data.rollouts import broken, imagined_rollouts, real_rollouts, write_store
 

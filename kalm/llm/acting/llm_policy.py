@@ -13,7 +13,7 @@ from typing import Any
 from kalm.core.errors import KalmError
 from kalm.core.names import TaskSpec
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode, EpisodeResult, evaluate
+from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.llm.acting.actor import Actor
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM
@@ -72,5 +72,5 @@ class LLMPolicy(GroundedLLM):
         Returns:
             One result an episode, in the order of ``episodes``.
         """
-        actor = Actor(self.backbone, self.codec, domain, episodes, min(self.num_evaluation_envs, len(episodes)))
+        actor = Actor(self.backbone, self.codec, episodes, min(self.num_evaluation_envs, len(episodes)))
         return evaluate(actor, domain, episodes, self.num_evaluation_envs)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Domain, Goal, InstructedGoal
+from kalm.envs.base import Domain
 from kalm.llm.imagination.generation import Generated
 from kalm.llm.imagination.rollout_engine import Plan, RolloutEngine, WholeRollout
 
@@ -64,7 +65,7 @@ class _Chain:
         assert self.next_item is not None
         self._links.append((self.next_item, piece))
         before, after = piece.observations[:-1], piece.observations[1:]
-        is_met = self._domain.success(self._item.instructed.goal, after, before, piece.actions).any()
+        is_met = self._item.instructed.goal.success(after, before, piece.actions).any()
         self.next_item = None if is_met else self._choose(piece.observations[-1])
 
     def rollout(self) -> Rollout:
@@ -94,7 +95,7 @@ class _Chain:
             return None
         sentences = self._sentences[sub_goal]
         instructed = sentences[int(self._rng.integers(len(sentences)))]
-        num_steps = min(num_left, self._domain.max_steps(sub_goal), _MAX_LINK_STEPS)
+        num_steps = min(num_left, sub_goal.max_steps, _MAX_LINK_STEPS)
         return WorkItem(instructed, observation, num_steps, int(self._rng.integers(2**31)))
 
 

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from kalm.core.errors import KalmError
+from kalm.core.goal import success_of_each
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Domain, success_of_each
+from kalm.envs.base import Domain
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.generation import Generated, Sampling, Step, generate, take_step
@@ -145,7 +146,7 @@ class RolloutEngine:
     def _reached(
         self, items: Sequence[WorkItem], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
     ) -> NDArray[np.bool_]:
-        return success_of_each(self.domain, [item.instructed.goal for item in items], after, before, action)
+        return success_of_each([item.instructed.goal for item in items], after, before, action)
 
 
 def _by_instruction(plans: Sequence[Plan]) -> list[Plan]:

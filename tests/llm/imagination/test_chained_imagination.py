@@ -8,10 +8,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.testing import assert_array_equal
 
+from kalm.core.goal import FloatArray, Goal, InstructedGoal
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import FloatArray, Goal, InstructedGoal
 from kalm.llm.imagination.chained_imagination import imagine_chained
 from kalm.llm.imagination.generation import Sampling
 from kalm.llm.imagination.rollout_engine import RolloutEngine

@@ -12,10 +12,10 @@ import torch
 
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.callbacks.success_rate import SuccessRate
+from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source, TaskSpec
 from kalm.core.rollout import Rollout
 from kalm.data.filters import RolloutFilter
-from kalm.envs.base import InstructedGoal
 from kalm.rl.base import OfflineRLModule
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store
