@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.llm.backbones.adapter_folder import FOLDER, write_adapter_folder
+from kalm.llm.grounding.export import FOLDER, write_adapter_folder
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 
 

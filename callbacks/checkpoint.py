@@ -11,8 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from kalm.core.durable import sync_folder
 from kalm.core.errors import KalmError
-
-LAST = "last.ckpt"
+from kalm.runs.folder import LAST
 
 
 class UpdateCheckpoint(Checkpoint):

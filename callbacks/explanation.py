@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, cast
+from typing import cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from kalm.callbacks.markdown_table import markdown_table, show_table
+from kalm.callbacks.validated_rollouts import ValidatedRollouts
 from kalm.core.errors import KalmError
-from kalm.core.rollout import Rollout
 from kalm.language.prompts import EXPLANATION, UNSEEN_EXPLANATION
 from kalm.llm.grounding.grounded_llm import GroundedLLM
+from kalm.runs.loggers import markdown_table, show_table
 
+_ROLLOUTS_AT_ONCE = 128
 _PROMPTS = {"seen": EXPLANATION, "unseen": UNSEEN_EXPLANATION}
 
 
-class Explanation(Callback):
-    """Has held-out real rollouts explained in words, and compares the words with the goal by the domain's own rule.
+class Explanation(ValidatedRollouts):
+    """Has held-out real rollouts explained in words, and compares the words with the goal by the goal's own key words.
 
     Logged: ``explain/seen_prompt_accuracy`` for a prompt of training and ``explain/unseen_prompt_accuracy`` for
     another wording, which shows whether the model understands the task or has learned its prompts by heart.
@@ -32,47 +32,29 @@ class Explanation(Callback):
         """
         if num_examples < 0:
             raise KalmError(f"explanation: num_examples is {num_examples}; it must be 0 or more")
+        super().__init__()
         self.num_examples = num_examples
-        self._num_right: Counter[str] = Counter()
-        self._num_rollouts = 0
-        self._examples: list[tuple[str, ...]] = []
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last validation."""
-        self._num_right.clear()
-        self._num_rollouts = 0
-        self._examples = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Explain the real rollouts of a batch."""
-        rollouts: list[Rollout] = outputs.get("real", [])
-        if not rollouts:
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Explain the real rollouts."""
+        if not self.real:
             return
         domain = trainer.datamodule.domain  # type: ignore[attr-defined]
-        goals = [domain.goal_from_json(rollout.goal) for rollout in rollouts]
-        texts_of = {name: cast(GroundedLLM, pl_module).explain(rollouts, prompt) for name, prompt in _PROMPTS.items()}
-        for name, texts in texts_of.items():
-            self._num_right[name] += sum(goal.explained_by(text) for goal, text in zip(goals, texts, strict=True))
-        self._num_rollouts += len(rollouts)
-        told = [rollout.instruction for rollout in rollouts]
-        self._examples += list(zip(told, *texts_of.values(), strict=True))[: self.num_examples - len(self._examples)]
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report."""
-        if trainer.sanity_checking or not self._num_rollouts:
-            return
-        pl_module.log_dict(
-            {f"explain/{name}_prompt_accuracy": self._num_right[name] / self._num_rollouts for name in _PROMPTS},
-            batch_size=1,
-        )
+        model = cast(GroundedLLM, pl_module)
+        goals = [domain.goal_from_json(rollout.goal) for rollout in self.real]
+        starts = range(0, len(self.real), _ROLLOUTS_AT_ONCE)
+        parts = [self.real[start : start + _ROLLOUTS_AT_ONCE] for start in starts]
+        texts_of = {
+            name: [text for some in parts for text in model.explain(some, prompt)] for name, prompt in _PROMPTS.items()
+        }
+        num_right = {
+            name: sum(goal.explained_by(text) for goal, text in zip(goals, texts, strict=True))
+            for name, texts in texts_of.items()
+        }
+        accuracies = {f"explain/{name}_prompt_accuracy": right / len(goals) for name, right in num_right.items()}
+        pl_module.log_dict(accuracies, batch_size=1)
         if self.num_examples:
             columns = ("told", *(f"explained, {name} prompt" for name in _PROMPTS))
-            show_table(trainer, "explain/examples", markdown_table(columns, self._examples))
+            told = [rollout.instruction for rollout in self.real[: self.num_examples]]
+            rows = zip(told, *texts_of.values(), strict=False)  # texts of all, told of the first
+            show_table(trainer, "explain/examples", markdown_table(columns, rows))

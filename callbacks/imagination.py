@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from kalm.callbacks.markdown_table import markdown_table, show_table
+from kalm.callbacks.validated_rollouts import ValidatedRollouts
 from kalm.core.errors import KalmError
 from kalm.core.rollout import Rollout
+from kalm.runs.loggers import markdown_table, show_table
 
 _COLUMNS = ("split", "instruction", "steps", "stopped by", "meets its goal", "plausible", "actions")
 
 
-class Imagination(Callback):
+class Imagination(ValidatedRollouts):
     """Judges the rollouts that a validation step imagines (``num_imagined`` of ``GroundingData`` says how many).
 
     Logged: ``imagine/<split>/success_rate``, the share that meet their goal by the domain's own rule (KALM, table 1),
@@ -31,31 +31,15 @@ class Imagination(Callback):
         """
         if num_examples < 0:
             raise KalmError(f"imagination: num_examples is {num_examples}; it must be 0 or more")
+        super().__init__()
         self.num_examples = num_examples
-        self._rollouts: list[Rollout] = []
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last validation."""
-        self._rollouts = []
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect what was imagined."""
-        self._rollouts += outputs.get("imaginary", [])
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report."""
-        if trainer.sanity_checking or not self._rollouts:
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log rates, and show examples in the order of the splits."""
+        if not self.imagined:
             return
         splits = trainer.datamodule.domain.goal_splits  # type: ignore[attr-defined]
-        rollouts = sorted(self._rollouts, key=lambda rollout: splits.index(rollout.goal_split))
+        rollouts = sorted(self.imagined, key=lambda rollout: splits.index(rollout.goal_split))
         pl_module.log_dict(rates(rollouts), batch_size=1)
         if self.num_examples:
             show_table(trainer, "imagine/examples", examples_table(rollouts, self.num_examples))

@@ -11,16 +11,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from kalm.callbacks.rollout_writer import STORE, RolloutWriter
+from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core.durable import write_durably
 from kalm.core.errors import KalmError
 from kalm.data.filters import RolloutFilter, rollout_verdicts
 from kalm.data.verified_rollouts import rollout_tasks
 from kalm.envs.base import Domain
 from kalm.envs.simulation import drift, replay
+from kalm.runs.folder import STORE, TASKS_FILE
 from kalm.store.reader import RolloutStore, is_finished_store
-
-TASKS_FILE = "tasks.json"  # beside the store
 
 
 class ImaginedTasks(Callback):

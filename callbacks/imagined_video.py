@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from kalm.callbacks.rollout_gif import GifStyle, Panel, imagined_panel, rollout_gif, show_gif
+from kalm.callbacks.validated_rollouts import ValidatedRollouts
 from kalm.core.errors import KalmError
 from kalm.core.goal import InstructedGoal
 from kalm.core.rollout import Rollout
@@ -17,7 +17,7 @@ from kalm.envs.base import Domain
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 
 
-class ImaginedVideo(Callback):
+class ImaginedVideo(ValidatedRollouts):
     """Draws the first rollouts of every goal split that a validation of a ``GroundedLLM`` imagines.
 
     The first real rollouts that the validation holds are drawn as well, each beside what the model imagines for the
@@ -39,45 +39,25 @@ class ImaginedVideo(Callback):
         """
         if num_rollouts < 1:
             raise KalmError(f"imagined_video: num_rollouts is {num_rollouts}; it must be 1 or more")
+        super().__init__()
         self.num_rollouts = num_rollouts
         self.style = GifStyle(max_steps, size, seconds_per_step)
-        self._rollouts: dict[str, list[Rollout]] = defaultdict(list)
-        self._real: list[Rollout] = []
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last validation."""
-        self._rollouts.clear()
-        self._real.clear()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the first rollouts of every split."""
-        for rollout in outputs.get("imaginary", []):
-            of_split = self._rollouts[rollout.goal_split]
-            if len(of_split) < self.num_rollouts and len(rollout):
-                of_split.append(rollout)
-        self._real += outputs.get("real", [])[: self.num_rollouts - len(self._real)]
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw them."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the first rollouts of every split, and real ones beside what the model makes of them."""
+        if not trainer.is_global_zero:
             return
         domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]
-        for split, rollouts in self._rollouts.items():
-            for number, rollout in enumerate(rollouts):
+        for split in dict.fromkeys(rollout.goal_split for rollout in self.imagined):
+            of_split = [rollout for rollout in self.imagined if rollout.goal_split == split and len(rollout)]
+            for number, rollout in enumerate(of_split[: self.num_rollouts]):
                 name, tag = f"imagined-{split}-{number}", f"imagine/{split}/rollout_{number}"
                 self._show(trainer, name, tag, [imagined_panel(domain, rollout)], rollout.instruction)
-        if not self._real:
+        recorded = self.real[: self.num_rollouts]
+        if not recorded:
             return
-        again = cast(GroundedLLM, pl_module).imagine([_work_item(domain, rollout) for rollout in self._real])
-        for number, (real, imagined) in enumerate(zip(self._real, again, strict=True)):
+        again = cast(GroundedLLM, pl_module).imagine([_work_item(domain, rollout) for rollout in recorded])
+        for number, (real, imagined) in enumerate(zip(recorded, again, strict=True)):
             panels = [imagined_panel(domain, real, "real"), imagined_panel(domain, imagined, "imagined")]
             name, tag = f"real-imagined-{number}", f"imagine/beside_real/rollout_{number}"
             self._show(trainer, name, tag, panels, real.instruction)

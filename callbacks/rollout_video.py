@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, rollout_gif, show_gif
 from kalm.core.errors import KalmError
 from kalm.envs.base import Domain
-from kalm.rl.base import OfflineRLModule
+from kalm.runs.evaluated import EvaluatedPolicy
 
 
 class RolloutVideo(Callback):
@@ -48,12 +48,12 @@ class RolloutVideo(Callback):
         if trainer.sanity_checking:
             return
         if self._num_validations % self.every_n_validations == 0:
-            self._write_videos(trainer, cast(OfflineRLModule, pl_module), "eval")
+            self._write_videos(trainer, cast(EvaluatedPolicy, pl_module), "eval")
         self._num_validations += 1
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw test rollouts."""
-        self._write_videos(trainer, cast(OfflineRLModule, pl_module), "test")
+        self._write_videos(trainer, cast(EvaluatedPolicy, pl_module), "test")
 
     def state_dict(self) -> dict[str, Any]:
         """How many validations were made, so that a resumed run draws at the same ones."""
@@ -63,7 +63,7 @@ class RolloutVideo(Callback):
         """Go on counting."""
         self._num_validations = state_dict["num_validations"]
 
-    def _write_videos(self, trainer: Trainer, policy: OfflineRLModule, prefix: str) -> None:
+    def _write_videos(self, trainer: Trainer, policy: EvaluatedPolicy, prefix: str) -> None:
         if not trainer.is_global_zero or not policy.episode_results:
             return
         domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]

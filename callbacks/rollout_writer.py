@@ -26,14 +26,12 @@ from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.rl.dynamics.dynamics_check import DynamicsCheck, load_dynamics_check
-from kalm.runs.folder import find_checkpoint
+from kalm.runs.folder import REJECTED_FILE, STORE, find_checkpoint
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
 
 logger = logging.getLogger(__name__)
 
-STORE = "store"  # folder of the store in the run folder
-REJECTED_FILE = "rejected.json"  # beside it: shard -> reason -> rollouts
 _COUNTS = "rejected"  # folder of the same while the store is unfinished: a file a shard, whichever device made it
 
 

@@ -13,7 +13,7 @@ from kalm.core.rollout import Rollout
 from kalm.data.policy_data import PolicyData
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode
-from kalm.rl.base import OfflineRLModule
+from kalm.runs.evaluated import EvaluatedPolicy
 
 
 class SideBySideVideo(Callback):
@@ -38,11 +38,12 @@ class SideBySideVideo(Callback):
         """Run the policy and draw."""
         if not trainer.is_global_zero:
             return
-        policy = cast(OfflineRLModule, pl_module)
+        policy = cast(EvaluatedPolicy, pl_module)
         data: PolicyData = trainer.datamodule  # type: ignore[attr-defined]
         found = {split: data.first_rollout(split) for split in data.domain.goal_splits}
         recorded = {split: rollout for split, rollout in found.items() if rollout is not None}
-        results = policy.results_of([_same_start(data.domain, rollout) for rollout in recorded.values()])
+        starts = [_same_start(data.domain, rollout) for rollout in recorded.values()]
+        results = policy.run_episodes(data.domain, starts)
         for (split, rollout), result in zip(recorded.items(), results, strict=True):
             panels = [
                 imagined_panel(data.domain, rollout, "real" if rollout.source is Source.REAL else "imagined"),

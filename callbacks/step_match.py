@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from kalm.callbacks.validated_rollouts import ValidatedRollouts
 from kalm.core.errors import KalmError
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.envs.simulation import replay
 
 
-class StepMatch(Callback):
+class StepMatch(ValidatedRollouts):
     """Carries out the first action of each rollout that a validation imagined, from the same start, in the simulator.
 
     Logged, but for training goals: ``imagine/<split>/state_match``, the share whose imagined next observation is close
@@ -32,36 +32,18 @@ class StepMatch(Callback):
         """
         if tolerance <= 0:
             raise KalmError(f"step_match: tolerance is {tolerance}; it must be above 0")
+        super().__init__()
         self.tolerance = tolerance
-        self._rollouts: dict[str, list[Rollout]] = defaultdict(list)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last validation."""
-        self._rollouts.clear()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect what was imagined."""
-        for rollout in outputs.get("imaginary", []):
-            if rollout.goal_split != trainer.datamodule.domain.training_split:  # type: ignore[attr-defined]
-                self._rollouts[rollout.goal_split].append(rollout)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report."""
-        if trainer.sanity_checking:
-            return
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare what was imagined for other than training goals."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         allowed = self.tolerance * data.observation_std.numpy()
-        for split, rollouts in self._rollouts.items():
-            metrics = step_match(data.domain, rollouts, allowed)
-            pl_module.log_dict({f"imagine/{split}/{name}": value for name, value in metrics.items()}, batch_size=1)
+        for split in dict.fromkeys(rollout.goal_split for rollout in self.imagined):
+            if split != data.domain.training_split:
+                rollouts = [rollout for rollout in self.imagined if rollout.goal_split == split]
+                metrics = step_match(data.domain, rollouts, allowed)
+                pl_module.log_dict({f"imagine/{split}/{name}": value for name, value in metrics.items()}, batch_size=1)
 
 
 def step_match(domain: Domain, rollouts: Sequence[Rollout], allowed: np.ndarray) -> dict[str, float]:

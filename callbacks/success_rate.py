@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.core.durable import write_durably
 from kalm.envs.evaluation import summarize
 from kalm.envs.simulation import EpisodeResult
-from kalm.runs.folder import seed_of
-
-RESULTS_FILE = "results.jsonl"
-
-
-class EvaluatedPolicy(Protocol):
-    """What ran the episodes: an ``OfflineRLModule``, or another module of this form.
-
-    Attributes:
-        results_of_seeds: Results of the latest validation or test, a list for each seed.
-        episode_results: All of them, those of the first seed first.
-        num_updates: Updates behind the weights.
-    """
-
-    results_of_seeds: list[list[EpisodeResult]]
-
-    @property
-    def episode_results(self) -> list[EpisodeResult]: ...  # noqa: D102
-
-    @property
-    def num_updates(self) -> int: ...  # noqa: D102
-
-    def log_dict(self, dictionary: dict[str, float]) -> None: ...  # noqa: D102
+from kalm.runs.evaluated import EvaluatedPolicy
+from kalm.runs.folder import RESULTS_FILE, seed_of
 
 
 class SuccessRate(Callback):

@@ -19,10 +19,10 @@ _VERBS = {
     "predict": ("kalm.cli.lightning_cli", "let a grounded language model imagine rollouts"),
     "validate": ("kalm.cli.lightning_cli", "evaluate a checkpoint on the validation episodes"),
     "test": ("kalm.cli.lightning_cli", "evaluate a checkpoint on the test episodes of every goal split"),
-    "run": ("kalm.study.run", "run a whole study: every stage in order, skipping what is done, then the report"),
+    "run": ("kalm.cli.verbs", "run a whole study: every stage in order, skipping what is done, then the report"),
     "export": ("kalm.cli.verbs", "merge a grounded language model and save it as a plain Hugging Face folder"),
     "report": ("kalm.cli.verbs", "make tables and plots of what runs have written"),
-    "doctor": ("kalm.cli.doctor", "check versions, GPU, rendering, disk, and clashes with other packages"),
+    "doctor": ("kalm.cli.verbs", "check versions, GPU, rendering, disk and name clashes; or a world of your own"),
 }
 
 _INTERRUPTED = 130

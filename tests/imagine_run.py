@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.data.goal_data import GoalData
 from kalm.llm.grounding.grounded_llm import GroundedLLM
+from kalm.llm.imagination.rollout_engine import ImaginationSettings
 from tests.data.test_goal_data import goal_data
 from tests.llm.models import grounded_llm
 from tests.rl.helpers import trainer
@@ -39,7 +40,7 @@ class KilledAfter(Callback):
 
 def still_model() -> GroundedLLM:
     """An untrained model that predicts no change, so that no rollout leaves the world."""
-    model = grounded_llm(temperature=1.0)
+    model = grounded_llm(imagination=ImaginationSettings(temperature=1.0))
     with torch.no_grad():
         for parameter in model.codec.change_head.parameters():
             parameter.zero_()

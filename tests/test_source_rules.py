@@ -1,4 +1,4 @@
-"""X12: calls that run what they read, or swallow what goes wrong, do not occur in the code."""
+"""Calls that run what they read, or swallow what goes wrong, do not occur in the code."""
 
 from __future__ import annotations
 

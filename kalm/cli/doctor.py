@@ -1,4 +1,4 @@
-"""``python -m kalm doctor``: what is wrong with this machine or installation, before a night is lost to it."""
+"""``python -m kalm doctor``: what is wrong with this machine, installation or world, before a night is lost to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +20,7 @@ from rich.text import Text
 
 import kalm
 from kalm.core.errors import DataError, SimulatorError
+from kalm.envs.base import Domain
 
 Verdict = Literal["ok", "note", "wrong"]
 
@@ -52,23 +52,23 @@ class Finding:
     text: str
 
 
-def run_verb(verb: str, arguments: list[str]) -> int:
-    """Look at everything and print a table.
+def report_domain(domain: Domain, console: Console) -> int:
+    """Print every rule of the domain contract that a world breaks; the exit code."""
+    from kalm.envs.contract import check_domain  # brings gymnasium and the world's own imports
 
-    Args:
-        verb: ``doctor``.
-        arguments: What follows the verb on the command line.
-
-    Returns:
-        0 if nothing is wrong, else the exit code of environment errors. Notes alone are no failure.
-    """
-    parser = ArgumentParser(prog=f"python -m kalm {verb}", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--root", type=str, default="checkpoints", help="Folder whose disk is looked at.")
-    return report(examine(Path(parser.parse_args(arguments).root)), Console())
+    name = f"{type(domain).__module__}.{type(domain).__qualname__}"
+    problems = check_domain(domain)
+    for problem in problems:
+        console.print(f"- {problem}", markup=False, soft_wrap=True)
+    found = (
+        f"breaks the contract of kalm.envs.base.Domain in {len(problems)} way(s)" if problems else "keeps the contract"
+    )
+    console.print(f"{name} {found}", markup=False, soft_wrap=True)
+    return SimulatorError.exit_code if problems else 0
 
 
 def report(findings: list[Finding], console: Console) -> int:
-    """Print the findings; the exit code."""
+    """Print the findings; the exit code, which notes alone leave at 0."""
     table = Table(title=f"kalm {kalm.__version__} in {sys.prefix}", show_lines=False)
     for column in ("what", "verdict", "found"):
         table.add_column(column, overflow="fold")

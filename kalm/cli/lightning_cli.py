@@ -25,17 +25,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import kalm
-from kalm.callbacks.checkpoint import LAST, UpdateCheckpoint
-from kalm.callbacks.progress_bar import UpdateProgressBar
+from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.callbacks.random_state import RandomState
-from kalm.callbacks.update_axis import UpdateAxis
+from kalm.callbacks.updates import UpdateAxis, UpdateProgressBar
+from kalm.cli.seed_runs import refuse_occupied, write_seed_runs
 from kalm.cli.usage import usage_error
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.names import TaskSpec
 from kalm.core.provenance import git_commit
-from kalm.rl.training.seed_runs import refuse_occupied, write_seed_runs
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
-from kalm.runs.folder import clear_run, find_checkpoint, run_folder
+from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
 
 _TERMINATED = 143
@@ -269,7 +268,7 @@ class KalmCLI(LightningCLI):
     def _loggers(self) -> list[Any]:
         verb = self.config["subcommand"]
         # Only fit owns metrics.csv: evaluating a run must not touch its training curves.
-        name = "metrics.csv" if verb == "fit" else f"metrics-{verb}.csv"
+        name = METRICS_FILE if verb == "fit" else f"metrics-{verb}.csv"
         return [
             RunTensorBoardLogger(str(self.folder), self.resumed_update),
             MetricsFileLogger(self.folder / name, self.resumed_update),

@@ -1,7 +1,9 @@
-"""The verbs ``collect``, ``export`` and ``report``: thin doors to the modules that do the work."""
+"""The verbs that are not Lightning's: thin doors to the modules that do the work."""
 
 from __future__ import annotations
 
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -13,24 +15,26 @@ from kalm.cli.usage import usage_error
 from kalm.core.errors import KalmError
 from kalm.envs.base import Domain
 from kalm.runs.folder import find_checkpoint, run_folder
-from kalm.study.definition import load_study
+from kalm.study import definition, run
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Run ``collect``, ``export`` or ``report``.
+    """Run one of them.
 
     Args:
-        verb: Which of them.
+        verb: ``collect``, ``run``, ``export``, ``report`` or ``doctor``.
         arguments: What follows the verb on the command line.
 
     Returns:
         Exit code.
     """
-    if verb == "collect":
-        return _collect(_parse(_collect_parser(), arguments))
-    if verb == "export":
-        return _export(_parse(_export_parser(), arguments))
-    return _report(_parse(_report_parser(), arguments))
+    make_parser, act = VERBS[verb]
+    parser = make_parser()
+    try:
+        config = parser.parse_args(arguments)
+    except (ArgumentError, OmegaConfBaseException, RecursionError) as error:
+        raise usage_error(error, parser) from error
+    return act(config)
 
 
 def _collect_parser() -> ArgumentParser:
@@ -77,6 +81,28 @@ def _collect(config: Namespace) -> int:
     return 0
 
 
+def _run_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m kalm run",
+        description=f"{run.__doc__}\n{definition.__doc__}",
+        formatter_class=RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("study", type=str, help="Study file, for example conf/study/clevr_robot_demo.yaml.")
+    parser.add_argument("--root", type=str | None, default=None, help="Folder to write below, in place of the file's.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="Seeds, in place of the file's.")
+    parser.add_argument("--redo", type=str, nargs="+", default=[], help="Names of stages to run even if they are done.")
+    return parser
+
+
+def _run(config: Namespace) -> int:
+    from kalm.__main__ import main
+
+    study = definition.load_study(config.study, root=config.root, seeds=config.seeds)
+    return run.run_study(study, Console(), main, redo=config.redo)
+
+
 def _export_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m kalm export",
@@ -96,7 +122,7 @@ def _export_parser() -> ArgumentParser:
 
 
 def _export(config: Namespace) -> int:
-    from kalm.llm.backbones.export import export_model  # brings torch and transformers
+    from kalm.llm.grounding.export import export_model  # brings torch and transformers
 
     export_model(find_checkpoint(config.ckpt_path, Path()), Path(config.output), config.model, config.dtype)
     Console().print(f"{config.output}: a plain Hugging Face model", markup=False, soft_wrap=True)
@@ -126,15 +152,39 @@ def _report(config: Namespace) -> int:
     write_report(
         config.folders,
         config.output,
-        study=None if config.study is None else load_study(config.study, root).definition,
+        study=None if config.study is None else definition.load_study(config.study, root).definition,
         num_last_evaluations=config.num_last_evaluations,
         console=Console(),
     )
     return 0
 
 
-def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    try:
-        return parser.parse_args(arguments)
-    except (ArgumentError, OmegaConfBaseException, RecursionError) as error:
-        raise usage_error(error, parser) from error
+def _doctor_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m kalm doctor",
+        description="Look at versions, GPU, rendering, disk and clashes with other packages; or at a world.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--root", type=str, default="checkpoints", help="Folder whose disk is looked at.")
+    parser.add_argument(
+        "--domain", type=Domain | None, default=None, help="Check this world, by class_path, instead of the machine."
+    )
+    return parser
+
+
+def _doctor(config: Namespace) -> int:
+    from kalm.cli import doctor
+
+    if config.domain is not None:
+        return doctor.report_domain(_doctor_parser().instantiate(config).domain, Console())
+    return doctor.report(doctor.examine(Path(config.root)), Console())
+
+
+VERBS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], int]]] = {
+    "collect": (_collect_parser, _collect),
+    "run": (_run_parser, _run),
+    "export": (_export_parser, _export),
+    "report": (_report_parser, _report),
+    "doctor": (_doctor_parser, _doctor),
+}

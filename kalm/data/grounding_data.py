@@ -20,7 +20,7 @@ from kalm.core.errors import CheckpointError, DataError
 from kalm.core.names import TaskSpec
 from kalm.data.filters import RolloutFilter, select_rollouts
 from kalm.data.general_text import GeneralTextPieces
-from kalm.data.grounding_batch import GeneralText, GroundingBatch, GroundingTask, join_batches
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask, join_batches
 from kalm.data.grounding_validation import validation_loaders
 from kalm.data.index_batches import IndexedBatches
 from kalm.data.joined_rollouts import JoinedRollouts
@@ -310,9 +310,9 @@ class GroundingData(LightningDataModule):
         return validation_loaders(self.domain, held_out, self._goal_splits, self._num_imagined, texts)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move tensors; leave rollouts, work items and texts as they are."""
-        is_on_host = isinstance(batch, list | GeneralText)
-        return batch if is_on_host else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        """Move tensors; leave what is validated on as it is: rollouts, work items, texts, episodes."""
+        has_tensors = isinstance(batch, GroundingBatch)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx) if has_tensors else batch
 
     def _first_batch(self) -> int:
         if self.trainer is None:

@@ -9,8 +9,7 @@ from kalm.envs.evaluation import wilson_interval
 from kalm.report import paper
 from kalm.report.results import in_order
 from kalm.report.rollout_tables import StoreVerdicts
-from kalm.report.success_table import EMPTY
-from kalm.report.table import Table
+from kalm.report.table import EMPTY, Table
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kalm.report.comparison import MatchRate
-from kalm.report.grounding_table import EXPLANATION_METRICS, STEP_METRICS, imagined_splits
-from kalm.report.metrics import MetricLog
+from kalm.report.metrics import EXPLANATION_METRICS, STEP_METRICS, MetricLog, imagined_splits
 from kalm.report.results import EpisodeRow, in_order, splits_of
 from kalm.report.success_table import ReportRow, rates_by_split
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from kalm.core.errors import DataError
 from kalm.report.paper import GOAL_SPLITS
-
-RESULTS_FILE = "results.jsonl"
+from kalm.runs.folder import RESULTS_FILE
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ import numpy as np
 from kalm.envs.evaluation import wilson_interval
 from kalm.report.paper import CQL_NOVEL, NOVEL_SPLITS
 from kalm.report.results import EpisodeRow, splits_of
-from kalm.report.table import Table
-
-EMPTY = "-"
+from kalm.report.table import EMPTY, Table
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +12,27 @@ from typing import Any
 
 from rich.console import Console
 
+import kalm
 from kalm.core.errors import DataError
 from kalm.core.names import Source
+from kalm.core.provenance import git_commit
 from kalm.report.comparison import MatchRate, comparison_table, match_rates
-from kalm.report.grounding_table import GROUNDING_PREFIXES, grounding_table
-from kalm.report.metrics import METRICS_FILE, MetricLog, load_metrics
-from kalm.report.page import html_page
+from kalm.report.metrics import GROUNDING_PREFIXES, MetricLog, grounding_table, load_metrics
 from kalm.report.plots import plot_grounding_curves, plot_match_bars, plot_success_bars, plot_training_curves
-from kalm.report.provenance import provenance_lines
-from kalm.report.results import RESULTS_FILE, EpisodeRow, last_evaluations, last_update, load_results
-from kalm.report.rollout_tables import StoreVerdicts, imagination_table, load_verdicts, plausibility_table
+from kalm.report.results import EpisodeRow, last_evaluations, last_update, load_results
+from kalm.report.rollout_tables import (
+    StoreVerdicts,
+    TaskVerdicts,
+    imagination_table,
+    load_task_verdicts,
+    load_verdicts,
+    plausibility_table,
+    task_verdict_table,
+)
 from kalm.report.study import belongs_to_study, compared_imagination, experiment_seeds, study_folders, study_rows
 from kalm.report.success_table import ReportRow, success_table, task_table
-from kalm.report.table import Table, escape_markdown
-from kalm.report.task_verdicts import TaskVerdicts, load_task_verdicts, task_verdict_table
+from kalm.report.table import Table, escape_markdown, html_page
+from kalm.runs.folder import METRICS_FILE, RESULTS_FILE
 from kalm.store.layout import MANIFEST
 
 
@@ -87,7 +97,7 @@ def write_report(
     tables = _tables(found, num_last_evaluations)
     output.mkdir(parents=True, exist_ok=True)
     plots = _plots(found, output)
-    provenance = provenance_lines(last_update(found.results), study, durations)
+    provenance = _provenance_lines(last_update(found.results), study, durations)
     title = f"Report: {study['name']}" if study and study.get("name") else "Report"
     paths = ReportPaths(output / "report.md", output / "report.html", tuple(plots), tuple(missing))
     paths.markdown.write_text(_markdown(title, tables, plots, missing, provenance), encoding="utf-8")
@@ -226,3 +236,66 @@ def _print(
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _provenance_lines(
+    rows: Sequence[EpisodeRow], study: Mapping[str, Any] | None, durations: Mapping[str, float] | None
+) -> list[str]:
+    """Everything about how the numbers were made, one fact a line.
+
+    Args:
+        rows: The episodes that the tables show; experiments, seeds and updates are read off them.
+        study: The study file as a mapping; its stages give the commands.
+        durations: Stage name -> seconds.
+    """
+    return [
+        *_command_lines(study),
+        *_run_lines(rows),
+        f"kalm: {kalm.__version__}, commit {git_commit(Path(kalm.__file__).parent)}",
+        f"machine: {_machine()}",
+        *(f"duration: {stage}: {_minutes(seconds)}" for stage, seconds in (durations or {}).items()),
+        *([f"duration: all stages: {_minutes(sum(durations.values()))}"] if durations else []),
+    ]
+
+
+def _machine() -> str:
+    """Operating system, Python, usable cores and processor model."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {cores} cores, {_cpu_model()}"
+    )
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown processor"
+
+
+def _command_lines(study: Mapping[str, Any] | None) -> list[str]:
+    """The stages' commands as they are typed; a stage that runs once a seed keeps its ``${seed}``."""
+    lines = []
+    for stage in (study or {}).get("stages", []):
+        command = stage.get("command", [])
+        words = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
+        lines.append(f"command: python -m kalm {shlex.join(words)}")
+    return lines
+
+
+def _run_lines(rows: Sequence[EpisodeRow]) -> list[str]:
+    """One line an experiment: its algorithm, its seeds and the update that was evaluated."""
+    lines = []
+    for experiment in sorted({row.experiment for row in rows}):
+        own = [row for row in rows if row.experiment == experiment]
+        algorithms = ", ".join(sorted({row.algorithm for row in own}))
+        seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in own}))
+        updates = ", ".join(str(update) for update in sorted({row.update for row in own}))
+        lines.append(f"run: {experiment} ({algorithms}): seeds {seeds}; evaluated at update {updates}")
+    return lines
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"

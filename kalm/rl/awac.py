@@ -27,15 +27,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from kalm.core.names import TaskSpec
-from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.losses.advantage_weighting import advantage_weight
-from kalm.rl.losses.gaussian import gaussian_log_probability
-from kalm.rl.losses.imitation import imitation_loss
-from kalm.rl.losses.temporal_difference import td_target
-from kalm.rl.networks.action_values import value_of_action
-from kalm.rl.networks.log_deviation import LogDeviation
+from kalm.core.require import require
+from kalm.rl.base import OfflineRLModule
+from kalm.rl.losses import advantage_weight, gaussian_log_probability, imitation_loss, td_target, value_of_action
+from kalm.rl.networks.gaussian_policies import LogDeviation
 from kalm.rl.networks.mlp import critic_network, policy_network
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-6.0, 0.0)  # the authors' code
 
@@ -70,7 +67,7 @@ class AWAC(OfflineRLModule):
         self.target_critic = self.target_of(self.critic)
         self.policy = policy_network(spec, self.hidden_sizes)
         if not spec.is_discrete:
-            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE)
+            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE, first_deviation=0.5)
             self.noise_size = 2 * spec.action_size
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
@@ -103,10 +100,10 @@ class AWAC(OfflineRLModule):
 
     def _continuous_values(self, batch: TransitionBatch, output: Tensor) -> tuple[Tensor, Tensor]:
         """Each critic's value of the recorded action, (N, B), and its advantage over a sampled one, (B,)."""
-        inputs = self.critic.product(batch.observation, batch.goal_embedding)
-        q = self.critic(inputs, batch.action).squeeze(-1)
+        critic = self.critic.given(batch.observation, batch.goal_embedding)
+        q = critic(batch.action).squeeze(-1)
         with torch.no_grad():
-            value = self.critic(inputs, self._sample(output, batch.noise, 0)).squeeze(-1).amin(0)
+            value = critic(self._sample(output, batch.noise, 0)).squeeze(-1).amin(0)
         return q, q.detach().amin(0) - value
 
     def _next_value(self, batch: TransitionBatch) -> Tensor:

@@ -12,41 +12,33 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from kalm.core.names import PADDING_MASK, SOURCE, TaskSpec
 from kalm.core.require import require
 from kalm.envs.simulation import Episode, EpisodeResult
-from kalm.rl.networks.initialization import initialize
-from kalm.rl.networks.normalizer import Normalizer
-from kalm.rl.training.attached_data import attached_data, check_fit, take_statistics
-from kalm.rl.training.finite import is_finite, raise_non_finite
-from kalm.rl.training.learning_rate import LearningRateSchedule, ScheduleKind
-from kalm.rl.training.method_call import MethodCall
-from kalm.rl.training.noise import update_noise
-from kalm.rl.training.policy_checkpoint import add_policy, take_policy
+from kalm.rl.training.attached_data import attached_data, check_fit
+from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, unstack
+from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind, WeightAverage
 from kalm.rl.training.policy_evaluation import EpisodePolicy, evaluate_policy
-from kalm.rl.training.recorded import stack_recorded
-from kalm.rl.training.side_by_side import policy_of, stack_parameters
-from kalm.rl.training.source_means import source_means
-from kalm.rl.training.transition_batch import TransitionBatch, unstack
-from kalm.rl.training.transition_weights import TransitionWeights
-from kalm.rl.training.update import Update
-from kalm.rl.training.weight_average import WeightAverage
+from kalm.rl.training.randomness import initialize, update_noise
+from kalm.rl.training.recorded import is_finite, raise_non_finite, source_means, stack_recorded
+from kalm.rl.training.side_by_side import MethodCall, policy_of, side_by_side, stack_parameters
+from kalm.runs.evaluated import EvaluatedPolicy
+from kalm.runs.policy_checkpoint import add_policy, require_same_policy
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData
     from kalm.envs.base import Domain
 
 
-class OfflineRLModule(LightningModule):
+class OfflineRLModule(EvaluatedPolicy):
     """Base of the algorithms in ``kalm/rl``: copy ``bc.py`` to add one.
 
     Attributes:
@@ -54,7 +46,6 @@ class OfflineRLModule(LightningModule):
         noise_size: Random numbers that ``losses`` asks for a transition, or for a window.
         minibatch_scaled: Losses that the algorithm's paper scales by a mean over the minibatch.
         sequence_length: Transitions that ``losses`` reads as one row: 1, or the steps of a window of a rollout, T.
-        episode_results: Results of the latest validation or test, for callbacks; a list for each seed.
     """
 
     goal_embeddings: Tensor
@@ -109,7 +100,7 @@ class OfflineRLModule(LightningModule):
                 it would become alone, up to rounding.
             num_evaluation_envs: Episodes that run side by side in evaluation; the results do not depend on it.
         """
-        super().__init__()
+        super().__init__(num_evaluation_envs=num_evaluation_envs)
         require(len(hidden_sizes) > 0 and min(hidden_sizes) > 0, "hidden_sizes", hidden_sizes, "widths of 1 or more")
         require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
         require(0 <= discount <= 1, "discount", discount, "in [0, 1]")
@@ -120,7 +111,6 @@ class OfflineRLModule(LightningModule):
         )
         require(ema_rate is None or 0 < ema_rate <= 1, "ema_rate", ema_rate, "in (0, 1], or null")
         require(num_seeds >= 1, "num_seeds", num_seeds, "1 or more")
-        require(num_evaluation_envs >= 1, "num_evaluation_envs", num_evaluation_envs, "1 or more")
         self.automatic_optimization = False
         self.spec = spec
         self.hidden_sizes = tuple(hidden_sizes)
@@ -132,14 +122,11 @@ class OfflineRLModule(LightningModule):
         self.normalize_goal_embedding = normalize_goal_embedding
         self.gradient_clip_norm = gradient_clip_norm
         self.num_seeds = num_seeds
-        self.num_evaluation_envs = num_evaluation_envs
-        self.results_of_seeds: list[list[EpisodeResult]] = []
         self.compile_losses = compile
         self.schedule = LearningRateSchedule(learning_rate_schedule, warmup_updates, schedule_updates)
         self.average = WeightAverage(ema_rate) if ema_rate is not None else None
         self.targets: list[tuple[nn.Module, nn.Module]] = []
         self._measured: dict[str, Tensor] = {}
-        self._loaded_updates = 0
         self._has_weights = False  # of its own choice: drawn by the data's seed, or loaded
         self._is_stacked = False
         self.observation_normalizer = Normalizer(spec.observation_size)
@@ -190,17 +177,12 @@ class OfflineRLModule(LightningModule):
         """Log a quantity that is no loss, such as a Q-value, as ``train/<name>``; shape (B,)."""
         self._measured[name] = value.detach()
 
-    def take_measurements(self) -> dict[str, Tensor]:
-        """What was measured since the last call."""
-        measured, self._measured = self._measured, {}
-        return measured
-
     # --- training ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Take what the data say, and the first weights by their seed, before a checkpoint puts others in place."""
         if stage == "fit":
-            check_fit(self, self._data)
+            check_fit(type(self).__name__, self.spec, self.sequence_length, self._data, self.trainer.max_steps)
             self._take_statistics()
             self._data.num_seeds = self.num_seeds
         if stage == "fit" and not self._has_weights:
@@ -217,7 +199,13 @@ class OfflineRLModule(LightningModule):
 
     def _take_statistics(self) -> None:
         """Take what the policy has to know of the data; one that has to know more overrides it."""
-        take_statistics(self, self._data)
+        data = self._data
+        if self.normalize_observation:
+            self.observation_normalizer.set_statistics(data.observation_mean, data.observation_std)
+        if self.normalize_goal_embedding:
+            mean = data.goal_embeddings.mean(0)
+            self.goal_normalizer.set_statistics(mean, (data.goal_embeddings - mean).square().mean().sqrt())
+        self.goal_embeddings = self.goal_normalizer(data.goal_embeddings.to(self.device))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with a parameter group for every network that is trained."""
@@ -229,8 +217,15 @@ class OfflineRLModule(LightningModule):
         return torch.optim.Adam(groups, lr=self.learning_rate, fused=True)
 
     def on_train_start(self) -> None:
-        """Look once at how updates are to be made."""
-        self._update = Update(self)
+        """Look once at how updates are to be made; optimizer and parameters are final now."""
+        self.gradient_step = GradientStep(self, self.gradient_clip_norm, self.num_seeds)
+        self._rate = LearningRate(self.schedule, self)
+        losses: Callable[[Any], Sequence[dict[str, Tensor]]] = self._losses_and_measurements
+        if self.num_seeds > 1:
+            losses = side_by_side(self, losses, self.num_seeds)
+        self._losses = torch.compile(losses) if self.compile_losses else losses
+        if self.average is not None:
+            self.average.start({name: p for name, p in self.named_parameters() if p.requires_grad})
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         """Perform K updates, one on each of the K minibatches of ``batch``, batch size (K, B), or (K, S, B)."""
@@ -240,14 +235,51 @@ class OfflineRLModule(LightningModule):
         updates = range(first_update, first_update + num_updates)
         noise = update_noise(self._seeds, updates, batch.shape[1] // self.num_seeds, self.noise_size).to(self.device)
         minibatches = self.minibatches(batch, noise, self.transition_weights(batch))
-        recorded = [self._update(*arguments) for arguments in zip(minibatches, updates, strict=True)]
+        recorded = [self.update(minibatch, number) for minibatch, number in zip(minibatches, updates, strict=True)]
         per_transition, is_recorded = stack_recorded(recorded)
         if not is_finite(per_transition, self.parameters()):
             raise_non_finite(per_transition, dict(self.named_parameters()), batch, first_update, self._seeds)
         if self.trainer.global_step // num_updates % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             means = source_means(per_transition, batch.get(SOURCE), batch.get(PADDING_MASK, None), is_recorded)
-            rate = {f"train/{name}": value for name, value in self._update.learning_rate.metrics().items()}
-            self.log_dict(means | rate | {"step": float(self.trainer.global_step)})
+            self.log_dict(means | self._rate.metrics() | {"step": float(self.trainer.global_step)})
+
+    def update(self, batch: Any, number: int) -> dict[str, Tensor]:
+        """Make update ``number``, counted from 0: minimise the losses by one step, let targets and averages follow.
+
+        Args:
+            batch: What ``losses`` reads; rows of policies side by side one after the other, (S * B, ...).
+            number: It decides the learning rate, whether targets follow, and what else ``begin_update`` makes of it.
+
+        Returns:
+            Every loss, unweighted, and every measurement, one number a row; detached.
+        """
+        self.begin_update(number)
+        losses, measured = self._losses(batch)
+        total = torch.stack(list(losses.values())).sum(0, dtype=torch.float32)
+        if batch.weight is not None:
+            total = total * batch.weight
+        # Each policy minimises the mean over its own rows; their sum has the gradients of all.
+        loss = total.mean() if self.num_seeds == 1 else total.mean() * self.num_seeds
+        self._rate.set(number)
+        self.gradient_step(loss)
+        self._follow(number + 1)
+        return {name: values.detach() for name, values in losses.items()} | measured
+
+    def _losses_and_measurements(self, batch: Any) -> Sequence[dict[str, Tensor]]:
+        # Into a new dictionary: one that is older than a compiled function would have to be kept in step with it.
+        self._measured = {}
+        losses, measured = self.losses(batch), self._measured
+        self._measured = {}
+        return losses, measured
+
+    @torch.no_grad()
+    def _follow(self, num_updates: int) -> None:
+        """Let targets and averages follow their networks."""
+        if num_updates % self.target_update_interval == 0:
+            for target, network in self.targets:
+                torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), self.target_update_rate)
+        if self.average is not None:
+            self.average.update(num_updates)
 
     def minibatches(self, stacked: TensorDictBase, noise: Tensor, weight: Tensor | None) -> Iterator[Any]:
         """What ``losses`` reads of each of K stacked minibatches; a policy of windows overrides it.
@@ -266,25 +298,24 @@ class OfflineRLModule(LightningModule):
         self._has_weights = True
         return super().load_state_dict(*args, **kwargs)
 
-    @property
-    def num_updates(self) -> int:
-        """Updates behind the present weights, in training as well as after loading a checkpoint."""
-        return max(self.trainer.global_step, self._loaded_updates)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which policy the weights belong to; add the averaged ones."""
-        add_policy(checkpoint, self._identity, self.average)
+        add_policy(checkpoint, self._identity)
+        if self.average is not None:
+            self.average.add_to(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the weights of another policy."""
-        take_policy(checkpoint, self._identity, self.average)
-        self._loaded_updates = int(checkpoint["global_step"])
+        super().on_load_checkpoint(checkpoint)
+        require_same_policy(checkpoint, self._identity)
+        if self.average is not None:
+            self.average.take_from(checkpoint)
 
     @property
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with; a policy with sizes of its own adds them."""
-        several = {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
         sizes = {"hidden_sizes": list(self.hidden_sizes), **asdict(self.spec)}
+        several = {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
         return {"algorithm": type(self).__name__, **sizes, **several}
 
     # --- evaluation --------------------------------------------------------------------------------------------------
@@ -293,40 +324,15 @@ class OfflineRLModule(LightningModule):
         """The action to take, from what the environment and the sentence encoder give; see ``act``."""
         return self.act(self.observation_normalizer(observation), self.goal_normalizer(goal_embedding))
 
-    @property
-    def episode_results(self) -> list[EpisodeResult]:
-        """Results of the latest validation or test, those of the first seed first."""
-        return [result for results in self.results_of_seeds for result in results]
+    def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
+        """Act in every episode, with the weights that policy ``number`` of those side by side is evaluated with."""
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the previous evaluation."""
-        self.results_of_seeds = [[] for _ in range(self.num_seeds)]
+        def run() -> list[EpisodeResult]:
+            policy, encoder = self.start_episodes(domain, episodes), self._data.encoder
+            return evaluate_policy(policy, self.device, encoder, domain, episodes, self.num_evaluation_envs)
 
-    def on_test_epoch_start(self) -> None:
-        """Forget the previous evaluation."""
-        self.results_of_seeds = [[] for _ in range(self.num_seeds)]
-
-    def validation_step(self, batch: list[Episode], batch_idx: int) -> None:
-        """Run episodes and keep their results for the callbacks."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: list[Episode], batch_idx: int) -> None:
-        """Run episodes and keep their results for the callbacks."""
-        self._evaluate(batch)
-
-    def _evaluate(self, episodes: list[Episode]) -> None:
-        call = MethodCall(self, self._run)
-        for number, results in enumerate(self.results_of_seeds):
-            results += call.using(self.acting_weights(number), episodes)
-
-    def results_of(self, episodes: list[Episode]) -> list[EpisodeResult]:
-        """Run episodes with the weights that the first policy is evaluated with, and keep nothing."""
-        results: list[EpisodeResult] = MethodCall(self, self._run).using(self.acting_weights(), episodes)
+        results: list[EpisodeResult] = MethodCall(self, run).using(self.acting_weights(number))
         return results
-
-    def _run(self, episodes: list[Episode]) -> list[EpisodeResult]:
-        data, policy = self._data, self.start_episodes(self._data.domain, episodes)
-        return evaluate_policy(policy, self.device, data.encoder, data.domain, episodes, self.num_evaluation_envs)
 
     def acting_weights(self, number: int = 0) -> dict[str, Tensor]:
         """The parameters with which policy ``number`` of those side by side is evaluated: the averages, if kept."""

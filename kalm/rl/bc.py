@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from kalm.core.names import TaskSpec
-from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.losses.imitation import imitation_loss, log_probability_penalty, squared_action_error
+from kalm.core.require import require
+from kalm.rl.base import OfflineRLModule
+from kalm.rl.losses import imitation_loss, log_probability_penalty, squared_action_error
 from kalm.rl.networks.mlp import policy_network
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 
 
 class BC(OfflineRLModule):

@@ -28,14 +28,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kalm.core.names import TaskSpec
-from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.losses.gaussian import standard_normal_divergence
-from kalm.rl.losses.imitation import imitation_loss, squared_action_error
-from kalm.rl.losses.temporal_difference import huber_td_loss, td_target
+from kalm.core.require import require
+from kalm.rl.base import OfflineRLModule
+from kalm.rl.losses import (
+    huber_td_loss,
+    imitation_loss,
+    squared_action_error,
+    standard_normal_divergence,
+    td_target,
+    value_of_action,
+)
 from kalm.rl.networks.action_autoencoder import ActionAutoencoder
-from kalm.rl.networks.action_values import value_of_action
 from kalm.rl.networks.mlp import MLP, critic_network, discrete_critic_network, policy_network
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 
 
 class BCQ(OfflineRLModule):

@@ -34,18 +34,14 @@ from torch import Tensor
 
 from kalm.core.errors import KalmError
 from kalm.core.names import TaskSpec
-from kalm.rl.base import OfflineRLModule, require
+from kalm.core.require import require
+from kalm.rl.base import OfflineRLModule
 from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
 from kalm.rl.dynamics.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size
-from kalm.rl.losses.conservative import sampled_cql_penalty
-from kalm.rl.losses.entropy import soft_policy_loss, temperature_loss
-from kalm.rl.losses.temporal_difference import td_target
-from kalm.rl.networks.first_layer import Product
-from kalm.rl.networks.learned_scale import LearnedScale
+from kalm.rl.losses import sampled_cql_penalty, soft_policy_loss, td_target, temperature_loss
+from kalm.rl.networks.gaussian_policies import LearnedScale, SquashedGaussian, sampled_actions
 from kalm.rl.networks.mlp import critic_network, gaussian_policy_network
-from kalm.rl.networks.sampled_actions import sampled_actions
-from kalm.rl.networks.squashed_gaussian import SquashedGaussian
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 
 
 class COMBO(OfflineRLModule):
@@ -147,28 +143,29 @@ class COMBO(OfflineRLModule):
 
     def _policy_losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """Losses of critics, policy and temperature, on recorded and imagined transitions, the latter below them."""
+        num_recorded = len(batch.reward)
         of_rollout, of_actions, of_penalty = batch.noise[:, : self.noise_size].split(self._noise_sizes, dim=-1)
         imagined = imagined_transitions(
             self.dynamics, self._distribution, batch.observation, batch.goal_embedding, self.num_model_steps, of_rollout
         )
-        own_noise, next_noise = of_actions.unflatten(-1, (4, -1)).chunk(2, dim=1)
+        noise_now, noise_next = (torch.cat(part.chunk(2, dim=-1)) for part in of_actions.chunk(2, dim=-1))
+        observation = torch.cat([batch.observation, imagined.observation])
         goal_embedding = torch.cat([batch.goal_embedding, batch.goal_embedding])
-        now = self._distribution(torch.cat([batch.observation, imagined.observation]), goal_embedding)
-        action, log_probability = now.sample(_above(own_noise))
+        now = self._distribution(observation, goal_embedding)
+        action, log_probability = now.sample(noise_now)
         with torch.no_grad():
             next_observation = torch.cat([batch.next_observation, imagined.next_observation])
             later = self._distribution(next_observation, goal_embedding)
-            next_action, _ = later.sample(_above(next_noise))
+            next_action, _ = later.sample(noise_next)
             next_q = self.target_critic(next_observation, goal_embedding, next_action).squeeze(-1).amin(0)
             target = self._target(batch, imagined, next_q)
-            priced = [_below(now), _below(later)]
+            priced = [now[num_recorded:], later[num_recorded:]]
             sampled, log_density = sampled_actions(priced, of_penalty.unflatten(-1, (3, self.num_sampled_actions, -1)))
-        inputs = self.critic.product(torch.cat([batch.observation, imagined.observation]), goal_embedding)
-        q = self.critic(inputs, torch.cat([batch.action, imagined.action])).squeeze(-1)
-        value = self.critic(inputs.detach(), action, frozen=True).squeeze(-1).amin(0)
-        of_imagined = Product(inputs.values.chunk(2)[1].unsqueeze(1), inputs.num_inputs)
-        sampled_q = self.critic(of_imagined, sampled).squeeze(-1)
-        recorded_q = q.chunk(2, dim=-1)[0]
+        critic = self.critic.given(observation, goal_embedding)
+        q = critic(torch.cat([batch.action, imagined.action])).squeeze(-1)
+        value = critic(action, frozen=True).squeeze(-1).amin(0)
+        sampled_q = critic[num_recorded:](sampled).squeeze(-1)
+        recorded_q = q[:, :num_recorded]
         penalty = sampled_cql_penalty(sampled_q, log_density, recorded_q).sum(0)
         temperature = self.temperature()
         self.measure("q_mean", recorded_q.mean(0))
@@ -196,13 +193,3 @@ class COMBO(OfflineRLModule):
         """Losses of recorded transitions and of the imagined ones below them, (2 * B,), as one a row, (B,)."""
         of_real, of_imagined = loss.chunk(2)
         return self.real_fraction * of_real + (1 - self.real_fraction) * imagined.survival * of_imagined
-
-
-def _above(noise: Tensor) -> Tensor:
-    """Noise of two kinds, (B, 2, A), one kind below the other, (2 * B, A)."""
-    return noise.transpose(0, 1).flatten(0, 1)
-
-
-def _below(distribution: SquashedGaussian) -> SquashedGaussian:
-    """The distributions of the lower half of the rows."""
-    return SquashedGaussian(distribution.mean.chunk(2)[1], distribution.log_deviation.chunk(2)[1])

@@ -31,16 +31,20 @@ import torch
 from torch import Tensor
 
 from kalm.core.names import TaskSpec
-from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.losses.conservative import cql_penalty, sampled_cql_penalty
-from kalm.rl.losses.entropy import soft_policy_loss, temperature_loss
-from kalm.rl.losses.temporal_difference import huber_td_loss, td_target
-from kalm.rl.networks.action_values import value_of_action
-from kalm.rl.networks.learned_scale import LearnedScale
+from kalm.core.require import require
+from kalm.rl.base import OfflineRLModule
+from kalm.rl.losses import (
+    cql_penalty,
+    huber_td_loss,
+    sampled_cql_penalty,
+    soft_policy_loss,
+    td_target,
+    temperature_loss,
+    value_of_action,
+)
+from kalm.rl.networks.gaussian_policies import LearnedScale, SquashedGaussian, sampled_actions
 from kalm.rl.networks.mlp import critic_network, discrete_critic_network, gaussian_policy_network
-from kalm.rl.networks.sampled_actions import sampled_actions
-from kalm.rl.networks.squashed_gaussian import SquashedGaussian
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 
 _MAX_MULTIPLIER = 1e6  # the authors' code
 
@@ -152,9 +156,9 @@ class CQL(OfflineRLModule):
             later = SquashedGaussian.from_output(self.policy(batch.next_observation, batch.goal_embedding))
             sampled, log_density = sampled_actions([now, later], noise)
             target = self._target(batch, sampled[:, self.num_sampled_actions])  # the first of those for later
-        inputs = self.critic.product(batch.observation.unsqueeze(1), batch.goal_embedding.unsqueeze(1))
-        q = self.critic(inputs, torch.cat([batch.action.unsqueeze(1), sampled], dim=1)).squeeze(-1)
-        value = self.critic(inputs.detach(), action.unsqueeze(1), frozen=True)[..., 0, 0].amin(0)
+        critic = self.critic.given(batch.observation, batch.goal_embedding)
+        q = critic(torch.cat([batch.action.unsqueeze(1), sampled], dim=1)).squeeze(-1)  # (N, B, 1 + 3 * M)
+        value = critic(action, frozen=True).squeeze(-1).amin(0)
         penalty = self.conservative_weight * sampled_cql_penalty(q[..., 1:], log_density, q[..., 0])
         self.measure("q_mean", q[..., 0].mean(0))
         self.measure("temperature", self.temperature().expand_as(value))

@@ -7,7 +7,7 @@ the episode so far and the return that is wanted of it, which shrinks as rewards
 Paper: Chen et al. 2021 (arXiv:2106.01345), hyper-parameters of its locomotion tasks.
 
 Part of the paper -> function: architecture, section 3 -> ``_outputs``; training, section 3 -> ``imitation_loss`` or
-``squared_action_error``; evaluation, algorithm 1 -> ``kalm/rl/training/running_episodes.py``.
+``squared_action_error``; evaluation, algorithm 1 -> ``kalm/envs/running_episodes.py``.
 
 Differences from the paper: 1. the goal's embedding is the first token, which all others see; 2. windows are drawn with
 every rollout equally likely, not in proportion to its length, and as full as the rollout allows (see
@@ -36,14 +36,13 @@ from torch.nn import functional
 from kalm.core.errors import DataError
 from kalm.core.names import TaskSpec
 from kalm.core.require import require
+from kalm.envs.running_episodes import RunningEpisodes
 from kalm.envs.simulation import Episode
 from kalm.rl.base import OfflineRLModule
-from kalm.rl.losses.imitation import imitation_loss, squared_action_error
-from kalm.rl.networks.normalizer import Normalizer
+from kalm.rl.losses import imitation_loss, squared_action_error
 from kalm.rl.networks.transformer import CausalTransformer
+from kalm.rl.training.batches import Normalizer, WindowBatch, unstack_windows
 from kalm.rl.training.policy_evaluation import EpisodePolicy
-from kalm.rl.training.running_episodes import RunningEpisodes
-from kalm.rl.training.window_batch import WindowBatch, unstack_windows
 
 if TYPE_CHECKING:
     from kalm.envs.base import Domain

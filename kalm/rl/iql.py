@@ -29,16 +29,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from kalm.core.names import TaskSpec
-from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.losses.advantage_weighting import advantage_weight
-from kalm.rl.losses.expectile import expectile_loss
-from kalm.rl.losses.gaussian import gaussian_log_probability
-from kalm.rl.losses.imitation import imitation_loss
-from kalm.rl.losses.temporal_difference import td_target
-from kalm.rl.networks.action_values import value_of_action
-from kalm.rl.networks.log_deviation import LogDeviation
+from kalm.core.require import require
+from kalm.rl.base import OfflineRLModule
+from kalm.rl.losses import (
+    advantage_weight,
+    expectile_loss,
+    gaussian_log_probability,
+    imitation_loss,
+    td_target,
+    value_of_action,
+)
+from kalm.rl.networks.gaussian_policies import LogDeviation
 from kalm.rl.networks.mlp import EnsembleMLP, critic_network, policy_network, value_network
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-10.0, 2.0)  # the authors' code
 
@@ -79,7 +82,7 @@ class IQL(OfflineRLModule):
         self.target_critic = self.target_of(self.critic)
         self.policy = policy_network(spec, self.hidden_sizes)
         if not spec.is_discrete:
-            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE)
+            self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE, first_deviation=1.0)
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """The value's expectile regression, both critics' temporal-difference error, weighted imitation."""

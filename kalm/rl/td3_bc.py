@@ -28,11 +28,11 @@ from torch import Tensor
 
 from kalm.core.errors import KalmError
 from kalm.core.names import TaskSpec
-from kalm.rl.base import OfflineRLModule, require
-from kalm.rl.losses.imitation import squared_action_error
-from kalm.rl.losses.temporal_difference import td_target
+from kalm.core.require import require
+from kalm.rl.base import OfflineRLModule
+from kalm.rl.losses import squared_action_error, td_target
 from kalm.rl.networks.mlp import critic_network, policy_network
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 
 
 class TD3BC(OfflineRLModule):
@@ -98,9 +98,8 @@ class TD3BC(OfflineRLModule):
         self.measure("q_mean", q.mean(0))
         if self.updates_policy:
             action = self.act(batch.observation, batch.goal_embedding)
-            with torch.no_grad():
-                inputs = self.critic.product(batch.observation, batch.goal_embedding, num_members=1)
-            value = self.critic(inputs, action, frozen=True, num_members=1)[0].squeeze(-1)
+            first_critic = self.critic.given(batch.observation, batch.goal_embedding, frozen=True, num_members=1)
+            value = first_critic(action, frozen=True)[0].squeeze(-1)
             losses["policy_loss"] = -self._scale(value) * value
             losses["imitation_loss"] = squared_action_error(action, batch.action)
         return losses

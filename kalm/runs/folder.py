@@ -10,9 +10,17 @@ from pathlib import Path
 
 from kalm.core.errors import CheckpointError, KalmError
 
+# What a run leaves in its folder, by the stage that writes it.
+LAST = "last.ckpt"  # fit: a link to the newest checkpoint
+METRICS_FILE = "metrics.csv"  # fit: one row a logged update
+RESULTS_FILE = "results.jsonl"  # validation and test: one line an episode
+STORE = "store"  # imagination: the folder of the rollout store
+REJECTED_FILE = "rejected.json"  # beside it: shard -> reason -> rollouts that no store should hold
+TASKS_FILE = "tasks.json"  # beside it: verdicts task by task
+
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _NUM_PARTS = 3
-_WRITTEN = ("*.ckpt", "*.ckpt.json", "config*.yaml", "metrics*.csv", "results.jsonl", "events.out.tfevents.*", ".*.tmp")
+_WRITTEN = ("*.ckpt", "*.ckpt.json", "config*.yaml", "metrics*.csv", RESULTS_FILE, "events.out.tfevents.*", ".*.tmp")
 _BARE_NAME = re.compile(r"[A-Za-z0-9=_.-]+")
 
 
@@ -63,7 +71,7 @@ def find_checkpoint(name: str, folder: Path, option: str = "--ckpt_path") -> Pat
         CheckpointError: If there is no such file; a run never starts afresh in silence.
     """
     given = Path(name)
-    candidates = [given, given / "last.ckpt"]
+    candidates = [given, given / LAST]
     if _BARE_NAME.fullmatch(name):
         candidates = [folder / f"{name}.ckpt", folder / name, *candidates]
     for candidate in candidates:

@@ -1,20 +1,26 @@
-"""The two loggers of every run: TensorBoard events and metrics.csv, both in the run folder and safe to resume."""
+"""The two loggers of every run, TensorBoard events and metrics.csv, in the run folder and safe to resume; and tables.
+
+The cells of a table are shown as they are: no sentence of a user becomes markup on TensorBoard's text page.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kalm.core.durable import write_durably
 
 _FLUSH_SECONDS = 10
+_MARKDOWN = "\\`*_{}[]()#+-.!|~"
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
@@ -134,3 +140,23 @@ def _to_csv(header: list[str], rows: list[dict[str, Any]], with_header: bool) ->
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; what looks like Markdown or HTML in a cell is escaped."""
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    return "\n".join([*lines, *(" | ".join(map(_as_text, row)) for row in rows)])
+
+
+def show_table(trainer: Trainer, tag: str, table: str) -> None:
+    """Write a table to TensorBoard, at the update that the trainer has reached."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(tag, table, trainer.global_step)
+
+
+def _as_text(cell: str) -> str:
+    literal = "".join(f"\\{character}" if character in _MARKDOWN else character for character in cell)
+    return escape(" ".join(literal.split()))

@@ -1,4 +1,27 @@
-"""A study file: which stages there are, and what decides the result of each."""
+"""A study file: which stages there are and in which order.
+
+    name: clevr_robot_mine
+    root: checkpoints            # folder below which everything is written
+    seeds: [0, 1, 2]
+    defaults:                    # by verb; what a stage says itself wins
+      fit: {config: conf/overlay/smoke.yaml}
+    stages:
+      - {name: imagine, verb: predict, config: conf/clevr_robot/imagine.yaml}
+      - name: bc
+        config: conf/clevr_robot/bc.yaml             # or a list, as --config may be given again
+        experiment: clevr_robot/bc/mine              # without it, the file's own
+        with: {data.imagined: ["${imagine}"], trainer.max_steps: 500}   # what would be --data.imagined=[...] and so on
+        seeds: together
+        test: true
+
+A stage is a verb, ``fit`` if none is said, its configuration and what differs from it. ``seeds: true`` runs it once a
+seed, ``seeds: together`` once for all that follow each other, which are trained side by side. ``test: true`` adds the
+stage ``<name>-test``, once a seed, with the same configuration; a mapping in place of ``true`` is more ``with`` for it.
+``${...}`` names a key of the file, or a stage before this one, for what that stage writes; ``${seed}``,
+``${num_seeds}`` and ``${run}`` (name of the run's folder) can be used in stages with seeds. A stage reads whatever
+its configuration names of what earlier stages wrote, and ``reads``, files of other origin; it writes what its verb
+writes and ``writes``, paths in its run folder.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +29,25 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import kalm
-from kalm.core.durable import file_sha256
 from kalm.core.errors import KalmError
-from kalm.runs.folder import describe_folder, run_name
+from kalm.runs.folder import describe_folder
+from kalm.study.stage import TOGETHER, Stage, for_seeds, make_stage, stage_fingerprint
 
-_STUDY_KEYS = ("name", "root", "seeds", "stages", "report")
-_STAGE_VALUES = ("seed", "num_seeds", "run")
-_STAGE_KEYS = ("name", "command", "seeds", "inputs", "outputs")
-_TOGETHER = "together"
+_STUDY_KEYS = ("name", "root", "seeds", "defaults", "stages", "report")
+_STAGE_KEYS = ("name", "verb", "config", "experiment", "with", "seeds", "test", "reads", "writes")
+_DEFAULT_KEYS = ("config", "with")
+_SEED_KEYS = ("seed", "num_seeds", "run")
+_ENTRY = "  "  # what is being resolved, under a name that no file uses
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command of a study, for one seed or several if it depends on the seed.
-
-    Attributes:
-        name: Its name in the study file.
-        seed: The seed it is run for, the first one if there are several; or None.
-        num_seeds: How many seeds it is run for; they follow each other.
-        command: What follows ``python -m kalm``.
-        inputs: Files and rollout stores whose content decides the result.
-        outputs: Paths that exist once it is done.
-    """
-
-    name: str
-    seed: int | None
-    command: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    num_seeds: int = 1
-
-    @property
-    def label(self) -> str:
-        """Name and seed, for people and for the marker's file name."""
-        return self.name if self.seed is None else f"{self.name} {run_name(self.seed, self.num_seeds)}"
-
-    @property
-    def verb(self) -> str:
-        """What the command does."""
-        return self.command[0]
 
 
 @dataclass(frozen=True)
@@ -68,8 +59,8 @@ class Study:
         root: Folder below which everything is written.
         seeds: Seeds of the stages that are run once a seed.
         stages: All stages in the order in which they are run.
-        definition: The study file, resolved but for ``${seed}`` and its like; the report shows its commands and needs
-            its rows.
+        definition: For the report: name, root, seeds and report as in the file, and a command and outputs a stage, in
+            which ``${seed}`` and its like are left standing.
     """
 
     name: str
@@ -80,7 +71,7 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Where the study keeps its markers and its report."""
+        """Where the study keeps its report."""
         return Path(self.root) / "study" / self.name
 
 
@@ -96,46 +87,11 @@ def load_study(path: str | Path, root: str | None = None, seeds: list[int] | Non
         KalmError: If the file is missing or malformed; the message names the key and what is allowed.
     """
     file = _read(Path(path))
-    if root is not None:
-        file["root"] = root
-    if seeds is not None:
-        file["seeds"] = seeds
-    for key in ("name", "root", "stages"):
-        if key not in file:
-            raise KalmError(f"study file {path} lacks {key!r}; its keys are {', '.join(_STUDY_KEYS)} and your own")
-    plain = _resolved(file, path, exclude="stages")
-    name, chosen = str(plain["name"]), plain.get("seeds") or []
-    if not _NAME.fullmatch(name):
-        raise KalmError(f"study name {name!r} cannot name a folder; use letters, digits and _ . - only")
-    if not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in chosen):
-        raise KalmError(f"seeds of study {path} are {chosen}; they must be whole numbers of at least 0")
-    stages = [stage for index in range(len(file["stages"])) for stage in _expand(file, index, chosen, path)]
-    labels = [stage.label for stage in stages]
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
-    if repeated:
-        raise KalmError(f"study file {path} has several stages called {', '.join(repeated)}; give each its own name")
-    for key in _STAGE_VALUES:
-        file[key] = rf"\${{{key}}}"  # stands for itself where a command is shown rather than run
-    definition = _resolved(file, path)
-    return Study(name, str(plain["root"]), tuple(chosen), tuple(stages), definition)
-
-
-def stage_fingerprint(stage: Stage) -> str:
-    """SHA-256 of everything that decides what a stage writes.
-
-    Raises:
-        KalmError: If a configuration file or an input does not exist.
-    """
-    configs = [
-        value for flag, value in zip(stage.command, stage.command[1:], strict=False) if flag in ("--config", "-c")
-    ]
-    content = {
-        "kalm": kalm.__version__,
-        "command": stage.command,
-        "configs": {path: _content_digest(stage, path) for path in configs},
-        "inputs": {path: _content_digest(stage, path) for path in stage.inputs},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    file |= {key: value for key, value in (("root", root), ("seeds", seeds)) if value is not None}
+    try:
+        return _study(file)
+    except KalmError as error:
+        raise KalmError(f"study file {path}: {error}") from error
 
 
 def combined_fingerprint(study: Study) -> str:
@@ -144,107 +100,131 @@ def combined_fingerprint(study: Study) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise KalmError(f"study file {path} does not exist; {describe_folder(path.parent)}")
     try:
-        file = OmegaConf.load(path)
+        file = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError) as error:
         raise KalmError(f"study file {path} cannot be read: {error}") from error
-    if not isinstance(file, DictConfig):
+    if not isinstance(file, dict):
         raise KalmError(f"study file {path} is no mapping; its keys are {', '.join(_STUDY_KEYS)} and your own")
-    return file
+    return {str(key): value for key, value in file.items()}
 
 
-def _expand(file: DictConfig, index: int, seeds: list[int], path: str | Path) -> list[Stage]:
-    """One stage, or one for each seed."""
-    entry = file["stages"][index]
-    if not isinstance(entry, DictConfig):
-        raise KalmError(f"study file {path}: a stage is {entry!r}; it must have the keys {', '.join(_STAGE_KEYS)}")
-    for key in entry:
-        if key not in _STAGE_KEYS:
-            close = difflib.get_close_matches(str(key), _STAGE_KEYS, n=1, cutoff=0.0)[0]
-            raise KalmError(
-                f"study file {path}: unknown key {key!r} in stage {entry.get('name', '?')!r}; did you mean {close!r}?"
-            )
-    by_seed = entry.get("seeds", False)
-    if by_seed not in (True, False, _TOGETHER):
+def _study(file: Mapping[str, Any]) -> Study:
+    for key in ("name", "root", "stages"):
+        if key not in file:
+            raise KalmError(f"{key!r} is missing; its keys are {', '.join(_STUDY_KEYS)} and your own")
+    names = {key: value for key, value in file.items() if key not in ("stages", "defaults")}
+    plain = _resolved({key: names.get(key) for key in ("name", "root", "seeds", "report")}, names)
+    name, root, seeds = str(plain["name"]), str(plain["root"]), plain["seeds"] or []
+    if not _NAME.fullmatch(name):
+        raise KalmError(f"study name {name!r} cannot name a folder; use letters, digits and _ . - only")
+    if not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise KalmError(f"seeds are {seeds}; they must be whole numbers of at least 0, each once")
+    templates, stages = list[Stage](), list[Stage]()
+    for entry in _entries(file):
+        if entry["name"] in names:
+            raise KalmError(f"several stages or keys are called {entry['name']}; give each its own name")
+        written = [output for stage in (*stages, *templates) for output in stage.outputs]
+        template = _template(entry, names, root, written)
+        names[entry["name"]] = template.outputs[entry["seeds"] == TOGETHER]  # that of one seed
+        templates.append(template)
+        groups = _groups(seeds, is_joint=entry["seeds"] == TOGETHER) if entry["seeds"] else []
+        if entry["seeds"] and not groups:
+            raise KalmError(f"stage {entry['name']!r} is run for seeds, but there are no seeds")
+        stages += [for_seeds(template, group) for group in groups] or [template]
+    first = {(stage.verb, stage.outputs[0]): stage.label for stage in reversed(stages)}
+    for stage in stages:
+        other = first[stage.verb, stage.outputs[0]]
+        if other != stage.label:
+            raise KalmError(f"stages {other} and {stage.label} both write {stage.outputs[0]}; give one an experiment")
+    shown = [{"name": one.name, "command": [*one.command], "outputs": [*one.outputs]} for one in templates]
+    return Study(name, root, tuple(seeds), tuple(stages), {**plain, "stages": shown})
+
+
+def _entries(file: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All stages with every key filled in, each followed by the test that it asks for."""
+    defaults = _mapping(file.get("defaults"), "defaults", None)
+    for given in file["stages"] or []:
+        where = f"stage {given.get('name', '?')!r}" if isinstance(given, dict) else "a stage"
+        entry = _complete(_mapping(given, where, _STAGE_KEYS), defaults, where)
+        yield entry
+        if entry["test"]:
+            options = {**entry["with"], **(entry["test"] if isinstance(entry["test"], dict) else {})}
+            own = {"name": f"{entry['name']}-test", "verb": "test", "with": options, "seeds": bool(entry["seeds"])}
+            yield _complete({"config": entry["config"], "experiment": entry["experiment"], **own}, defaults, where)
+
+
+def _complete(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A stage with every key, and with the defaults of its verb."""
+    name, verb = str(given.get("name", "")), str(given.get("verb", "fit"))
+    seeds, test = given.get("seeds", False), given.get("test", False)
+    default = _mapping(defaults.get(verb), f"defaults of {verb}", _DEFAULT_KEYS)
+    if not _NAME.fullmatch(name):
+        raise KalmError(f"a stage has name {name!r}; it needs one of letters, digits and _ . - only")
+    if seeds not in (True, False, TOGETHER):
         raise KalmError(
-            f"study file {path}: seeds of stage {entry.get('name')!r} is {by_seed!r}; it is true (run once a seed), "
-            f"false or {_TOGETHER} (run once for all seeds that follow each other)"
+            f"seeds of {where} is {seeds!r}; it is true (run once a seed), false or {TOGETHER} (run once for all seeds "
+            "that follow each other)"
         )
-    if by_seed and not seeds:
-        raise KalmError(f"study file {path}: stage {entry.get('name')!r} is run for seeds, but there are no seeds")
-    if by_seed == _TOGETHER:
-        return [_stage(file, index, group, path) for group in _consecutive(seeds)]
-    return [_stage(file, index, [seed], path) for seed in seeds] if by_seed else [_stage(file, index, [], path)]
+    if not isinstance(test, bool | dict) or (test and verb != "fit"):
+        raise KalmError(f"test of {where}, whose verb is {verb}, is {test!r}; it is true or more `with`, after a fit")
+    lists = {key: [*_list(given.get(key)), *_list(default.get(key))] for key in ("config", "reads", "writes")}
+    options = {**_mapping(default.get("with"), f"with of {verb}"), **_mapping(given.get("with"), f"with of {where}")}
+    scalars = {"name": name, "verb": verb, "experiment": given.get("experiment"), "seeds": seeds, "test": test}
+    return {**scalars, **lists, "with": options}
 
 
-def _consecutive(seeds: list[int]) -> list[list[int]]:
-    """Seeds in groups that follow each other without a gap: 0, 1, 2, 5 -> 0, 1, 2 and 5."""
+def _mapping(value: Any, where: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
+    """A mapping, empty if there is none, with no key but those that are allowed."""
+    if not isinstance(value, dict | None):
+        raise KalmError(f"{where} is {value!r}; it must be a mapping{' of ' + ', '.join(allowed) if allowed else ''}")
+    for key in value or {}:
+        if allowed and key not in allowed:
+            raise KalmError(f"unknown key {key!r} in {where}; did you mean {_nearest(str(key), allowed)!r}?")
+    return value or {}
+
+
+def _list(value: Any) -> list[str]:
+    return [str(one) for one in (value if isinstance(value, list) else [] if value is None else [value])]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def _groups(seeds: list[int], is_joint: bool) -> list[list[int]]:
+    """Seeds one by one; or joined where they follow each other without a gap: 0, 1, 2, 5 -> 0, 1, 2 and 5."""
     groups: list[list[int]] = []
     for seed in seeds:
-        if groups and seed == groups[-1][-1] + 1:
+        if is_joint and groups and seed == groups[-1][-1] + 1:
             groups[-1].append(seed)
         else:
             groups.append([seed])
     return groups
 
 
-def _stage(file: DictConfig, index: int, seeds: list[int], path: str | Path) -> Stage:
-    """A stage for one seed, for several together, or for none; in its outputs ``${seed}`` is each of them."""
-    plain = _resolved_stage(file, index, seeds, seeds[0] if seeds else None, path)
-    of_each = [_resolved_stage(file, index, seeds, seed, path) for seed in seeds] or [plain]
-    command = [str(part) for part in plain.get("command") or []]
-    name = str(plain.get("name", ""))
-    if not _NAME.fullmatch(name) or not command:
-        raise KalmError(
-            f"study file {path}: a stage has name {name!r} and command {command}; it needs a name of letters, digits "
-            "and _ . - and a command, a list that starts with a verb"
-        )
-    inputs = tuple(map(str, plain.get("inputs") or []))
-    outputs = tuple(dict.fromkeys(str(output) for one in of_each for output in one.get("outputs") or []))
-    return Stage(name, seeds[0] if seeds else None, tuple(command), inputs, outputs, max(1, len(seeds)))
-
-
-def _resolved_stage(
-    file: DictConfig, index: int, seeds: list[int], seed: int | None, path: str | Path
-) -> dict[str, Any]:
-    scope = file.copy()
-    if seed is not None:
-        for key, value in zip(_STAGE_VALUES, (seed, len(seeds), run_name(seeds[0], len(seeds))), strict=True):
-            scope[key] = value
+def _template(entry: Mapping[str, Any], names: Mapping[str, Any], root: str, written: Sequence[str]) -> Stage:
+    """A stage in which only ``${seed}`` and its like are left to be replaced."""
+    seeds = {key: f"\\${{{key}}}" for key in _SEED_KEYS} if entry["seeds"] else {}
     try:
-        plain: Any = OmegaConf.to_container(scope["stages"][index], resolve=True)
+        return make_stage(_resolved(entry, {**names, **seeds}), root, written)
+    except KalmError as error:
+        raise KalmError(f"stage {entry['name']!r}: {error}") from error
+
+
+def _resolved(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with every ``${...}`` replaced by what ``names`` says."""
+    try:
+        scope = OmegaConf.create({**names, _ENTRY: dict(values)})
+        resolved: Any = OmegaConf.to_container(scope[_ENTRY], resolve=True)
     except OmegaConfBaseException as error:
-        name, first = scope["stages"][index].get("name"), str(error).splitlines()[0]
+        missing = re.search(r"'(.+)' not found", str(error))
+        near = f"; did you mean {_nearest(missing[1], names)!r}?" if missing else ""
         raise KalmError(
-            f"study file {path}, stage {name!r}: {first}. ${{...}} may name root, {', '.join(_STAGE_VALUES)} (in a "
-            f"stage with seeds: true or {_TOGETHER}) or a top-level key of the file"
+            f"{str(error).splitlines()[0]}{near}. ${{...}} may name a key of the file, a stage before this one, or "
+            f"{', '.join(_SEED_KEYS)} in a stage with seeds: true or {TOGETHER}"
         ) from error
-    return plain
-
-
-def _resolved(file: DictConfig, path: str | Path, exclude: str | None = None) -> dict[str, Any]:
-    scope = file.copy()
-    if exclude is not None:
-        del scope[exclude]
-    try:
-        container = OmegaConf.to_container(scope, resolve=True)
-    except OmegaConfBaseException as error:
-        raise KalmError(f"study file {path}: {str(error).splitlines()[0]}") from error
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
-
-
-def _content_digest(stage: Stage, path: str) -> str:
-    """Digest of a file, or of a rollout store through its manifest, which holds the digest of every file."""
-    found = Path(path)
-    if found.is_dir() and (found / _MANIFEST).is_file():
-        return file_sha256(found / _MANIFEST)
-    if found.is_file():
-        return file_sha256(found)
-    raise KalmError(
-        f"stage {stage.label} reads {path}, which is no file and no finished rollout store; "
-        f"{describe_folder(found if found.is_dir() else found.parent)}. A stage before it must write it"
-    )
+    return dict(resolved)

@@ -1,18 +1,16 @@
-"""``python -m kalm run``: the stages of a study one after the other, in this process, skipping what is done.
+"""Run a study: its stages one after the other, in this process, skipping what is done; then the report.
 
-A study is a YAML file: ``name``, ``root``, ``seeds`` and ``stages``. A stage is a command line of kalm, in which
-``${root}``, ``${seed}`` and any other top-level key of the file may stand, the paths it reads and those it writes. With
-``seeds: true`` it is run once a seed. With ``seeds: together`` it is run once for all seeds that follow each other:
-``${seed}`` is the first, ``${num_seeds}`` their number, ``${run}`` the name of their run folder, and an output with
-``${seed}`` stands for one a seed. A stage is done when a marker file holds the fingerprint of all that decides its
-result (command, configuration files, inputs, version of kalm) and its outputs exist. There is no scheduler here: to
-spread seeds over machines, run with ``--seeds`` on each.
+A stage is done when its outputs exist and a marker holds the fingerprint of all that decides them: the command, the
+configuration files, the inputs, the version of kalm. Markers belong to outputs rather than to a study, so two studies
+share the stages that they have in common, and what another stage has written over is done again. There is no scheduler
+here: to spread seeds over machines, run with ``--seeds`` on each.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import shlex
 import shutil
 import time
@@ -21,16 +19,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import kalm
-from kalm.cli.usage import usage_error
 from kalm.core.durable import write_durably
 from kalm.core.errors import KalmError
-from kalm.study.definition import Stage, Study, combined_fingerprint, load_study, stage_fingerprint
+from kalm.study.definition import Study, combined_fingerprint
+from kalm.study.stage import Stage, stage_fingerprint
 
 Call = Callable[[list[str]], int]
 Outcome = Literal["done before", "done", "resumed"]
@@ -53,33 +50,6 @@ class Marker:
     seconds: float
 
 
-def run_verb(verb: str, arguments: list[str]) -> int:
-    """Run a study.
-
-    Args:
-        verb: ``run``.
-        arguments: What follows the verb on the command line.
-
-    Returns:
-        0, or the exit code of the stage that failed.
-    """
-    parser = ArgumentParser(prog=f"python -m kalm {verb}", description=__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("study", type=str, help="Study file, for example conf/study/clevr_robot_demo.yaml.")
-    parser.add_argument("--root", type=str | None, default=None, help="Folder to write below, in place of the file's.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="Seeds, in place of the file's.")
-    parser.add_argument("--redo", type=str, nargs="+", default=[], help="Names of stages to run even if they are done.")
-    try:
-        config = parser.parse_args(arguments)
-    except ArgumentError as error:
-        raise usage_error(error, parser) from error
-    study = load_study(config.study, root=config.root, seeds=config.seeds)
-    unknown = sorted(set(config.redo) - {stage.name for stage in study.stages})
-    if unknown:
-        names = ", ".join(dict.fromkeys(stage.name for stage in study.stages))
-        raise KalmError(f"--redo {', '.join(unknown)}: no such stage; the stages are {names}")
-    return run_study(study, Console(), _call_kalm, redo=config.redo)
-
-
 def run_study(study: Study, console: Console, call: Call, redo: list[str] | None = None) -> int:
     """Run every stage that is not done, then write the report.
 
@@ -91,15 +61,23 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
 
     Returns:
         0, or the exit code of the stage that failed; nothing after it is run.
+
+    Raises:
+        KalmError: If a stage is to be run again that does not exist, or one does not write what it should.
     """
+    redo = redo or []
+    unknown = sorted(set(redo) - {stage.name for stage in study.stages})
+    if unknown:
+        names = ", ".join(dict.fromkeys(stage.name for stage in study.stages))
+        raise KalmError(f"--redo {', '.join(unknown)}: no such stage; the stages are {names}")
     outcomes: list[tuple[Stage, Outcome, float]] = []
     for number, stage in enumerate(study.stages, start=1):
         fingerprint = stage_fingerprint(stage)
         marker = _read_marker(_marker_path(study, stage))
-        if _is_done(stage, marker, fingerprint) and stage.name not in (redo or []):
+        if _is_done(stage, marker, fingerprint) and stage.name not in redo:
             outcomes.append((stage, "done before", marker.seconds if marker else 0.0))
             continue
-        command, outcome = _prepare(stage, marker, fingerprint, is_redone=stage.name in (redo or []))
+        command, outcome = _prepare(stage, marker, fingerprint, is_redone=stage.name in redo)
         console.rule(Text(f"{number}/{len(study.stages)} {stage.label}"))
         console.print(f"python -m kalm {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.monotonic()
@@ -119,12 +97,6 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
         outcomes.append((stage, outcome, seconds))
         gc.collect()  # a model and its optimizer hang in reference cycles until somebody looks
     return _finish(study, outcomes, console)
-
-
-def _call_kalm(command: list[str]) -> int:
-    from kalm.__main__ import main
-
-    return main(command)
 
 
 def _prepare(stage: Stage, marker: Marker | None, fingerprint: str, is_redone: bool) -> tuple[list[str], Outcome]:
@@ -203,7 +175,9 @@ def _clock(seconds: float) -> str:
 
 
 def _marker_path(study: Study, stage: Stage) -> Path:
-    return study.folder / "stages" / f"{stage.label.replace(' ', '-')}.json"
+    """The marker of the first output, named by its place below the root."""
+    place = Path(os.path.relpath(stage.outputs[0], study.root)).as_posix().replace("/", "+")
+    return Path(study.root) / "study" / "stages" / f"{stage.verb}+{place}.json"
 
 
 def _read_marker(path: Path) -> Marker | None:

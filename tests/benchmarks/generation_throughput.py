@@ -33,14 +33,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kalm.core.goal import InstructedGoal
+from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import TaskSpec
 from kalm.data.work_item import WorkItem
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.generation import Generated, Sampling, generate
+from kalm.llm.imagination.generation import Generation
 from kalm.llm.imagination.reader import CachedReader, Reader
+from kalm.llm.imagination.rows import Generated
 from tests.chain_domain import CellGoal
 from tests.llm.small_models import backbone, save_small_model
 
@@ -82,6 +83,17 @@ class RecomputingReader:
         self._vectors = self._vectors[torch.from_numpy(rows)]
 
 
+class _OnePiece:
+    """A plan that wants one work item and keeps the length of what was made."""
+
+    def __init__(self, item: WorkItem) -> None:
+        self.next_item: WorkItem | None = item
+        self.length = 0
+
+    def add(self, piece: Generated) -> None:
+        self.length, self.next_item = len(piece.actions), None
+
+
 class Bench:
     """The model, and each way to run it."""
 
@@ -119,7 +131,6 @@ class Bench:
                 assert tokens.shape == (len(batch), num_tokens)
 
     def _generate(self, reader: Reader, lengths: Sequence[int]) -> None:
-        made: list[int] = []
         goal = InstructedGoal(CellGoal(0), INSTRUCTION, "easy")
         starts = np.random.default_rng(0).uniform(-0.5, 0.5, (len(lengths), 10)).astype(np.float32)
         items = [
@@ -127,17 +138,15 @@ class Bench:
             for seed, (start, length) in enumerate(zip(starts, lengths, strict=True))
         ]
 
-        def never(items: Sequence[WorkItem], *step: NDArray[Any]) -> NDArray[np.bool_]:
-            return np.zeros(len(items), dtype=np.bool_)
-
-        def finish(index: int, piece: Generated) -> None:
-            made.append(len(piece.actions))
+        def never(goals: Sequence[Goal], *step: NDArray[Any]) -> NDArray[np.bool_]:
+            return np.zeros(len(goals), dtype=np.bool_)
 
         num_rows = min(self.num_rows, len(lengths))
         if isinstance(reader, CachedReader):
             reader.begin(num_rows)
-        generate(reader, self.codec, Sampling(0.0, 1.0), items, never, finish, num_rows)
-        assert sorted(made) == sorted(lengths)
+        plans = [_OnePiece(item) for item in items]
+        Generation(reader, self.codec, never).carry_out(plans, num_rows)
+        assert [plan.length for plan in plans] == list(lengths)
 
     def limit_seconds(self, num_rows: int, flops: float, bytes_per_second: float) -> float:
         """How long the decoding forwards of ``num_rows`` rollouts of the longest kind must take at least."""

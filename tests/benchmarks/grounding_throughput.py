@@ -119,7 +119,7 @@ def _data(folder: Path) -> GroundingData:
 def _fit(data: GroundingData, folder: Path, clock: Clock) -> Stopwatch:
     """Train with Lightning."""
     watch, made = Stopwatch(clock), backbone(folder / "model", tuning="full")
-    model = GroundedLLM(data.spec, made, warmup_steps=0, schedule_steps=1000, learning_rate=2e-5)
+    model = GroundedLLM(data.spec, made, warmup_updates=0, schedule_updates=1000, learning_rate=2e-5)
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_steps=NUM_WARM_UP + NUM_UPDATES,

@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Callback
 
 from kalm.callbacks.random_state import RandomState
 from kalm.callbacks.throughput import Throughput
-from kalm.callbacks.update_axis import UpdateAxis
+from kalm.callbacks.updates import UpdateAxis
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
 from tests.benchmarks.throughput_cases import CASES, UPDATES_PER_STEP, Case, policy_data
 

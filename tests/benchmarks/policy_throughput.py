@@ -31,7 +31,7 @@ from kalm.data.policy_data import PolicyData
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 from tests.benchmarks.lightning_throughput import CLOCKS, Clock, fit, num_updates_in, quieten
 from tests.benchmarks.throughput_cases import CASES, Case, policy_data, write_random_store
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kalm.callbacks.rollout_writer import STORE, RolloutWriter
+from kalm.callbacks.rollout_writer import RolloutWriter
+from kalm.runs.folder import STORE
 from kalm.store.reader import RolloutStore, is_finished_store
 from tests.imagine_run import imagine, work
 

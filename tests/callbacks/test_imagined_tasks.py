@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kalm.callbacks import imagined_tasks
-from kalm.callbacks.imagined_tasks import TASKS_FILE, ImaginedTasks, task_counts
+from kalm.callbacks.imagined_tasks import ImaginedTasks, task_counts
 from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core.errors import DataError, KalmError
-from kalm.report import task_verdicts
-from kalm.report.task_verdicts import load_task_verdicts, task_verdict_table
+from kalm.report.rollout_tables import load_task_verdicts, task_verdict_table
+from kalm.runs.folder import TASKS_FILE
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store
@@ -94,8 +93,3 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / TASKS_FILE).write_text('[{"task": "centre"}]', encoding="utf-8")
     with pytest.raises(DataError, match=r"tasks\.json cannot be read .* imagine again"):
         load_task_verdicts([tmp_path])
-
-
-def test_writer_and_report_agree_on_the_name() -> None:
-    """The report does not import the callback."""
-    assert task_verdicts.TASKS_FILE == imagined_tasks.TASKS_FILE

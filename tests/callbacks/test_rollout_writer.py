@@ -17,12 +17,13 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from kalm.callbacks.rollout_writer import REJECTED_FILE, STORE, RolloutWriter
+from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core.errors import DataError, KalmError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.goal_data import GoalData
 from kalm.data.work_item import WorkItem, WorkShard
+from kalm.runs.folder import REJECTED_FILE, STORE
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
 from tests.chain_domain import MAX_STEPS, ChainDomain, one_hot, step

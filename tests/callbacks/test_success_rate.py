@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from kalm.callbacks.success_rate import RESULTS_FILE, SuccessRate
+from kalm.callbacks.success_rate import SuccessRate
 from kalm.envs.evaluation import wilson_interval
 from kalm.report.results import load_results
 from kalm.rl.bc import BC
+from kalm.runs.folder import RESULTS_FILE
 from tests.rl.helpers import chain_data, trainer
 
 

@@ -104,7 +104,7 @@ def test_unknown_verb_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> Non
 def test_mistake_in_yaml_names_the_key_and_the_nearest_valid_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict[str, Any], named: list[str]
 ) -> None:
-    """I2: misspelt keys, wrong class paths, circular and dangling interpolation, wrong types."""
+    """Misspelt keys, wrong class paths, circular and dangling interpolation, wrong types."""
     arguments = ("--config", write_config(tmp_path), "--config", overlay(tmp_path, content))
     assert kalm("fit", *arguments) == 2
     message = capsys.readouterr().err
@@ -130,7 +130,7 @@ def test_abbreviated_option_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_unknown_or_empty_split_names_the_valid_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
-    """I7: a misspelt split, and a goals file without one of the splits; data errors have exit code 3 or 2."""
+    """A misspelt split, and a goals file without one of the splits; data errors have exit code 3 or 2."""
     goal = '{"goal": {"type": "cell", "cell": 1}, "instruction": "be there", "goal_split": "train"}\n'
     (tmp_path / "goals.jsonl").write_text(goal, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -143,26 +143,26 @@ def test_unknown_or_empty_split_names_the_valid_ones(
     "name", ["../../etc", "/etc/kalm/x", "a/../../b", "chain/bc", "a/b/c/d", "", "a/b/.hidden", "a/b/c d"]
 )
 def test_experiment_cannot_lead_out_of_the_root(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """X6: refused with what is allowed; nothing is written."""
+    """Refused with what is allowed; nothing is written."""
     with pytest.raises(KalmError, match="cannot name a folder below"):
         run_folder(str(tmp_path), name, 0)
 
 
 def test_experiment_is_checked_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """X6, through the parser."""
+    """The same, through the parser."""
     assert kalm("fit", "--config", write_config(tmp_path), "--experiment", "../../etc") == 2
     assert "'../../etc' cannot name a folder" in capsys.readouterr().err
 
 
 def test_overlay_appends_callbacks_and_overrides_scalars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``callbacks+:`` in a later file adds to the list; a plain key replaces what was there."""
-    rate = {"class_path": "kalm.callbacks.progress_bar.UpdateProgressBar", "init_args": {"refresh_rate": 2}}
+    rate = {"class_path": "kalm.callbacks.updates.UpdateProgressBar", "init_args": {"refresh_rate": 2}}
     file = overlay(tmp_path, {"trainer": {"max_steps": 5, "callbacks+": [rate]}})
     config = printed_config(capsys, "fit", "--config", write_config(tmp_path), "--config", file)
     assert config["trainer"]["max_steps"] == 5
     assert [callback["class_path"] for callback in config["trainer"]["callbacks"]] == [
         "kalm.callbacks.success_rate.SuccessRate",
-        "kalm.callbacks.progress_bar.UpdateProgressBar",
+        "kalm.callbacks.updates.UpdateProgressBar",
     ]
     replaced = overlay(tmp_path, {"trainer": {"callbacks": [rate]}})
     config = printed_config(capsys, "fit", "--config", write_config(tmp_path), "--config", replaced)
@@ -222,7 +222,7 @@ def test_seed_reaches_the_data(tmp_path: Path) -> None:
 
 
 def test_saved_config_starts_the_same_run_again(tmp_path: Path) -> None:
-    """R1: config.yaml is complete: given alone, with another root, it makes an equal metrics.csv."""
+    """config.yaml is complete: given alone, with another root, it makes an equal metrics.csv."""
     first = run_folder_of(tmp_path)
     assert kalm("fit", "--config", write_config(tmp_path), "--trainer.max_steps", "10") == 0
     again = tmp_path / "again"
@@ -245,7 +245,7 @@ def test_overwrite_starts_afresh(tmp_path: Path) -> None:
 
 
 def test_secrets_of_the_environment_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """X10: neither configuration nor checkpoint nor logs hold what the environment holds."""
+    """Neither configuration nor checkpoint nor logs hold what the environment holds."""
     monkeypatch.setitem(os.environ, "WANDB_API_KEY", "s3cr3t-t0ken")
     assert kalm("fit", "--config", write_config(tmp_path), "--trainer.max_steps", "5") == 0
     files = [path for path in run_folder_of(tmp_path).iterdir() if path.is_file()]

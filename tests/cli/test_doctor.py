@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from rich.console import Console
 
 from kalm.__main__ import main
 from kalm.cli.doctor import Finding, check_disk, check_known_bad, check_name_clash, check_requirements, report
+from kalm.envs.base import Domain
 
 
 def verdicts(findings: list[Finding]) -> dict[str, str]:
@@ -78,3 +81,25 @@ def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for subject in ("Python", "the name kalm", "lightning", "CPU", "GPU", "disk", "GL", "sentence encoder"):
         assert subject in out
+
+
+@pytest.mark.parametrize(("problems", "code"), [(["easy has no sentences", "expert fails"], 5), ([], 0)])
+def test_a_world_is_checked_instead_of_the_machine(
+    problems: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given by class path; every problem is a line, and none at all is said as well."""
+    seen: list[Domain] = []
+    contract = ModuleType("kalm.envs.contract")
+    contract.check_domain = lambda domain: seen.append(domain) or problems  # type: ignore[attr-defined, func-returns-value]
+    monkeypatch.setitem(sys.modules, "kalm.envs.contract", contract)
+    assert main(["doctor", "--domain", "tests.chain_domain.ChainDomain"]) == code
+    assert [type(domain).__name__ for domain in seen] == ["ChainDomain"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[:-1] == [f"- {problem}" for problem in problems]
+    assert ("in 2 way(s)" if problems else "ChainDomain keeps the contract") in said[-1]
+
+
+def test_a_world_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """As everywhere else on the command line: with the nearest that does."""
+    assert main(["doctor", "--domain", "tests.chain_domain.ChaneDomain"]) == 2
+    assert "did you mean 'tests.chain_domain.ChainDomain'?" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""K1, K9, K10: a run that was stopped and resumed is the run that was not."""
+"""A run that was stopped and resumed is the run that was not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def test_resumed_run_equals_one_that_was_not_stopped(two_runs: tuple[Path, Path]) -> None:
-    """K1: model, optimizer, loop counters and everything else that a checkpoint holds, to the bit."""
+    """Model, optimizer, loop counters and everything else that a checkpoint holds, to the bit."""
     through, stopped = (torch.load(folder / "last.ckpt", weights_only=True) for folder in two_runs)
     assert through["global_step"] == NUM_UPDATES
     assert len(through["optimizer_states"][0]["state"]) > 0
@@ -53,7 +53,7 @@ def test_resumed_run_equals_one_that_was_not_stopped(two_runs: tuple[Path, Path]
 
 
 def test_resumed_run_logs_the_same_metrics(two_runs: tuple[Path, Path]) -> None:
-    """K1: metrics.csv of both, row by row, without what a clock measures."""
+    """metrics.csv of both, row by row, without what a clock measures."""
 
     def rows(folder: Path) -> list[dict[str, str]]:
         with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
@@ -73,7 +73,7 @@ def test_resumed_run_evaluates_the_same_episodes(two_runs: tuple[Path, Path]) ->
 
 
 def test_resume_leaves_the_first_config_and_numbers_its_own(two_runs: tuple[Path, Path]) -> None:
-    """K10: config.yaml says 100 updates still; the resumed run's configuration stands beside it."""
+    """config.yaml says 100 updates still; the resumed run's configuration stands beside it."""
     _, stopped = two_runs
     assert "commit " in (stopped / "config.yaml").read_text(encoding="utf-8")
     assert "max_steps: 100" in (stopped / "config.yaml").read_text(encoding="utf-8")
@@ -81,7 +81,7 @@ def test_resume_leaves_the_first_config_and_numbers_its_own(two_runs: tuple[Path
 
 
 def test_resume_overlaps_no_step_in_tensorboard(two_runs: tuple[Path, Path]) -> None:
-    """K10: one point an update, in order, over the event files of both starts."""
+    """One point an update, in order, over the event files of both starts."""
     steps = []
     for folder in two_runs:
         events = EventAccumulator(str(folder))
@@ -103,7 +103,7 @@ def test_rows_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None
 
 
 def test_resume_from_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """K9: no silent fresh start; the message names the folder and what it holds."""
+    """No silent fresh start; the message names the folder and what it holds."""
     config = write_config(tmp_path)
     assert kalm("fit", "--config", config, "--ckpt_path", "last") == 4
     folder = run_folder_of(tmp_path)
@@ -118,7 +118,7 @@ def test_resume_from_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.C
 def test_mistyped_checkpoint_is_refused_with_what_is_there(
     two_runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """K9: a typo."""
+    """A typo in the name of a checkpoint starts nothing afresh."""
     root = two_runs[1].parents[3]
     assert kalm("fit", "--config", root / "bc.yaml", "--ckpt_path", str(two_runs[1] / "lst.ckpt")) == 4
     message = capsys.readouterr().err

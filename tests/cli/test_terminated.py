@@ -16,11 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def _study(root: Path, config: str) -> Path:
     """One stage that trains the chain policy."""
-    stage = {
-        "name": "fit",
-        "command": ["fit", "--config", config, "--experiment", EXPERIMENT],
-        "outputs": [f"{root}/{EXPERIMENT}/seed=3/last.ckpt"],
-    }
+    stage = {"name": "fit", "config": config}
     path = root / "study.yaml"
     path.write_text(yaml.safe_dump({"name": "tiny", "root": str(root), "stages": [stage]}), encoding="utf-8")
     return path
@@ -35,6 +31,6 @@ def test_a_terminated_fit_does_not_count_as_finished(tmp_path: Path) -> None:
         [sys.executable, "-m", "kalm", "run", str(study)], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 143, done.stdout + done.stderr
-    (marker,) = (tmp_path / "study" / "tiny" / "stages").glob("*.json")
+    (marker,) = (tmp_path / "study" / "stages").glob("*.json")
     assert json.loads(marker.read_text(encoding="utf-8"))["is_finished"] is False
     assert (tmp_path / EXPERIMENT / "seed=3" / "last.ckpt").exists()

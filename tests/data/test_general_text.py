@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_its_own_text_only(tmp_path: Path) -> None:
     path = sentences(tmp_path / "a.txt")
     data = chain_grounding_data(tmp_path, general_text=path, num_general_text=2)
     run = trainer(tmp_path, max_steps=1)
-    run.fit(GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_steps=60), datamodule=data)
+    run.fit(GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_updates=60), datamodule=data)
     run.save_checkpoint(tmp_path / "it.ckpt")
     other = sentences(tmp_path / "b.txt", word="other")
     for options, change in (
@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_its_own_text_only(tmp_path: Path) -> None:
         ({}, "general_text: '[0-9a-f]{12}' -> None"),
     ):
         changed = chain_grounding_data(tmp_path, **options)
-        model = GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_steps=60)
+        model = GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_updates=60)
         with pytest.raises(CheckpointError, match=change):
             trainer(tmp_path, max_steps=2).fit(
                 model, datamodule=changed, ckpt_path=tmp_path / "it.ckpt", weights_only=True

@@ -30,12 +30,13 @@ def test_seeds_are_added_up_and_experiments_kept_apart():
     ]
     rates = match_rates(verdicts, [FULL, HOT, ABLATED])
     assert rates["all tasks"]["rephrase"].percent == 75
-    low, high = rates["all tasks"]["rephrase"].interval
-    assert low < 75 < high
+    # 30 of 40: centre (0.75 + 3.8416 / 80) / (1 + 3.8416 / 40), half a width of 0.1299 to either side.
+    assert rates["all tasks"]["rephrase"].interval == pytest.approx((59.81, 85.81), abs=0.01)
     assert rates["two tasks"] == {}
     table = comparison_table(rates)
     assert table.header == ("goal split", "all tasks", "hot", "two tasks")
     assert table.rows == (("rephrase", "75.0 (85)", "25.0", "-"), ("hard", "-", "0.0", "-"))
+    assert "up to 40 a cell" in table.note
 
 
 def test_the_paper_stands_beside_what_it_ablated_too():

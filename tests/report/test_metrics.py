@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kalm.report.grounding_table import GROUNDING_PREFIXES, grounding_table
-from kalm.report.metrics import MetricLog, load_metrics
+from kalm.report.metrics import GROUNDING_PREFIXES, MetricLog, grounding_table, load_metrics
 
 
 def _write(path, *lines):

@@ -8,17 +8,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from kalm.callbacks import rollout_writer, success_rate
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.report.results import RESULTS_FILE
 from kalm.report.rollout_tables import (
-    REJECTED_FILE,
     StoreVerdicts,
     imagination_table,
     load_verdicts,
     plausibility_table,
 )
+from kalm.runs.folder import REJECTED_FILE
 from kalm.store.writer import RolloutStoreWriter
 
 FLAGS = ("out_of_workbench", "beyond_dynamics_limits")
@@ -113,11 +111,6 @@ def test_rejected_rollouts_are_admitted(root):
     path.write_text(json.dumps(counted), encoding="utf-8")
     verdicts, _ = load_verdicts([root])
     assert imagination_table(verdicts).note.endswith("in clevr_robot/imagine/store: 3 empty, 3 too long.")
-
-
-def test_files_are_called_what_their_writers_call_them():
-    """The report does not import the callbacks; their names must not drift apart."""
-    assert (REJECTED_FILE, RESULTS_FILE) == (rollout_writer.REJECTED_FILE, success_rate.RESULTS_FILE)
 
 
 def test_real_rollouts_come_first_and_only_in_the_plausibility_table():

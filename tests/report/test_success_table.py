@@ -87,6 +87,7 @@ def test_the_novel_column_is_the_mean_of_the_three_novel_splits(episode):
     table = success_table(rows, ROWS[:1])
     assert table.header[-1] == "novel"
     assert table.rows[0][-1] == "50.0"
+    assert success_table(rows[1:], ROWS[:1]).rows[0][-1] == "50.0"
 
 
 def test_an_experiment_without_episodes_is_a_row_of_blanks(episode):

@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from kalm.report.page import html_page
-from kalm.report.table import Table, escape_markdown
+from kalm.report.table import Table, escape_markdown, html_page
 
 EVIL = "<script>alert('x')</script> | `a` *b* [red]c[/red]"
 

@@ -31,9 +31,9 @@ def complete(write_results, result_line, tmp_path):
         for seed in (0, 1):
             for update, stage in ((50, "validate"), (100, "validate"), (100, "test")):
                 success = experiment == BOTH or update == 50
-                write_results(
-                    result_line(experiment=experiment, seed=seed, update=update, stage=stage, is_success=success)
-                )
+                facts = {"experiment": experiment, "seed": seed, "update": update, "stage": stage}
+                algorithm = "BC" if experiment == BOTH else "CQL"
+                write_results(result_line(**facts, algorithm=algorithm, is_success=success))
     folder = tmp_path / "clevr_robot" / "ground" / "tiny" / "seed=0"
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text(
@@ -65,6 +65,7 @@ def test_the_report_ends_with_how_it_was_made(complete, tmp_path):
     ending = paths.markdown.read_text(encoding="utf-8").partition("## How these numbers were made")[2]
     assert "command: python -m kalm fit --config 'conf/my bc.yaml' --seed_everything '${seed}'" in ending
     assert f"run: {BOTH} (BC): seeds 0, 1; evaluated at update 100" in ending
+    assert f"run: {REAL} (CQL): seeds 0, 1; evaluated at update 100" in ending
     assert re.search(r"kalm: 0\.\d+\.\d+, commit ([0-9a-f]{40}(-dirty)?|unknown)", ending)
     assert re.search(r"machine: .*\d+ cores", ending)
     assert "duration: ground: 1 min 01 s" in ending

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kalm.rl.networks.first_layer import Product
 from kalm.rl.networks.mlp import MLP, EnsembleMLP
 
 
@@ -32,6 +31,10 @@ class SumCritics(nn.Module):
         total = inputs[-1].sum(-1, keepdim=True)
         return torch.stack([total, 3 * total])[:num_members]
 
-    def product(self, *inputs: Tensor) -> Product:
-        """To be given in the place of inputs, which do not matter."""
-        return Product(inputs[0], len(inputs))
+    def given(self, *inputs: Tensor) -> SumCritics:
+        """The same: inputs ahead of the action do not matter."""
+        return self
+
+    def __getitem__(self, rows: slice) -> SumCritics:
+        """The same: nor do their rows."""
+        return self

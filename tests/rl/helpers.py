@@ -19,7 +19,7 @@ from kalm.data.index_batches import IndexedBatches
 from kalm.data.policy_data import PolicyData
 from kalm.data.windows import RolloutStatistics
 from kalm.rl.base import OfflineRLModule
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 from kalm.store.reader import is_finished_store
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store

@@ -226,7 +226,7 @@ def test_the_first_weights_depend_on_the_seed_alone(
 
 @each_case
 def test_the_same_seed_gives_the_same_run(algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path) -> None:
-    """R1, for the weights."""
+    """A run leaves the same weights when it is repeated."""
     assert_equal(*(state(fit_world(algorithm, spec, tmp_path, 20)) for _ in range(2)))
 
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from kalm.core.errors import KalmError
 from kalm.core.names import TaskSpec
 from kalm.rl.awac import AWAC
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 
@@ -57,26 +58,26 @@ def test_discrete_losses_of_known_networks() -> None:
 def test_continuous_losses_of_known_networks() -> None:
     """Target 1 + 0.9 x 1.5 = 2.35: (1 - 2.35)^2 + (2 - 2.35)^2 = 1.945. The policy's action is worth as much: e^0 = 1.
 
-    Mean tanh(0) = 0, deviation 1, action (1, 0, -1): -log p = 0.5 x 2 + 1.5 ln(2 pi) = 3.756816.
+    Mean tanh(0) = 0, deviation 1/2, action (1, 0, -1): -log p = 0.5 x 2 x 4 + 1.5 ln(2 pi) - 3 ln 2 = 4.677374.
     """
     losses = known_policy(CONTINUOUS).losses(known_batch(CONTINUOUS))
     assert list(losses) == ["critic_loss", "policy_loss"]
     assert losses["critic_loss"].tolist() == pytest.approx([1.945], abs=1e-5)
-    assert losses["policy_loss"].tolist() == pytest.approx([3.756816], abs=1e-5)
+    assert losses["policy_loss"].tolist() == pytest.approx([4.677374], abs=1e-5)
 
 
 def test_a_continuous_action_is_compared_with_one_of_the_policys_own() -> None:
-    """Critics are an action's sum s and 3 s. Noise (2, 0.5, -0.5) on 0, cut to (1, 0.5, -0.5): s = 1, the lower 1.
+    """Critics are an action's sum s and 3 s. Half the noise (4, 1, -1), cut to (1, 0.5, -0.5): s = 1, the lower 1.
 
-    The recorded action's s is 0: advantage -1, temperature 1/2, e^-2 = 0.135335, times 3.756816 is 0.508429. Next,
-    noise (0.5, 0, -3), cut to (0.5, 0, -1): s = -0.5, the lower -1.5; target 1 - 1.35 = -0.35; 2 x 0.35^2 = 0.245.
+    The recorded action's s is 0: advantage -1, temperature 1/2, e^-2 = 0.135335, times 4.677374 is 0.633013. Next,
+    half of (1, 0, -6), cut to (0.5, 0, -1): s = -0.5, the lower -1.5; target 1 - 1.35 = -0.35; 2 x 0.35^2 = 0.245.
     """
     policy, batch = known_policy(CONTINUOUS, temperature=0.5), known_batch(CONTINUOUS)
     policy.critic = policy.target_critic = SumCritics()
-    batch.noise[0, :6] = torch.tensor([2.0, 0.5, -0.5, 0.5, 0.0, -3.0])
+    batch.noise[0, :6] = torch.tensor([4.0, 1.0, -1.0, 1.0, 0.0, -6.0])
     losses = policy.losses(batch)
     assert losses["critic_loss"].tolist() == pytest.approx([0.245], abs=1e-5)
-    assert losses["policy_loss"].tolist() == pytest.approx([0.508429], abs=1e-5)
+    assert losses["policy_loss"].tolist() == pytest.approx([0.633013], abs=1e-5)
 
 
 def test_the_weight_of_a_transition_is_bounded() -> None:
@@ -87,7 +88,7 @@ def test_the_weight_of_a_transition_is_bounded() -> None:
 
 @SPECS
 def test_terminated_step_does_not_bootstrap(spec: TaskSpec) -> None:
-    """N8: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
+    """Nothing follows an end: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_policy(spec).losses(known_batch(spec, terminated=True))
     assert losses["critic_loss"].tolist() == pytest.approx([1.0], abs=1e-6)
 
@@ -114,11 +115,25 @@ def test_the_bootstrapped_value_is_a_constant_to_the_gradient() -> None:
 
 
 def test_the_deviation_keeps_to_its_bounds() -> None:
-    """The authors': between e^-6 and 1."""
+    """The authors': between e^-6 and 1; far beyond them it is as good as on them, and it begins at 1/2."""
     policy = AWAC(CONTINUOUS)
+    assert policy.log_deviation().tolist() == pytest.approx([math.log(0.5)] * 3, abs=1e-6)
     with torch.no_grad():
-        policy.log_deviation.values.copy_(torch.tensor([-9.0, -1.0, 3.0]))
-    assert policy.log_deviation().tolist() == [-6.0, -1.0, 0.0]
+        policy.log_deviation.values.copy_(torch.tensor([-30.0, -3.0, 30.0]))
+    assert policy.log_deviation().tolist() == pytest.approx([-6.0, -3.0, 0.0], abs=0.01)
+
+
+@pytest.mark.parametrize("values", [None, -30.0, 30.0], ids=["at first", "at its least", "at its greatest"])
+def test_the_deviation_never_stops_learning(values: float | None) -> None:
+    """A component that has come to a bound, or begins on it, must be able to leave it again."""
+    policy = known_policy(CONTINUOUS)
+    if values is not None:
+        nn.init.constant_(policy.log_deviation.values, values)
+    policy.losses(known_batch(CONTINUOUS))["policy_loss"].sum().backward()
+    gradient = policy.log_deviation.values.grad
+    assert gradient is not None
+    assert (gradient != 0).all()
+    assert gradient.isfinite().all()
 
 
 def test_it_does_the_likeliest_action() -> None:

@@ -105,7 +105,7 @@ def test_weights_that_were_loaded_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_value_that_is_no_number_is_named_with_its_rollout(tmp_path: Path) -> None:
-    """N1: update 2, row 4 is transition 10, which is step 1 of rollout 3."""
+    """Update 2, row 4 is transition 10, which is step 1 of rollout 3."""
     batch = stacked_batch(DISCRETE)
     batch["next", "reward"][1, 4] = float("nan")
     with pytest.raises(DataError, match=r"next reward is not finite in rollout 3, step 1 \(real\)"):
@@ -113,7 +113,7 @@ def test_a_value_that_is_no_number_is_named_with_its_rollout(tmp_path: Path) -> 
 
 
 def test_a_loss_that_is_no_number_is_named_with_its_update(tmp_path: Path) -> None:
-    """N1 with finite data: the second step's first update is number 3; nothing earlier stopped the run."""
+    """Finite data, a loss that is not: the second step's first update is number 3; nothing earlier stopped the run."""
     policy = CQL(DISCRETE)
 
     class Overflow(Callback):
@@ -128,7 +128,7 @@ def test_a_loss_that_is_no_number_is_named_with_its_update(tmp_path: Path) -> No
 
 
 def test_a_gradient_that_is_no_number_is_named(tmp_path: Path) -> None:
-    """N1 with finite data and a finite loss: what the gradient spoilt is the parameter it belongs to."""
+    """Finite data and losses, a gradient that is not: what the gradient spoilt is the parameter it belongs to."""
     policy = BC(DISCRETE)
     policy.policy.output.bias.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(DataError, match=r"the gradient of policy\.output\.bias was not finite"):
@@ -254,7 +254,7 @@ def test_options_out_of_range_are_refused_at_construction(options: dict[str, Any
 
 
 def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(tmp_path: Path) -> None:
-    """L4 through the trainer: one environment against seven."""
+    """Through the trainer: one environment against seven."""
     data = chain_data(tmp_path)
     policy = BC(data.spec)
     trainer(tmp_path, 20).fit(policy, data)
@@ -268,7 +268,7 @@ def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(tmp_pa
 
 
 def test_validation_leaves_training_as_it_is(tmp_path: Path) -> None:
-    """R3: with a validation every second step, and without any."""
+    """With a validation every second step, and without any."""
     outcomes = []
     for options in ({"limit_val_batches": 0}, {"limit_val_batches": 1, "val_check_interval": 2}):
         lightning.seed_everything(0)
@@ -335,7 +335,7 @@ def test_mixed_precision_updates_the_weights_it_computes_with(tmp_path: Path) ->
         batch = torch.cat([stacked_batch(DISCRETE, num_updates=1)] * updates_per_step)
         fitted = fit_fixed(policy, tmp_path, batch, num_steps=4 // updates_per_step, precision=precision)
         last_loss[name] = fitted.callback_metrics["train/imitation_loss"].item()
-        assert policy._update.gradient_step.is_direct
+        assert policy.gradient_step.is_direct
         outcomes[name] = copies(policy)
     assert {weight.dtype for weight in outcomes["one"]} == {torch.float32}
     assert all(torch.equal(*pair) for pair in zip(outcomes["one"], outcomes["two"], strict=True))

@@ -11,7 +11,7 @@ import torch
 from kalm.core.errors import KalmError
 from kalm.core.names import TaskSpec
 from kalm.rl.bcq import BCQ
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 
@@ -56,8 +56,17 @@ def test_it_does_the_best_action_that_is_likely_enough(threshold: float, action:
     assert policy.act(batch.observation, batch.goal_embedding).tolist() == [action] * 6
 
 
+def test_the_target_values_an_action_that_is_likely_enough() -> None:
+    """Probabilities (0.7, 0.2, 0.1), threshold 0.3: only action 0 is left, though the critic likes action 1 more.
+
+    The target values it at 0: 1 + 0.9 x 0 = 1, which Q of the recorded action 0 equals.
+    """
+    losses = known_discrete_policy([0.7, 0.2, 0.1]).losses(known_batch(DISCRETE))
+    assert losses["td_loss"].tolist() == [0.0]
+
+
 def test_discrete_terminated_step_does_not_bootstrap() -> None:
-    """N8: the target is the reward, 1, which Q of action 0 equals."""
+    """Nothing follows an end: the target is the reward, 1, which Q of action 0 equals."""
     losses = known_discrete_policy([0.5, 0.45, 0.05]).losses(known_batch(DISCRETE, terminated=True))
     assert losses["td_loss"].tolist() == [0.0]
 
@@ -87,7 +96,7 @@ def test_continuous_losses_of_known_networks() -> None:
 
 
 def test_continuous_terminated_step_does_not_bootstrap() -> None:
-    """N8: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
+    """Nothing follows an end: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_continuous_policy().losses(known_batch(CONTINUOUS, terminated=True))
     assert losses["critic_loss"].tolist() == [1.0]
 
@@ -107,6 +116,20 @@ def test_the_next_value_is_that_of_the_best_sampled_action() -> None:
             sums.append(policy.autoencoder.decode(*inputs, noise.clamp(-0.5, 0.5)).sum().item())
         best = max(1.5 * s if s > 0 else 2.5 * s for s in sums)
         assert target[row].item() == pytest.approx(abs(float(batch.reward[row]) + 0.9 * best), abs=1e-5)
+
+
+def test_the_target_perturbation_moves_what_is_valued_next() -> None:
+    """Decoded actions are 0, which the target moves up by 0.05 and the network in training down.
+
+    The critics of the target say s = 0.15 and 3 s: 0.75 x 0.15 + 0.25 x 0.45 = 0.225; target 1 + 0.9 x 0.225 = 1.2025.
+    Critics: (1 - 1.2025)^2 + (2 - 1.2025)^2 = 0.041006 + 0.636006 = 0.677012.
+    """
+    policy = known_continuous_policy()
+    policy.target_critic = SumCritics()
+    make_constant(policy.perturbation, [-20.0] * 3)
+    make_constant(policy.target_perturbation, [20.0] * 3)
+    losses = policy.losses(known_batch(CONTINUOUS))
+    assert losses["critic_loss"].tolist() == pytest.approx([0.677012], abs=1e-5)
 
 
 def test_it_does_the_best_of_its_sampled_actions_and_always_the_same() -> None:

@@ -1,4 +1,4 @@
-"""N7 and N8: Q-values against two worlds that are solved by hand, and which ends of a rollout bootstrap."""
+"""Q-values against two worlds that are solved by hand, and which ends of a rollout bootstrap."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def solve(solved: Solved, spec: TaskSpec, transitions: TensorDict, num_updates: 
 
 @pytest.mark.parametrize("name", SOLVED)
 def test_values_of_a_two_state_world_equal_the_closed_form(name: str, tmp_path: Path) -> None:
-    """N7: to 1e-4, every critic."""
+    """To 1e-4, every critic."""
     policy = solve(SOLVED[name], TWO_STATES, two_state_transitions(), 2400, tmp_path)
     q = policy.critic(torch.eye(2), policy.goal_embeddings.expand(2, 1))
     torch.testing.assert_close(q, torch.tensor(SOLVED[name].q).expand_as(q), atol=1e-4, rtol=0)
@@ -175,7 +175,7 @@ def test_values_of_a_two_state_world_equal_the_closed_form(name: str, tmp_path: 
 
 @pytest.mark.parametrize("name", SOLVED_CONTINUOUS)
 def test_values_of_continuous_actions_equal_the_closed_form(name: str, tmp_path: Path) -> None:
-    """N7: to 1e-4, every critic, whatever the policy came to do."""
+    """To 1e-4, every critic, whatever the policy came to do."""
     torch.manual_seed(0)
     policy = solve(SOLVED_CONTINUOUS[name], TWO_STATES_CONTINUOUS, alternating_transitions(), 1000, tmp_path)
     q = policy.critic(torch.eye(2), policy.goal_embeddings.expand(2, 1), torch.zeros(2, 1))
@@ -186,7 +186,7 @@ def test_values_of_continuous_actions_equal_the_closed_form(name: str, tmp_path:
 def test_a_truncated_step_still_bootstraps_and_a_terminated_one_does_not(
     algorithm: type[OfflineRLModule], spec: TaskSpec
 ) -> None:
-    """N8 from stored transitions on: ``truncated`` changes no loss; ``terminated`` does where values are learned."""
+    """From stored transitions on: ``truncated`` changes no loss; ``terminated`` does where values are learned."""
     torch.manual_seed(0)
     policy = build(algorithm, spec)
     stacked = stacked_batch(spec, num_updates=1, sequence_length=policy.sequence_length)

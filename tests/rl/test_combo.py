@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from kalm.core.errors import KalmError
 from kalm.rl.combo import COMBO
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.networks.gaussian_policies import SquashedGaussian
+from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 
@@ -98,7 +100,7 @@ def test_what_is_imagined_beyond_a_likely_end_counts_less() -> None:
 
 
 def test_terminated_step_does_not_bootstrap() -> None:
-    """N8, recorded transitions alone: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
+    """Recorded transitions alone: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_policy(real_fraction=1.0).losses(known_batch(terminated=True))
     assert losses["critic_loss"].tolist() == pytest.approx([1.0], abs=1e-6)
 
@@ -113,6 +115,51 @@ def test_the_policy_climbs_the_lower_critic_at_recorded_and_imagined_observation
     policy.critic = SumCritics()
     batch.noise[0, 10], batch.noise[0, 13] = 1.0, -1.0
     assert policy.losses(batch)["policy_loss"].tolist() == pytest.approx([-4.016914], abs=1e-4)
+
+
+class ObservationCritics(nn.Module):
+    """Two critics: the first number of the observation, and twice that."""
+
+    def __init__(self, first: Tensor | None = None) -> None:
+        """Remember the first numbers of observations that were given ahead, shape (B, 1)."""
+        super().__init__()
+        self.first = first
+
+    def given(self, observation: Tensor, goal_embedding: Tensor) -> ObservationCritics:
+        """The critics at observations."""
+        return ObservationCritics(observation[:, :1])
+
+    def __getitem__(self, rows: slice) -> ObservationCritics:
+        """The critics at some of them."""
+        assert self.first is not None
+        return ObservationCritics(self.first[rows])
+
+    def forward(self, action: Tensor, frozen: bool = False) -> Tensor:
+        """Values of actions, (B, A), or of several for each observation, (B, M, A): (2, ..., 1)."""
+        assert self.first is not None
+        first = self.first.view(-1, *[1] * (action.ndim - 1)).expand(*action.shape[:-1], 1)
+        return torch.stack([first, 2 * first])
+
+
+def test_the_penalty_lowers_values_where_it_imagines_and_raises_them_where_it_recorded() -> None:
+    """Critics are the first number of the observation, x, and 2 x; so is the policy's first mean: (x, 0, 0).
+
+    The transition was recorded at x = 0. Every imagined step adds 1, and the second is drawn: x = 1, and 2 after it.
+    There, without noise, the policy's actions have log-density -1.5 ln(2 pi) - ln(1 - tanh(x)^2): -1.889254 at 1,
+    -0.106814 at 2; the even one's is -3 ln 2: ln(e^1.889254 + e^0.106814 + 8) = 2.755390. A critic's penalty is that
+    and its value at x = 1, less its value at x = 0: (2.755390 + 1) + (2.755390 + 2) = 8.510780.
+    """
+    policy, batch = known_policy(num_model_steps=2), known_batch()
+    batch.noise[0, 0] = 9.0
+    batch.observation[0, 0] = 0.0
+    make_constant(policy.dynamics.members, [[1.0, *member[1:]] for member in MEMBERS])
+    policy.critic = ObservationCritics()
+    policy._distribution = (
+        lambda observation, goal: SquashedGaussian(  # type: ignore[method-assign]
+            observation[:, :3] * torch.tensor([1.0, 0.0, 0.0]), torch.zeros(len(observation), 3)
+        )
+    )
+    assert policy.losses(batch)["conservative_loss"].tolist() == pytest.approx([8.510780], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from kalm.core.errors import KalmError
 from kalm.core.names import TaskSpec
 from kalm.rl.cql import CQL
-from kalm.rl.training.transition_batch import TransitionBatch, unstack
+from kalm.rl.training.batches import TransitionBatch, unstack
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, stacked_batch, transition_batch
 
@@ -50,7 +50,7 @@ def test_the_critic_chooses_and_the_target_critic_judges() -> None:
 
 
 def test_terminated_step_does_not_bootstrap() -> None:
-    """The target is the reward, 1, which Q of action 0 equals: no error left (N8)."""
+    """The target is the reward, 1, which Q of action 0 equals: no error left."""
     policy = CQL(DISCRETE)
     make_constant(policy.critic, [1.0, 3.0, 0.0])
     make_constant(policy.target_critic, [1.0, 3.0, 0.0])
@@ -58,7 +58,7 @@ def test_terminated_step_does_not_bootstrap() -> None:
 
 
 def test_truncated_step_still_bootstraps() -> None:
-    """N8 from the stored transitions on: ``truncated`` changes no loss, ``terminated`` does."""
+    """From stored transitions on: ``truncated`` changes no loss, ``terminated`` does."""
     policy, stacked = CQL(DISCRETE), stacked_batch(DISCRETE, num_updates=1)
     stacked["next", "terminated"].fill_(False)
 
@@ -182,7 +182,7 @@ def test_the_policy_climbs_the_lower_critic_at_an_action_of_its_own() -> None:
 
 
 def test_continuous_terminated_step_does_not_bootstrap() -> None:
-    """N8: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
+    """Nothing follows an end: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_continuous_policy().losses(known_continuous_batch(terminated=True))
     assert losses["td_loss"].tolist() == pytest.approx([1.0], abs=1e-6)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kalm.core.errors import CheckpointError, DataError, KalmError
 from kalm.core.names import TaskSpec
 from kalm.rl.decision_transformer import DecisionTransformer
-from kalm.rl.training.window_batch import WindowBatch
+from kalm.rl.training.batches import WindowBatch
 from tests.rl.helpers import CONTINUOUS, DISCRETE, FixedData, chain_data, loss_batch, stacked_batch, trainer
 
 
@@ -95,7 +95,7 @@ def _other_action(action: Tensor) -> Tensor:
 
 
 def test_padding_changes_no_real_step() -> None:
-    """Other numbers in the padding: the losses and their gradients stay (N9)."""
+    """Other numbers in the padding: the losses and their gradients stay."""
     torch.manual_seed(0)
     policy = small(DISCRETE)
     batch = loss_batch(policy)
@@ -181,7 +181,7 @@ def test_the_update_follows_the_mean_over_real_steps(tmp_path: Path) -> None:
 
 
 def test_a_step_that_is_no_number_is_named(tmp_path: Path) -> None:
-    """N1: update 1, window 4, step 2; windows have 4 steps and rollouts of helpers 3, so it is in rollout 6."""
+    """Update 1, window 4, step 2; windows have 4 steps and rollouts of helpers 3, so it is in rollout 6."""
     stacked = stacked_batch(DISCRETE, sequence_length=4)
     stacked["observation"][0, 4, 2] = float("nan")
     with pytest.raises(DataError, match=r"observation is not finite in rollout 6, step 2 \(real\)"):
@@ -264,8 +264,19 @@ def test_evaluation_remembers_the_episode(tmp_path: Path) -> None:
             assert output[0, -1].argmax().item() == action[now]
 
 
+def test_the_return_that_is_wanted_is_normalised_in_evaluation(tmp_path: Path) -> None:
+    """Returns of mean 1/2 and deviation 1/4, 1 is wanted: the network reads 2 at the first step of each episode."""
+    policy, data = trained_on_the_chain(tmp_path)
+    policy.return_normalizer.set_statistics(torch.tensor([0.5]), torch.tensor([0.25]))
+    policy.target_return.fill_(1.0)
+    read: list[Tensor] = []
+    policy.return_token.register_forward_hook(lambda module, inputs, output: read.append(inputs[0][:, 0, 0]))
+    trainer(tmp_path, -1).test(policy, data, verbose=False)
+    assert read[0].unique().tolist() == [2.0]
+
+
 def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(tmp_path: Path) -> None:
-    """L4: one environment against seven."""
+    """One environment against seven."""
     policy, data = trained_on_the_chain(tmp_path)
     outcomes = []
     for num_envs in (1, 7):

@@ -11,7 +11,7 @@ import torch
 from kalm.core.errors import KalmError
 from kalm.core.names import TaskSpec
 from kalm.rl.iql import IQL
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 
@@ -79,7 +79,7 @@ def test_the_weight_of_a_transition_is_bounded() -> None:
 
 @SPECS
 def test_terminated_step_does_not_bootstrap(spec: TaskSpec) -> None:
-    """N8: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
+    """Nothing follows an end: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_policy(spec).losses(known_batch(spec, terminated=True))
     assert losses["critic_loss"].tolist() == pytest.approx([1.0], abs=1e-6)
 

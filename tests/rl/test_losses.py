@@ -7,13 +7,21 @@ from math import log
 import pytest
 import torch
 
-from kalm.rl.losses.advantage_weighting import advantage_weight
-from kalm.rl.losses.conservative import cql_penalty, sampled_cql_penalty
-from kalm.rl.losses.entropy import soft_policy_loss, temperature_loss
-from kalm.rl.losses.expectile import expectile_loss
-from kalm.rl.losses.gaussian import gaussian_log_probability, standard_normal_divergence
-from kalm.rl.losses.imitation import imitation_loss, log_probability_penalty, squared_action_error
-from kalm.rl.losses.temporal_difference import huber_td_loss, td_target
+from kalm.rl.losses import (
+    advantage_weight,
+    cql_penalty,
+    expectile_loss,
+    gaussian_log_probability,
+    huber_td_loss,
+    imitation_loss,
+    log_probability_penalty,
+    sampled_cql_penalty,
+    soft_policy_loss,
+    squared_action_error,
+    standard_normal_divergence,
+    td_target,
+    temperature_loss,
+)
 
 
 def test_imitation_loss_is_the_negative_log_of_the_recorded_actions_probability() -> None:

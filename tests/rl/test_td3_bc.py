@@ -10,7 +10,7 @@ import torch
 
 from kalm.core.errors import KalmError
 from kalm.rl.td3_bc import TD3BC
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 
@@ -44,7 +44,7 @@ def test_losses_of_known_networks() -> None:
 
 
 def test_terminated_step_does_not_bootstrap() -> None:
-    """N8: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
+    """Nothing follows an end: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_policy().losses(known_batch(terminated=True))
     assert losses["critic_loss"].tolist() == pytest.approx([1.0], abs=1e-6)
 

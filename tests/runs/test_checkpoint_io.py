@@ -74,7 +74,7 @@ def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 def test_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
-    """X1, at the plugin: with and without a sidecar that vouches for the bytes."""
+    """At the plugin, with and without a sidecar that vouches for the bytes."""
     path, witness = tmp_path / "evil.ckpt", tmp_path / "witness"
     torch.save({"global_step": 1, "state_dict": RunsCommand(witness)}, path)
     with pytest.warns(UserWarning, match="no sidecar"), pytest.raises(CheckpointError, match="Nothing in it was run"):
@@ -91,7 +91,7 @@ def test_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_malicious_checkpoint_is_refused_by_every_verb(
     tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """X1, through the command line: exit code 4, and the command in the file has not been run."""
+    """Through the command line: exit code 4, and the command in the file has not been run."""
     config = write_config(tmp_path)
     path, witness = tmp_path / "evil.ckpt", tmp_path / "witness"
     hyper_parameters = {"_class_path": "subprocess.Popen", "args": RunsCommand(witness)}

@@ -19,25 +19,31 @@ from kalm.core.errors import KalmError
 from kalm.report.results import load_results
 from kalm.study.definition import Study, load_study
 from kalm.study.run import run_study
+from kalm.study.stage import Stage
 from tests.chain_run import kalm, run_folder_of, write_config
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "name": "letters",
     "root": "out",
     "seeds": [0, 1],
     "word": "hello",
     "stages": [
-        {"name": "write", "command": ["write", "${root}/a", "${word}"], "outputs": ["${root}/a"]},
+        {"name": "write", "verb": "write", "with": {"to": "${root}/a", "word": "${word}"}, "writes": ["${root}/a"]},
         {
             "name": "copy",
+            "verb": "copy",
             "seeds": True,
-            "command": ["copy", "${root}/a", "${root}/b${seed}"],
-            "inputs": ["${root}/a"],
-            "outputs": ["${root}/b${seed}"],
+            "with": {"to": "${root}/b${seed}", "from": "${write}"},
+            "writes": ["${root}/b${seed}"],
         },
     ],
     "report": {"rows": [{"experiment": "chain/bc/mixed", "label": "BC"}]},
 }
+WRITE, COPY_0, COPY_1 = (
+    ["write", "--to=out/a", "--word=hello"],
+    ["copy", "--to=out/b0", "--from=out/a"],
+    ["copy", "--to=out/b1", "--from=out/a"],
+)
 
 
 class Commands:
@@ -46,18 +52,17 @@ class Commands:
     def __init__(self) -> None:
         """Begin with nothing asked."""
         self.asked: list[list[str]] = []
-        self.fails_on: str | None = None
+        self.fails_on: list[str] | None = None
 
     def __call__(self, command: list[str]) -> int:
         """Run one command."""
         self.asked.append(command)
-        if self.fails_on is not None and self.fails_on in command:
+        if command == self.fails_on:
             return 3
-        verb, first, second = command
-        content = Path(first).read_text(encoding="utf-8") if verb == "copy" else second
-        target = Path(second if verb == "copy" else first)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(content, encoding="utf-8")
+        target, source = (option.partition("=")[2] for option in command[1:])
+        content = Path(source).read_text(encoding="utf-8") if command[0] == "copy" else source
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).write_text(content, encoding="utf-8")
         return 0
 
 
@@ -77,7 +82,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 def study_file(**changes: Any) -> Path:
     """The study of letters as a file, with some keys replaced."""
     path = Path("study.yaml")
-    path.write_text(yaml.safe_dump({**STUDY, **changes}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -93,7 +98,7 @@ def run(commands: Callable[[list[str]], int], study: Study | None = None, redo: 
 def test_stages_run_in_order_and_once_a_seed(commands: Commands) -> None:
     """Interpolation reaches root, seed and the file's own keys."""
     run(commands)
-    assert commands.asked == [["write", "out/a", "hello"], ["copy", "out/a", "out/b0"], ["copy", "out/a", "out/b1"]]
+    assert commands.asked == [WRITE, COPY_0, COPY_1]
 
 
 def test_finished_study_says_so_at_once(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,13 +112,13 @@ def test_finished_study_says_so_at_once(commands: Commands, monkeypatch: pytest.
 
 def test_failed_stage_stops_the_study_and_is_all_that_is_run_again(commands: Commands) -> None:
     """Its exit code is the study's; what came before stays done."""
-    commands.fails_on = "out/b1"
+    commands.fails_on = COPY_1
     code = run_study(load_study(study_file()), Console(file=io.StringIO()), commands)
     assert code == 3
     commands.asked.clear()
     commands.fails_on = None
     run(commands)
-    assert commands.asked == [["copy", "out/a", "out/b1"]]
+    assert commands.asked == [COPY_1]
 
 
 def test_changed_input_outdates_what_was_made_of_it(commands: Commands) -> None:
@@ -126,7 +131,7 @@ def test_changed_input_outdates_what_was_made_of_it(commands: Commands) -> None:
     commands.asked.clear()
     Path("out/b0").unlink()
     run(commands)
-    assert commands.asked == [["copy", "out/a", "out/b0"]]
+    assert commands.asked == [COPY_0]
     commands.asked.clear()
     run(commands, load_study(study_file(word="bye")))
     assert len(commands.asked) == 3
@@ -137,7 +142,7 @@ def test_redo_runs_a_finished_stage(commands: Commands) -> None:
     run(commands)
     commands.asked.clear()
     run(commands, redo=["write"])
-    assert commands.asked == [["write", "out/a", "hello"]]
+    assert commands.asked == [WRITE]
 
 
 def test_options_of_the_command_line(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +154,7 @@ def test_options_of_the_command_line(commands: Commands, capsys: pytest.CaptureF
 
 def test_stage_that_does_not_write_its_outputs_is_an_error(commands: Commands) -> None:
     """A wrong path in the study file must not pass for a finished stage."""
-    stage = {**STUDY["stages"][0], "outputs": ["${root}/elsewhere"]}  # type: ignore[dict-item]
+    stage = {**STUDY["stages"][0], "writes": ["${root}/elsewhere"]}
     with pytest.raises(KalmError, match="did not write out/elsewhere"):
         run(commands, load_study(study_file(stages=[stage])))
 
@@ -157,15 +162,32 @@ def test_stage_that_does_not_write_its_outputs_is_an_error(commands: Commands) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": [{"nam": "x", "command": ["write"]}]}, "unknown key 'nam'.*did you mean 'name'"),
-        ({"stages": [{"name": "x", "command": ["write", "${sed}"]}]}, "stage 'x'.*sed"),
-        ({"stages": [{"name": "x", "command": ["write", "${seed}"]}]}, "stage 'x'.*seeds: true"),
-        ({"stages": [{"name": "x", "command": []}]}, "it needs a name .* and a command"),
-        ({"stages": [STUDY["stages"][0]] * 2}, "several stages called write"),  # type: ignore[index]
+        ({"stages": [{"nam": "x"}]}, "unknown key 'nam'.*did you mean 'name'"),
+        ({"stages": [{"name": "x", "command": ["fit"]}]}, "unknown key 'command' in stage 'x'.*did you mean"),
+        ({"stages": ["x"]}, "a stage is 'x'; it must be a mapping of name"),
+        ({"stages": [{"name": "x", "with": ["a"]}]}, "with of stage 'x' is .*must be a mapping"),
+        ({"stages": [{**STUDY["stages"][0], "with": {"to": "${rot}"}}]}, "'write'.*rot.*did you mean 'root'"),
+        ({"stages": [{**STUDY["stages"][0], "with": {"to": "${seed}"}}]}, "stage 'write'.*seeds: true"),
+        (
+            {"stages": [*STUDY["stages"], {**STUDY["stages"][0], "name": "x", "with": {"to": "${copi}"}}]},
+            "copi.*did you mean 'copy'",
+        ),
+        ({"stages": [{"name": "x", "verb": "fits"}]}, "stage 'x': nothing says what verb 'fits' writes.*collect, fit"),
+        ({"stages": [{"name": "x"}]}, "stage 'x': experiment is missing"),
+        ({"stages": [{"name": "x", "config": "none.yaml"}]}, "stage 'x': configuration none.yaml does not exist"),
+        ({"stages": [{"verb": "write"}]}, "a stage has name ''"),
+        ({"stages": [STUDY["stages"][0]] * 2}, "several stages or keys are called write"),
+        ({"stages": [{**STUDY["stages"][0], "name": "word"}]}, "several stages or keys are called word"),
+        ({"stages": [STUDY["stages"][0], {**STUDY["stages"][0], "name": "x"}]}, "write and x both write out/a"),
+        ({"stages": [{**STUDY["stages"][0], "test": True}]}, "test of stage 'write', whose verb is write"),
+        (
+            {"defaults": {"fit": {"overlay": "x.yaml"}}, "stages": [{"name": "x"}]},
+            "unknown key 'overlay' in defaults of fit",
+        ),
         ({"name": "../x"}, "cannot name a folder"),
         ({"seeds": [-1]}, "whole numbers"),
         ({"seeds": []}, "there are no seeds"),
-        ({"stages": [{"name": "x", "command": ["write"], "seeds": "each"}]}, "it is true .*, false or together"),
+        ({"stages": [{"name": "x", "seeds": "each"}]}, "it is true .*, false or together"),
     ],
 )
 def test_mistake_in_a_study_file_is_named(
@@ -177,30 +199,130 @@ def test_mistake_in_a_study_file_is_named(
         load_study(study_file(**changes))
 
 
-def test_seeds_together_are_one_stage_a_row_of_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seeds 0, 1, 2 and 7: one command for the first three and one for the last; an output for each seed."""
-    monkeypatch.chdir(tmp_path)
-    stage = {
-        "name": "fit",
-        "seeds": "together",
-        "command": ["fit", "--seed_everything", "${seed}", "--model.num_seeds", "${num_seeds}"],
-        "outputs": ["${root}/${run}", "${root}/seed=${seed}"],
-    }
-    file = study_file(stages=[stage], seeds=[0, 1, 2, 7])
-    three, one = load_study(file).stages
-    assert (three.label, one.label) == ("fit seeds=0-2", "fit seed=7")
-    assert three.command == ("fit", "--seed_everything", "0", "--model.num_seeds", "3")
-    assert one.command == ("fit", "--seed_everything", "7", "--model.num_seeds", "1")
-    assert three.outputs == ("out/seeds=0-2", "out/seed=0", "out/seed=1", "out/seed=2")
-    assert one.outputs == ("out/seed=7",)
-    assert load_study(file).definition["stages"][0]["command"] == stage["command"]
+class TestStages:
+    """What a stage of kalm's own verbs comes to."""
+
+    @pytest.fixture(autouse=True)
+    def _configs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        files = {
+            "collect": {"experiment": "w/collect/expert"},
+            "ground": {
+                "experiment": "w/ground/tiny",
+                "data": {"init_args": {"real": "${root}/w/collect/expert/seed=0"}},
+            },
+            "bc": {
+                "experiment": "w/bc/kalm",
+                "model": {"init_args": {"weights_from": "${root}/w/ground/tiny/seed=${seed_everything}"}},
+                "data": {"init_args": {"imagined": ["${root}/w/collect/expert/seed=0"], "batch_size": 2}},
+            },
+        }
+        for name, content in files.items():
+            Path(f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+
+    def stages(self, *stages: dict[str, Any], **changes: Any) -> dict[str, Stage]:
+        """The stages of a study of these, by label."""
+        collect = {"name": "collect", "verb": "collect", "config": "collect.yaml"}
+        study = load_study(
+            study_file(stages=[collect, {"name": "ground", "config": "ground.yaml"}, *stages], **changes)
+        )
+        return {stage.label: stage for stage in study.stages}
+
+    def test_files_say_where_a_stage_writes_and_what_it_reads(self) -> None:
+        """The experiment and the store stand in the configuration; the study names neither."""
+        stages = self.stages()
+        assert stages["collect"].command == ("collect", "--config", "collect.yaml", "--root=out")
+        assert stages["collect"].outputs == ("out/w/collect/expert/seed=0",)
+        assert stages["ground"].inputs == stages["collect"].outputs
+        assert stages["ground"].outputs == ("out/w/ground/tiny/seed=0/last.ckpt",)
+
+    def test_what_a_stage_overrides_counts(self) -> None:
+        """The experiment and the seed decide the folder; a path that is replaced is not read; a run folder is."""
+        options = {"seed_everything": 4, "data.imagined": [], "model.weights_from": "${ground}"}
+        bc = self.stages({"name": "bc", "config": ["bc.yaml"], "experiment": "w/bc/own", "with": options})["bc"]
+        assert bc.command[3:6] == ("--root=out", "--experiment=w/bc/own", "--seed_everything=4")
+        assert bc.command[6:] == ("--data.imagined=[]", "--model.weights_from=out/w/ground/tiny/seed=0/last.ckpt")
+        assert bc.inputs == ("out/w/ground/tiny/seed=0/last.ckpt",)
+        assert bc.outputs == ("out/w/bc/own/seed=4/last.ckpt",)
+        assert self.stages({"name": "bc", "config": "bc.yaml"})["bc"].inputs == (
+            "out/w/collect/expert/seed=0",
+            "out/w/ground/tiny/seed=0/last.ckpt",
+        )
+
+    def test_values_are_typed_as_on_the_command_line(self) -> None:
+        """Numbers, words, lists, mappings; a list that grows comes before what is said of its last entry."""
+        options = {
+            "a": 0.5,
+            "b": None,
+            "c": True,
+            "d": [1, "x"],
+            "e": {"hard": 4},
+            "f+": "m.C",
+            "f.count": 2,
+            "g": "1 2",
+        }
+        command = self.stages({"name": "bc", "config": "bc.yaml", "with": options})["bc"].command
+        given = ["--a=0.5", "--b=null", "--c=true", "--d=[1, x]", "--e={hard: 4}", "--f+=m.C", "--f.count=2", "--g=1 2"]
+        assert list(command[4:]) == given
+
+    def test_test_repeats_the_stage(self) -> None:
+        """Same configuration and overrides, once a seed, of that seed's checkpoint; more can be overridden."""
+        fit = {"name": "bc", "config": "bc.yaml", "with": {"data.imagined": []}, "seeds": "together"}
+        stages = self.stages({**fit, "test": {"data.num_test_episodes": 4}}, seeds=[0, 1, 7])
+        assert list(stages)[2:] == ["bc seeds=0-1", "bc seed=7", "bc-test seed=0", "bc-test seed=1", "bc-test seed=7"]
+        test = stages["bc-test seed=1"]
+        own = ("--seed_everything=1", "--data.imagined=[]", "--data.num_test_episodes=4")
+        assert test.command == ("test", "--config", "bc.yaml", "--root=out", *own)
+        assert test.inputs == ("out/w/bc/kalm/seed=1/last.ckpt",)
+        assert test.outputs == ("out/w/bc/kalm/seed=1/results.jsonl",)
+
+    def test_defaults_of_a_verb_reach_its_stages_and_their_tests(self) -> None:
+        """Files come on top of the stage's, values beneath; other verbs do not see them."""
+        fit = {"name": "bc", "config": "bc.yaml", "with": {"data.batch_size": 4}, "test": True}
+        Path("overlay.yaml").write_text("trainer: {max_steps: 9}", encoding="utf-8")
+        defaults = {"fit": {"config": "overlay.yaml", "with": {"data.batch_size": 3, "trainer.max_steps": 5}}}
+        stages = self.stages(fit, defaults=defaults)
+        own = ("--config", "bc.yaml", "--config", "overlay.yaml", "--root=out")
+        for name, verb in (("bc", "fit"), ("bc-test", "test")):
+            assert stages[name].command == (verb, *own, "--data.batch_size=4", "--trainer.max_steps=5")
+        assert "--trainer.max_steps=5" not in stages["collect"].command
+
+    def test_seeds_together_are_one_stage_a_row_of_seeds(self) -> None:
+        """Seeds 0, 1, 2 and 7: one command for the first three and one for the last; an output for each seed."""
+        stage = {"name": "fit", "config": "bc.yaml", "seeds": "together", "with": {"data.imagined": []}}
+        stages = self.stages(stage, seeds=[0, 1, 2, 7])
+        three, one = stages["fit seeds=0-2"], stages["fit seed=7"]
+        assert three.command[4:6] == ("--seed_everything=0", "--model.num_seeds=3")
+        assert one.command[4:6] == ("--seed_everything=7", "--model.num_seeds=1")
+        runs = ("seeds=0-2", "seed=0", "seed=1", "seed=2")
+        assert three.outputs == tuple(f"out/w/bc/kalm/{run}/last.ckpt" for run in runs)
+        assert one.outputs == ("out/w/bc/kalm/seed=7/last.ckpt",)
+
+    def test_report_sees_commands_as_they_are_typed(self) -> None:
+        """The root is filled in; what differs from run to run stays a name."""
+        stages = [{"name": "fit", "config": "bc.yaml", "seeds": "together", "with": {"data.imagined": []}}]
+        (shown,) = load_study(study_file(stages=stages), root="there").definition["stages"]
+        assert shown["command"][3:6] == ["--root=there", "--seed_everything=${seed}", "--model.num_seeds=${num_seeds}"]
+        runs = ("${run}", "seed=${seed}")
+        assert shown["outputs"] == [f"there/w/bc/kalm/{run}/last.ckpt" for run in runs]
 
 
-def test_report_sees_commands_as_they_are_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The root is filled in; the seed, which differs from run to run, stays a name."""
-    monkeypatch.chdir(tmp_path)
-    definition = load_study(study_file(), root="there").definition
-    assert definition["stages"][1]["command"] == ["copy", "there/a", "there/b${seed}"]
+def test_studies_share_what_they_have_in_common(commands: Commands) -> None:
+    """A second study with the same stages finds them done."""
+    run(commands)
+    commands.asked.clear()
+    assert "2 stages" not in run(commands, load_study(study_file(name="other", stages=STUDY["stages"][:1])))
+    assert commands.asked == []
+
+
+def test_output_that_another_stage_wrote_over_is_written_again(commands: Commands) -> None:
+    """The file is there and the command is the same, but what is in it is another study's."""
+    run(commands)
+    run(commands, load_study(study_file(name="other", word="bye", stages=STUDY["stages"][:1])))
+    commands.asked.clear()
+    run(commands)
+    assert commands.asked == [WRITE]
+    assert Path("out/a").read_text(encoding="utf-8") == "hello"
 
 
 class TestChainStudy:
@@ -208,18 +330,8 @@ class TestChainStudy:
 
     @pytest.fixture(autouse=True)
     def _in_tmp_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        write_config(tmp_path)
-        run_folder = "${root}/chain/bc/mixed/seed=${seed}"
-        common = ["--config", str(tmp_path / "bc.yaml"), "--root", "${root}", "--seed_everything", "${seed}"]
-        fit = {"name": "bc", "seeds": True, "command": ["fit", *common], "outputs": [f"{run_folder}/last.ckpt"]}
-        test = {
-            "name": "test-bc",
-            "seeds": True,
-            "command": ["test", *common],
-            "inputs": [f"{run_folder}/last.ckpt"],
-            "outputs": [f"{run_folder}/results.jsonl"],
-        }
-        study = {**STUDY, "name": "chain", "root": str(tmp_path), "seeds": [3], "stages": [fit, test]}
+        fit = {"name": "bc", "config": write_config(tmp_path), "seeds": True, "test": True}
+        study = {**STUDY, "name": "chain", "root": str(tmp_path), "seeds": [3], "stages": [fit]}
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
         monkeypatch.chdir(tmp_path)
 
@@ -259,8 +371,6 @@ class TestChainStudy:
         study = yaml.safe_load((tmp_path / "study.yaml").read_text(encoding="utf-8"))
         study["seeds"] = [3, 4]
         study["stages"][0]["seeds"] = "together"
-        study["stages"][0]["command"] += ["--model.num_seeds", "${num_seeds}"]
-        study["stages"][0]["outputs"].insert(0, "${root}/chain/bc/mixed/${run}/last.ckpt")
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
         save = UpdateCheckpoint._save
 
@@ -274,7 +384,7 @@ class TestChainStudy:
         assert not (run_folder_of(tmp_path, 4) / "last.ckpt").exists()
         monkeypatch.setattr(UpdateCheckpoint, "_save", save)
         assert kalm("run", "study.yaml") == 0
-        assert "--model.num_seeds 2 --ckpt_path last" in capsys.readouterr().out
+        assert "--model.num_seeds=2 --ckpt_path last" in capsys.readouterr().out
         rows = load_results([tmp_path])
         validated = {(row.seed, row.update) for row in rows if row.stage == "validate"}
         assert validated == {(seed, update) for seed in (3, 4) for update in (25, 50, 75, 100)}
@@ -290,11 +400,10 @@ class TestChainStudy:
         assert kalm("fit", "--config", "bc.yaml", "--trainer.max_steps", "5") == 0
         assert kalm("run", "study.yaml") == 4
         assert "already holds a run" in capsys.readouterr().err
-        for path in (tmp_path / "study/chain/stages").iterdir():
-            path.unlink()
+        (path,) = (tmp_path / "study/stages").iterdir()
         assert kalm("fit", "--config", "bc.yaml", "--trainer.max_steps", "5", "--overwrite", "true") == 0
         marker = {"fingerprint": "of another configuration", "is_finished": True, "seconds": 1.0}
-        (tmp_path / "study/chain/stages/bc-seed=3.json").write_text(json.dumps(marker), encoding="utf-8")
+        path.write_text(json.dumps(marker), encoding="utf-8")
         assert kalm("run", "study.yaml") == 0
         assert (run_folder_of(tmp_path) / "update=100.ckpt").exists()
 

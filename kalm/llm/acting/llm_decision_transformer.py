@@ -7,7 +7,7 @@ is wanted of it, which shrinks as rewards come in. Real rollouts are all it lear
 Paper: Chen et al. 2021 (arXiv:2106.01345); Pang et al. 2024 put a language model in the transformer's place.
 
 Part of the paper -> where: training, section 3 -> ``losses``; evaluation, algorithm 1 -> ``run_episodes``, with the
-return that is still wanted from ``kalm/rl/training/running_episodes.py``.
+return that is still wanted from ``kalm/envs/running_episodes.py``.
 
 Differences from the paper: (1) a return is no token of its own, it is one more number of the state token: a third token
 a step would cost half as much again; (2) the whole episode is read, not its last K steps, and positions are those of
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,29 +34,26 @@ from kalm.core.names import TaskSpec
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
+from kalm.data.grounding_validation import ValidationBatch
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
+from kalm.envs.running_episodes import RunningEpisodes
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.language.prompts import generation_prompt
-from kalm.llm.acting.actor import Actor
-from kalm.llm.backbones.backbone import Backbone
-from kalm.llm.backbones.backbone_checkpoint import add_backbone, require_same_backbone
-from kalm.llm.grounding.losses import action_loss, require_finite
-from kalm.llm.grounding.optimization import Optimization
+from kalm.llm.acting.llm_policy import Actor
+from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
+from kalm.llm.grounding.losses import Optimization, action_loss, require_finite
+from kalm.llm.grounding.reading import read_rollouts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.grounding.rollout_reader import read_rollouts
-from kalm.rl.training.policy_checkpoint import add_policy, take_policy
-from kalm.rl.training.running_episodes import RunningEpisodes
+from kalm.runs.evaluated import EvaluatedPolicy
+from kalm.runs.policy_checkpoint import add_policy, require_same_policy
 
 
-class LLMDecisionTransformer(LightningModule):
+class LLMDecisionTransformer(EvaluatedPolicy):
     """A language model that does what led to a return; for ``fit`` and ``test`` with a ``ReturnConditionedData``.
 
     Its output layer for text has nothing to learn. With several devices, Lightning has to be told so:
     ``--trainer.strategy ddp_find_unused_parameters_true``.
-
-    Attributes:
-        results_of_seeds: Results of the latest validation or test, for callbacks: one list, as there is one model.
     """
 
     target_return: Tensor
@@ -70,8 +66,8 @@ class LLMDecisionTransformer(LightningModule):
         target_return_quantile: float = 0.9,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
-        warmup_steps: int = 50,
-        schedule_steps: int = 2000,
+        warmup_updates: int = 50,
+        schedule_updates: int = 2000,
         backbone_learning_rate_scale: float = 1.0,
         num_evaluation_envs: int = 64,
     ) -> None:
@@ -85,16 +81,15 @@ class LLMDecisionTransformer(LightningModule):
                 [0, 1] (Chen et al.: a return chosen by hand for each task, about the best of the data).
             learning_rate: Peak of the schedule.
             weight_decay: AdamW's, on matrices only.
-            warmup_steps: Updates in which the learning rate rises from zero.
-            schedule_steps: Updates after which it has fallen to zero along a straight line; set it to
+            warmup_updates: Updates in which the learning rate rises from zero.
+            schedule_updates: Updates after which it has fallen to zero along a straight line; set it to
                 ``trainer.max_steps``.
             backbone_learning_rate_scale: The backbone's learning rate as a multiple of ``learning_rate``.
             num_evaluation_envs: Episodes that run side by side; the results do not depend on it, up to rounding.
         """
-        super().__init__()
+        super().__init__(num_evaluation_envs=num_evaluation_envs)
         is_share = 0 <= target_return_quantile <= 1
         require(is_share, "target_return_quantile", target_return_quantile, "in [0, 1]")
-        require(num_evaluation_envs >= 1, "num_evaluation_envs", num_evaluation_envs, "1 or more")
         is_one = len(backbone.parts) == 1
         require(is_one, "backbone", type(backbone).__name__, "one language model: a second would predict nothing here")
         self.spec = spec
@@ -107,11 +102,8 @@ class LLMDecisionTransformer(LightningModule):
         # What evaluation has to know of the data; it travels with the weights, and so do the codec's statistics.
         self.register_buffer("target_return", torch.zeros(()))
         self._optimization = Optimization(
-            learning_rate, weight_decay, warmup_steps, schedule_steps, backbone_learning_rate_scale
+            learning_rate, weight_decay, warmup_updates, schedule_updates, backbone_learning_rate_scale
         )
-        self.num_evaluation_envs = num_evaluation_envs
-        self.results_of_seeds: list[list[EpisodeResult]] = [[]]
-        self._loaded_updates = 0
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -178,21 +170,16 @@ class LLMDecisionTransformer(LightningModule):
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    @property
-    def num_updates(self) -> int:
-        """Updates behind the present weights, in training as well as after loading a checkpoint."""
-        return max(self.trainer.global_step, self._loaded_updates)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the weights are, and what they belong to: those that are frozen are not in the checkpoint."""
-        add_policy(checkpoint, self._identity, average=None)
+        add_policy(checkpoint, self._identity)
         add_backbone(checkpoint, self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of something else, or that were trained on top of others."""
-        take_policy(checkpoint, self._identity, average=None)
+        require_same_policy(checkpoint, self._identity)
         require_same_backbone(checkpoint, self.backbone)
-        self._loaded_updates = int(checkpoint["global_step"])
+        super().on_load_checkpoint(checkpoint)
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -201,46 +188,19 @@ class LLMDecisionTransformer(LightningModule):
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
-    @property
-    def episode_results(self) -> list[EpisodeResult]:
-        """Results of the latest validation or test."""
-        return self.results_of_seeds[0]
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the previous evaluation."""
-        self.results_of_seeds = [[]]
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the previous evaluation."""
-        self.results_of_seeds = [[]]
-
     @torch.inference_mode()
-    def validation_step(self, batch: list[Rollout] | list[Episode], batch_index: int, dataloader_idx: int = 0) -> None:
+    def validation_step(
+        self, batch: ValidationBatch | list[Episode], batch_index: int, dataloader_idx: int = 0
+    ) -> None:
         """Actions of held-out real rollouts are predicted; episodes are run."""
-        rollouts = [entry for entry in batch if isinstance(entry, Rollout)]
-        if rollouts:
-            self._validate_on(rollouts)
-        self._evaluate([entry for entry in batch if isinstance(entry, Episode)])
+        if isinstance(batch, ValidationBatch):
+            self._validate_on(batch.rollouts)
+        else:
+            self.evaluate(batch)
 
-    def test_step(self, batch: list[Episode], batch_index: int) -> None:
-        """Run episodes and keep their results for the callbacks."""
-        self._evaluate(batch)
-
-    def run_episodes(self, domain: Domain, episodes: Sequence[Episode]) -> list[EpisodeResult]:
-        """Act in every episode, asking for ``target_return`` of each.
-
-        Args:
-            domain: World to run in.
-            episodes: What to run.
-
-        Returns:
-            One result an episode, in the order of ``episodes``.
-        """
+    def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
+        """Act in every episode, asking for ``target_return`` of each; there is one model, whatever ``number``."""
         return evaluate(_ReturnActor(self, episodes), domain, episodes, self.num_evaluation_envs)
-
-    def _evaluate(self, episodes: list[Episode]) -> None:
-        if episodes:
-            self.results_of_seeds[0] += self.run_episodes(self._data.domain, episodes)
 
     def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
         prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]

@@ -3,6 +3,8 @@
 It reads the prompt of rollout generation, then every real observation and every action that was taken. So the model
 acts as in its imagination, but on what the environment answers. Nothing is trained; the weights are those of a
 grounding checkpoint.
+
+Shape letters: B episodes that run now, O numbers in an observation as the codec reads it, A numbers in an action.
 """
 
 from __future__ import annotations
@@ -10,21 +12,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kalm.core.errors import KalmError
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from kalm.core.names import TaskSpec
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
-from kalm.llm.acting.actor import Actor
-from kalm.llm.backbones.backbone import Backbone
-from kalm.llm.grounding.grounded_llm import GroundedLLM
+from kalm.language.prompts import generation_prompt
+from kalm.llm.backbones.backbone import Backbone, require_same_backbone
+from kalm.llm.grounding.rollout_codec import RolloutCodec
+from kalm.llm.imagination.generation import choose_action
+from kalm.llm.imagination.reader import CachedReader
+from kalm.runs.evaluated import EvaluatedPolicy
 
 
-class LLMPolicy(GroundedLLM):
-    """A grounded model that acts in the environment, likeliest action first; for ``test`` with a ``PolicyData``.
-
-    Attributes:
-        results_of_seeds: Results of the latest test, for callbacks: one list, as there is one model.
-    """
+class LLMPolicy(EvaluatedPolicy):
+    """A grounded model that acts in the environment, likeliest action first; for ``test`` with a ``PolicyData``."""
 
     def __init__(
         self, spec: TaskSpec, backbone: Backbone, inner_size: int = 256, num_evaluation_envs: int = 64
@@ -37,40 +41,78 @@ class LLMPolicy(GroundedLLM):
             inner_size: As it was grounded.
             num_evaluation_envs: Episodes that run side by side; the results do not depend on it, up to rounding.
         """
-        super().__init__(spec, backbone, inner_size)
-        if num_evaluation_envs < 1:
-            raise KalmError(f"num_evaluation_envs is {num_evaluation_envs}; it must be 1 or more")
-        self.num_evaluation_envs = num_evaluation_envs
-        self.num_updates = 0
-        self.results_of_seeds: list[list[EpisodeResult]] = [[]]
+        super().__init__(num_evaluation_envs=num_evaluation_envs)
+        # Under the names that they have in a GroundedLLM, so that its checkpoints fit.
+        self.backbone = backbone
+        self.codec = RolloutCodec(spec, [part.hidden_size for part in backbone.parts], inner_size)
 
-    @property
-    def episode_results(self) -> list[EpisodeResult]:
-        """Results of the latest test."""
-        return self.results_of_seeds[0]
+    def configure_model(self) -> None:
+        """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
+        self.backbone.load(self.device if self._trainer is None else self.trainer.strategy.root_device)
+        self.codec.token_scales = [part.token_scale for part in self.backbone.parts]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained on top of others; remember how long they were trained."""
+        """Refuse weights that were trained on top of others."""
+        require_same_backbone(checkpoint, self.backbone)
         super().on_load_checkpoint(checkpoint)
-        self.num_updates = int(checkpoint["global_step"])
 
-    def on_test_epoch_start(self) -> None:
-        """Forget the previous test."""
-        self.results_of_seeds = [[]]
-
-    def test_step(self, batch: list[Episode], batch_index: int) -> None:
-        """Run episodes and keep their results for the callbacks."""
-        self.results_of_seeds[0] += self.run_episodes(self._data.domain, batch)
-
-    def run_episodes(self, domain: Domain, episodes: Sequence[Episode]) -> list[EpisodeResult]:
-        """Act in every episode.
-
-        Args:
-            domain: World to run in.
-            episodes: What to run.
-
-        Returns:
-            One result an episode, in the order of ``episodes``.
-        """
+    def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
+        """Act in every episode, likeliest action first; there is one model, whatever ``number``."""
         actor = Actor(self.backbone, self.codec, episodes, min(self.num_evaluation_envs, len(episodes)))
         return evaluate(actor, domain, episodes, self.num_evaluation_envs)
+
+
+class Actor:
+    """Asks a language model for actions, in many episodes at once.
+
+    Each episode is one row that the model reads on: a prompt once, then every real observation and every action that
+    was taken, each token once thanks to the cache. When it is over, its row goes to a new one.
+    """
+
+    def __init__(self, backbone: Backbone, codec: RolloutCodec, episodes: Sequence[Episode], num_rows: int) -> None:
+        """Plan for the episodes; none has begun.
+
+        Args:
+            backbone: The language model.
+            codec: Its inputs and outputs for observations and actions.
+            episodes: What will be run; their prompts are those of rollout generation.
+            num_rows: Most of them that run at the same time.
+        """
+        self._codec = codec
+        self._reader = CachedReader(backbone, num_rows)
+        self._reader.begin(num_rows)
+        self._prompts = [generation_prompt(episode.instructed.instruction) for episode in episodes]
+        self._num_tokens = [2 * episode.instructed.goal.max_steps for episode in episodes]
+        self._row_of: dict[int, int] = {}  # episode -> row
+        # Rows without an episode read on as well, what they saw last: shapes stay, and nobody looks at them.
+        self._observation = codec.observation_mean.expand(num_rows, -1).clone()
+
+    @torch.inference_mode()
+    def __call__(self, observations: NDArray[Any], episodes: list[int], info: dict[str, Any]) -> NDArray[Any]:
+        """The likeliest actions, shape (B,) or (B, A).
+
+        Args:
+            observations: What is seen now, shape (B, O).
+            episodes: The number of each one's episode, length B.
+            info: What the environment says besides; nothing of it is read.
+        """
+        self._admit(episodes)
+        rows = torch.tensor([self._row_of[episode] for episode in episodes], device=self._observation.device)
+        self._observation[rows] = torch.from_numpy(observations.astype(np.float32)).to(self._observation.device)
+        self._reader.make_room(2)
+        hidden = self._reader.extend(self._codec.encode_observation(self._observation))
+        action = choose_action(self._codec, hidden, noise=None, temperature=0.0)
+        self._reader.extend(self._codec.encode_action(action))
+        return action[rows].cpu().numpy()
+
+    def _admit(self, episodes: list[int]) -> None:
+        """Free the rows of episodes that are over; give free rows to new ones."""
+        self._row_of = {episode: self._row_of[episode] for episode in episodes if episode in self._row_of}
+        free = np.setdiff1d(np.arange(len(self._observation)), list(self._row_of.values())).astype(np.int64)
+        self._reader.release(free)
+        new = [episode for episode in episodes if episode not in self._row_of]
+        rows = free[: len(new)].tolist()
+        if new:
+            num_tokens = max(self._num_tokens[episode] for episode in new)
+            self._reader.admit(rows, [self._prompts[episode] for episode in new], num_tokens)
+        self._row_of |= dict(zip(new, rows, strict=True))

@@ -12,15 +12,19 @@ V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kalm.core.errors import DataError
+from kalm.core.changes import changes
+from kalm.core.errors import CheckpointError, DataError
 from kalm.llm.backbones.key_value_cache import KeyValueCache
+
+# About the size of what encoders of states and actions yield, so that no kind of token drowns another.
+TOKEN_STD = 0.5
 
 
 class Backbone(nn.Module, ABC):
@@ -161,3 +165,23 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def frozen_fingerprint(self) -> str:
         """Identity of the weights that are not trained and therefore not in a checkpoint."""
+
+
+def add_backbone(checkpoint: dict[str, Any], backbone: Backbone) -> None:
+    """Say which language model the weights belong to: those that are frozen are not in the checkpoint."""
+    checkpoint["backbone"] = backbone.description
+
+
+def require_same_backbone(checkpoint: Mapping[str, Any], backbone: Backbone) -> None:
+    """Refuse weights that were trained on top of others.
+
+    Raises:
+        CheckpointError: If the language model, its tuning or its frozen weights differ; every difference is listed.
+    """
+    expected = backbone.identity
+    found = {name: checkpoint["backbone"].get(name) for name in expected} if "backbone" in checkpoint else expected
+    if found != expected:
+        raise CheckpointError(
+            f"the checkpoint is of another backbone: {'; '.join(changes(found, expected))}. Give the model and the "
+            "tuning that it was trained with (frozen is the identity of the weights that it does not hold)"
+        )

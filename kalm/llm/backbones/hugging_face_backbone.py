@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kalm.core.errors import DataError, KalmError
-from kalm.llm.backbones.backbone import Backbone
+from kalm.llm.backbones.backbone import TOKEN_STD, Backbone
 from kalm.llm.backbones.hugging_face_model import (
     Attention,
     ComputeType,
@@ -34,7 +34,6 @@ from kalm.llm.backbones.hugging_face_model import (
 )
 from kalm.llm.backbones.key_value_cache import KeyValueCache
 from kalm.llm.backbones.reading_check import require_plain_reading
-from kalm.llm.grounding.rollout_codec import TOKEN_STD
 
 # How far scores may be off by rounding alone, as a part of the largest; a mask that is not heeded costs more.
 _ROUNDING = {torch.float32: 0.01, torch.bfloat16: 0.05}

@@ -223,7 +223,24 @@ def load_base(settings: ModelSettings, device: torch.device) -> PreTrainedModel:
         )
     if settings.tuning == "qlora":
         _require_4_bits(model)
+        _keep_unpacked(model)
     return model
+
+
+def _keep_unpacked(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for the kernel that it has for processors with AVX512-BF16.
+
+    It would do so, in place and for good, in the first forward on a CPU in evaluation mode. Its kernel has no gradient
+    and says so to nobody: the adapters that are trained after an evaluation would get wrong ones. It also computes in
+    bfloat16 whatever was asked for, a few percent off; the constants lose their own quantisation; and layers with
+    biases fail. The switch belongs to each layer, so it goes wherever the layer goes: into adapters around it, copies
+    and pickles.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for part in model.modules():
+        if isinstance(part, Linear4bit):
+            part.support_avx512bf16_for_cpu = False
 
 
 def _quantisation(settings: ModelSettings, device: torch.device) -> Any:

@@ -3,8 +3,8 @@
 Three tasks teach it what states and actions mean: generation (goal in, rollout out; actions, next states and the end
 are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out).
 
-Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
-3.2) in ``rollout_engine.py``.
+Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; what is asked about
+held-out rollouts and texts in ``held_out.py``; imagination (section 3.2) in ``imagination/rollout_engine.py``.
 
 Differences from the paper: (1) a next state is predicted as its change, and kept to the range of the data; (2) an
 end head says when the goal is met, so that continuous actions need no end token; (3) a rollout contributes all its
@@ -28,25 +28,22 @@ from torch import Tensor
 
 from kalm.core.names import TaskSpec
 from kalm.core.rollout import Rollout
-from kalm.data.grounding_batch import GeneralText, GroundingBatch, GroundingTask, batch_rollouts
+from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
+from kalm.data.grounding_validation import ValidationBatch
 from kalm.data.work_item import WorkItem, WorkShard
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
-from kalm.llm.backbones.backbone import Backbone
-from kalm.llm.backbones.backbone_checkpoint import add_backbone, require_same_backbone
-from kalm.llm.grounding.explanation import write_answers
-from kalm.llm.grounding.losses import action_loss, change_loss, end_loss, require_finite, text_loss
-from kalm.llm.grounding.optimization import Optimization
+from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
+from kalm.llm.grounding.held_out import prediction_metrics, text_metrics, write_answers
+from kalm.llm.grounding.losses import Optimization, action_loss, change_loss, end_loss, require_finite, text_loss
+from kalm.llm.grounding.reading import RolloutHidden, read_rollouts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.grounding.rollout_reader import RolloutHidden, read_rollouts
-from kalm.llm.grounding.text_reader import read_texts
-from kalm.llm.imagination.chained_imagination import imagine_chained
-from kalm.llm.imagination.generation import Sampling
-from kalm.llm.imagination.rollout_engine import MAX_ROWS, RolloutEngine
+from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from kalm.runs.folder import find_checkpoint
 
-# A next state matches when every number is within this many standard deviations of the data.
-_STATE_TOLERANCE = 0.2
+_AS_IN_THE_PAPER = ImaginationSettings()
+# What decides, with the weights, what is imagined; the other settings say how fast.
+_DECIDES = ("temperature", "goal_test", "end_threshold", "chain_sub_goals")
 
 
 class GroundedLLM(LightningModule):
@@ -59,19 +56,15 @@ class GroundedLLM(LightningModule):
         inner_size: int = 256,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.05,
-        warmup_steps: int = 50,
-        schedule_steps: int = 2000,
+        warmup_updates: int = 50,
+        schedule_updates: int = 2000,
         backbone_learning_rate_scale: float = 1.0,
         next_observation_weight: float = 1.0,
         end_weight: float = 0.3,
         text_weight: float = 1.0,
         general_text_weight: float = 1.0,
         observation_noise: float = 0.0,
-        temperature: float = 0.0,
-        end_threshold: float = 1.0,
-        chain_sub_goals: bool = False,
-        imagination_batch_size: int = MAX_ROWS,
-        compile_imagination: bool = False,
+        imagination: ImaginationSettings = _AS_IN_THE_PAPER,
         weights_from: str | None = None,
     ) -> None:
         """Build it; data and the weights of a frozen encoder are not touched yet.
@@ -82,8 +75,8 @@ class GroundedLLM(LightningModule):
             inner_size: Width of the observation encoder and of the next-observation head.
             learning_rate: Peak of the schedule.
             weight_decay: AdamW's, on matrices only.
-            warmup_steps: Updates in which the learning rate rises from zero.
-            schedule_steps: Updates after which it has fallen to zero along a straight line; set it to
+            warmup_updates: Updates in which the learning rate rises from zero.
+            schedule_updates: Updates after which it has fallen to zero along a straight line; set it to
                 ``trainer.max_steps``. A number of its own, so that a run stopped early and resumed learns the same.
             backbone_learning_rate_scale: The backbone's learning rate as a multiple of ``learning_rate``; a pretrained
                 one wants less than encoders and heads that begin at random.
@@ -94,16 +87,7 @@ class GroundedLLM(LightningModule):
             observation_noise: Standard deviation of the noise on the observations that training reads, in units of the
                 spread of a step's change. It keeps the model from knowing rollouts by their digits, and next states are
                 learned as changes that lead back to the real ones, so that imagination does not drift.
-            temperature: How freely imagined actions are drawn; 0 takes the likeliest, which leaves out the random
-                actions in the data.
-            end_threshold: Probability of the end at which an imagined rollout stops without having met its goal. 1 goes
-                on until the domain's rule or the step limit ends it, which meets more goals.
-            chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another
-                (``chained_imagination.py``); the paper imagines them whole.
-            imagination_batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What
-                is imagined does not depend on it.
-            compile_imagination: Whether the steps of imagination are compiled (``torch.compile``), as CUDA graphs on a
-                GPU, which is what it is for: it takes a minute at the beginning, and on a CPU it is slower.
+            imagination: How rollouts are imagined.
             weights_from: Checkpoint, or run folder, of an earlier grounding of the same backbone, whose weights and
                 statistics ``fit`` begins with; the optimizer and its schedule begin anew. A run that is resumed goes
                 on from its own checkpoint instead.
@@ -113,15 +97,11 @@ class GroundedLLM(LightningModule):
         self.backbone = backbone
         self.codec = RolloutCodec(spec, [part.hidden_size for part in backbone.parts], inner_size)
         self._observation_noise = observation_noise
-        self.sampling = Sampling(temperature, end_threshold)
-        self.chain_sub_goals = chain_sub_goals
-        if imagination_batch_size < 1:
-            raise ValueError(f"imagination_batch_size is {imagination_batch_size}; it must be 1 or more")
-        self._imagination_batch_size, self._compile_imagination = imagination_batch_size, compile_imagination
+        self._imagination = imagination
         self._engine: RolloutEngine | None = None
         self._weights_from = weights_from
         self._optimization = Optimization(
-            learning_rate, weight_decay, warmup_steps, schedule_steps, backbone_learning_rate_scale
+            learning_rate, weight_decay, warmup_updates, schedule_updates, backbone_learning_rate_scale
         )
         self._loss_weights = {
             "action_loss": 1.0,
@@ -198,22 +178,20 @@ class GroundedLLM(LightningModule):
 
     @torch.inference_mode()
     def validation_step(
-        self, batch: list[Rollout] | list[WorkItem] | GeneralText, batch_index: int, dataloader_idx: int = 0
+        self, batch: ValidationBatch, batch_index: int, dataloader_idx: int = 0
     ) -> dict[str, list[Rollout]]:
         """Held-out real rollouts are predicted step by step, held-out text token by token; work items are imagined.
 
         Returns:
-            The rollouts, ``real`` or ``imaginary``, for callbacks to judge.
+            The rollouts, ``real`` and ``imaginary``, for callbacks to judge.
         """
-        if isinstance(batch, GeneralText):
-            self._validate_on_text(batch)
-            return {}
-        items = [entry for entry in batch if isinstance(entry, WorkItem)]
-        if items:
-            return {"imaginary": self.imagine(items)}
-        rollouts = [entry for entry in batch if isinstance(entry, Rollout)]
-        self._validate_on(rollouts)
-        return {"real": rollouts}
+        if batch.rollouts:
+            prompts = [generation_prompt(rollout.instruction) for rollout in batch.rollouts]
+            asked = self._asked(batch.rollouts, prompts, GroundingTask.GENERATION)
+            self._log_means(prediction_metrics(self.backbone, self.codec, asked))
+        if batch.text.texts:
+            self._log_means(text_metrics(self.backbone, batch.text, self.device))
+        return {"real": list(batch.rollouts), "imaginary": self.imagine(batch.items) if batch.items else []}
 
     def predict_step(self, batch: WorkShard, batch_index: int) -> list[Rollout]:
         """Imagine one rollout for each work item of a shard."""
@@ -223,7 +201,7 @@ class GroundedLLM(LightningModule):
     def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
         """Imagine one rollout for each work item, labelled by the domain's own rules."""
         engine = self._engine or self._make_engine()
-        return imagine_chained(engine, items) if self.chain_sub_goals else engine.imagine(items)
+        return engine.imagine(items)
 
     def on_predict_start(self) -> None:
         """Set up imagination once: the weights stay what they are until the end."""
@@ -236,11 +214,11 @@ class GroundedLLM(LightningModule):
     @torch.inference_mode()
     def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION) -> list[str]:
         """Say in words which instruction each rollout follows."""
-        batch = batch_rollouts(rollouts, [prompt] * len(rollouts), GroundingTask.EXPLANATION)
-        return write_answers(self.backbone, self.codec, self.transfer_batch_to_device(batch, self.device, 0))
+        asked = self._asked(rollouts, [prompt] * len(rollouts), GroundingTask.EXPLANATION)
+        return write_answers(self.backbone, self.codec, asked)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the weights belong to: those that are frozen are not in the checkpoint."""
+        """Say what the weights belong to."""
         add_backbone(checkpoint, self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -261,14 +239,11 @@ class GroundedLLM(LightningModule):
         return {
             "model_sha256": digest.hexdigest(),
             "prompts_sha256": prompts_hash(),
-            "temperature": self.sampling.temperature,
-            "end_threshold": self.sampling.end_threshold,
-            "chain_sub_goals": self.chain_sub_goals,
+            **{name: getattr(self._imagination, name) for name in _DECIDES},
         }
 
     def _make_engine(self) -> RolloutEngine:
-        how = self.sampling, self._imagination_batch_size, self._compile_imagination
-        return RolloutEngine(self.backbone, self.codec, self._data.domain, *how)
+        return RolloutEngine(self.backbone, self.codec, self._data.domain, self._imagination)
 
     @property
     def _data(self) -> Any:
@@ -286,30 +261,12 @@ class GroundedLLM(LightningModule):
         size = self._observation_noise * self.codec.change_std * self.codec.can_change(observation)
         return observation + size * torch.randn_like(observation)
 
-    def _validate_on_text(self, text: GeneralText) -> None:
-        """Mean loss a token; its exponential is the perplexity."""
-        hidden, target = read_texts(self.backbone, text, self.device)
-        loss = text_loss(self.backbone.text_logits(hidden), target)
-        name = "ground/held_out_general_text_loss"
-        self.log(name, loss.mean(), on_epoch=True, batch_size=len(target), add_dataloader_idx=False)
+    def _asked(self, rollouts: Sequence[Rollout], prompts: Sequence[str], task: GroundingTask) -> GroundingBatch:
+        """Rollouts, each behind a prompt of its own, where the model is."""
+        batch: GroundingBatch = self.transfer_batch_to_device(batch_rollouts(rollouts, prompts, task), self.device, 0)
+        return batch
 
-    def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
-        """One-step predictions along real rollouts of training goals: losses, and how often they are right."""
-        prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
-        batch = batch_rollouts(rollouts, prompts, GroundingTask.GENERATION)
-        batch = self.transfer_batch_to_device(batch, self.device, 0)
-        hidden = read_rollouts(self.backbone, self.codec, batch)
-        action, change = self.codec.predict_action(hidden.observation), self.codec.predict_change(hidden.action)
-        of_action = action_loss(action, batch.action)
-        of_change = change_loss(change, self.codec.change(batch.observation, batch.next_observation))
-        error = self.codec.apply_change(batch.observation, change) - batch.next_observation
-        is_close = (error.abs() <= _STATE_TOLERANCE * self.codec.observation_std).all(dim=-1)
-        metrics = {
-            "ground/held_out_action_loss": of_action,
-            "ground/held_out_next_observation_loss": of_change,
-            "imagine/train/state_match": is_close.float(),
-        }
-        if self.spec.is_discrete:
-            metrics["imagine/train/action_match"] = (action.argmax(dim=-1) == batch.action).float()
-        means = {name: values.mean() for name, values in metrics.items()}
-        self.log_dict(means, on_epoch=True, batch_size=len(batch.action), add_dataloader_idx=False)
+    def _log_means(self, metrics: dict[str, Tensor]) -> None:
+        """Log each metric's mean over all batches of a validation; all have as many numbers."""
+        means, (size, *_) = {name: values.mean() for name, values in metrics.items()}, map(len, metrics.values())
+        self.log_dict(means, on_epoch=True, batch_size=size, add_dataloader_idx=False)

@@ -1,4 +1,7 @@
-"""What grounding minimises (KALM, section 3.1): four losses, each one number a token, none reduced or weighted.
+"""What grounding minimises (KALM, section 3.1), and how.
+
+Four losses, each one number a token, none reduced or weighted. AdamW minimises them, with a learning rate that rises
+along a straight line and falls to zero along another.
 
 Shape letters: n tokens (any selection of them), A actions or numbers in an action, O numbers in an observation,
 V vocabulary.
@@ -7,10 +10,13 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 
 from kalm.core.errors import DataError
 
@@ -91,3 +97,47 @@ def require_finite(means: Mapping[str, Tensor], update: int) -> None:
                 f"{name} is {value.item()} at update {update}; it must be finite. Check the rollouts for extreme "
                 "numbers, or lower learning_rate"
             )
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Step sizes; their meaning and units are those of ``GroundedLLM``'s options of these names."""
+
+    learning_rate: float
+    weight_decay: float
+    warmup_updates: int
+    schedule_updates: int
+    backbone_learning_rate_scale: float
+
+    def __post_init__(self) -> None:
+        """Check the schedule."""
+        if not 0 <= self.warmup_updates < self.schedule_updates:
+            raise ValueError(
+                f"warmup_updates is {self.warmup_updates}; it must be at least 0 and below schedule_updates, "
+                f"{self.schedule_updates}"
+            )
+
+    def of(self, backbone: nn.Module, codec: nn.Module) -> OptimizerLRScheduler:
+        """What ``configure_optimizers`` returns, for the parameters that are trained; no decay on vectors."""
+        rates = (backbone, self.learning_rate * self.backbone_learning_rate_scale), (codec, self.learning_rate)
+        groups = [
+            {"params": _trained(module, is_matrix), "lr": rate, "weight_decay": self.weight_decay * is_matrix}
+            for is_matrix in (True, False)
+            for module, rate in rates
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98), fused=True)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"},
+        }
+
+    def _rate(self, update: int) -> float:
+        """Learning rate of ``update`` as a fraction of its peak."""
+        rise = (update + 1) / max(1, self.warmup_updates)
+        fall = (self.schedule_updates - update) / (self.schedule_updates - self.warmup_updates)
+        return max(0.0, min(1.0, rise, fall))
+
+
+def _trained(module: nn.Module, is_matrix: bool) -> list[nn.Parameter]:
+    """Parameters that are trained: those with two dimensions or more, or the others."""
+    return [p for p in module.parameters() if p.requires_grad and (p.dim() > 1) == is_matrix]

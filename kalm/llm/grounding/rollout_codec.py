@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kalm.core.names import TaskSpec
+from kalm.llm.backbones.backbone import TOKEN_STD
 
 # Further from the mean than this many standard deviations, an observation says no more. Numbers that hardly vary in the
 # data, such as the place of an object that is put aside, would otherwise drown all others wherever they do.
@@ -24,7 +25,6 @@ _MOST_DEVIATIONS = 10.0
 # A change counts in units of its spread, but of no less than this part of the number's own: else the trembling of an
 # object at rest would be what there is to learn.
 _LEAST_CHANGE = 1e-3
-TOKEN_STD = 0.5  # about the size of what the other encoders yield, so that no kind of token drowns another
 
 
 class RolloutCodec(nn.Module):

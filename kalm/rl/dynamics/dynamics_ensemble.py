@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kalm.core.names import TaskSpec
-from kalm.rl.losses.gaussian import gaussian_log_probability
+from kalm.rl.losses import gaussian_log_probability
+from kalm.rl.networks.gaussian_policies import softly_bounded
 from kalm.rl.networks.mlp import EnsembleMLP
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-5.0, 5.0)
 
@@ -96,7 +97,4 @@ class DynamicsEnsemble(nn.Module):
     def _read(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and logarithm of the deviation of the outcome, and the logit of termination."""
         mean, log_deviation, logit = output.split([self.num_outcomes, self.num_outcomes, 1], dim=-1)
-        low, high = _LOG_DEVIATION_RANGE
-        log_deviation = high - functional.softplus(high - log_deviation)  # bounds that gradients get through
-        log_deviation = low + functional.softplus(log_deviation - low)
-        return mean, log_deviation, logit.squeeze(-1)
+        return mean, softly_bounded(log_deviation, *_LOG_DEVIATION_RANGE), logit.squeeze(-1)

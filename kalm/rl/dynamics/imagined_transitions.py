@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
-from kalm.rl.networks.squashed_gaussian import SquashedGaussian
+from kalm.rl.networks.gaussian_policies import SquashedGaussian
 
 
 @dataclass(frozen=True)

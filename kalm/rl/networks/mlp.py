@@ -1,8 +1,8 @@
 """The networks of the policies: perceptrons over an observation, the embedding of an instruction and more.
 
-KALM, appendix: [|S| + |L|, 256, 256] with ReLU. The inputs stay apart until the first layer. There they may broadcast,
-and may be given as products that were made before: thirty actions of one transition share the products of its
-observation and of its goal embedding, the two largest; see ``first_layer.py``.
+KALM, appendix: [|S| + |L|, 256, 256] with ReLU. The inputs stay apart until the first layer, so that they may
+broadcast there. An ensemble can be given its first inputs ahead of the others: thirty actions of one transition then
+share the work on its observation and its goal embedding, the two largest; see ``first_layer.py``.
 
 A network used as ``frozen`` passes gradients on to its inputs and takes none itself, for losses that look through a
 critic they must not train.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -21,16 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kalm.core.names import TaskSpec
-from kalm.rl.networks.first_layer import (
-    Joined,
-    Product,
-    first_layer,
-    in_pieces,
-    join,
-    leading_shape,
-    of_members,
-    product,
-)
+from kalm.rl.networks.first_layer import Part, PartialProduct, first_layer, in_pieces, join, leading_shape, multiply
 
 _Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
 _ROWS_A_PIECE = 2048
@@ -53,24 +45,14 @@ class MLP(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True))
         self.output = nn.Linear(sizes[-1], output_size)
 
-    def forward(self, *inputs: Tensor | Product, frozen: bool = False) -> Tensor:
+    def forward(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
         """Map inputs of shape (..., n_1), (..., n_2), ... to an output of shape (..., output_size).
 
         Args:
-            inputs: Leading dimensions broadcast; an input may be given as its product.
+            inputs: Leading dimensions broadcast.
             frozen: Whether the parameters take no gradient.
         """
         return _evaluate(join(inputs, self.input_sizes), self._layers(frozen))
-
-    def product(self, *inputs: Tensor, first: int = 0) -> Product:
-        """The part of some neighbouring inputs in the first layer, to be given in their place.
-
-        Args:
-            inputs: Of equal leading dimensions.
-            first: Position of the first of them.
-        """
-        weight, bias = self._layers(frozen=False)[0]
-        return product(inputs, first, weight, bias, self.input_sizes)
 
     def _layers(self, frozen: bool) -> list[_Layer]:
         """Weight and bias of every layer."""
@@ -114,37 +96,37 @@ class EnsembleMLP(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
 
-    def forward(self, *inputs: Tensor | Product, frozen: bool = False, num_members: int | None = None) -> Tensor:
+    def forward(self, *inputs: Tensor, frozen: bool = False, num_members: int | None = None) -> Tensor:
         """Map inputs of shape (..., n_1), (..., n_2), ... to an output of shape (N, ..., output_size).
 
         Args:
-            inputs: Leading dimensions broadcast; an input may be given as its product.
+            inputs: Leading dimensions broadcast.
             frozen: Whether the parameters take no gradient.
             num_members: Ask only the first members, so many; None asks all.
         """
         parts = join(inputs, self.input_sizes)
-        members = self._layers(frozen)[:num_members]
-        inputs_of = of_members(parts, len(members), width=self.biases[0].shape[-1])
-        return torch.stack([_evaluate(own, layers) for own, layers in zip(inputs_of, members, strict=True)])
+        return torch.stack([_evaluate(parts, layers) for layers in self.layers(frozen)[:num_members]])
 
     def each(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
         """Let every member read inputs of its own: (N, ..., n_1), (N, ..., n_2), ... to (N, ..., output_size)."""
-        members = zip(zip(*inputs, strict=True), self._layers(frozen), strict=True)
+        members = zip(zip(*inputs, strict=True), self.layers(frozen), strict=True)
         return torch.stack([_evaluate(join(own, self.input_sizes), layers) for own, layers in members])
 
-    def product(self, *inputs: Tensor, first: int = 0, num_members: int | None = None) -> Product:
-        """The part of some neighbouring inputs in the first layer of the members, to be given in their place.
+    def given(self, *inputs: Tensor, frozen: bool = False, num_members: int | None = None) -> GivenInputs:
+        """The members as functions of their last inputs, the work on the first ones being done once.
 
         Args:
-            inputs: Of equal leading dimensions.
-            first: Position of the first of them.
-            num_members: Members that will be asked, from the first on; None prepares for all.
+            inputs: The first inputs, of equal leading dimensions.
+            frozen: Whether the parameters take no gradient from what is worked out here.
+            num_members: Ask only the first members, so many; None asks all.
         """
         num_rows = None if num_members is None else num_members * self.biases[0].shape[-1]
-        bias = self.biases[0].flatten()[:num_rows]
-        return product(inputs, first, self.first_weight[:num_rows], bias, self.input_sizes)
+        weight, bias = self.first_weight[:num_rows], self.biases[0].flatten()[:num_rows]
+        (joined,) = join(inputs, self.input_sizes)
+        product = multiply(joined, weight.detach() if frozen else weight, bias.detach() if frozen else bias)
+        return GivenInputs(self, product, len(inputs))
 
-    def _layers(self, frozen: bool) -> list[list[_Layer]]:
+    def layers(self, frozen: bool) -> list[list[_Layer]]:
         """Weight, (outputs, inputs), and bias of every layer of each member."""
         tensors = [self.first_weight, *self.weights, *self.biases]
         first, *others = [tensor.detach() for tensor in tensors] if frozen else tensors
@@ -157,7 +139,41 @@ class EnsembleMLP(nn.Module):
         ]
 
 
-def _evaluate(parts: Sequence[Joined | Product], layers: Sequence[_Layer]) -> Tensor:
+@dataclass(frozen=True)
+class GivenInputs:
+    """An ensemble that knows its first inputs: ``critic.given(observation, goal)(action)``.
+
+    Attributes:
+        network: The ensemble.
+        product: What its first layer makes of them, for each member that is asked, (..., members * H).
+        num_inputs: How many they are.
+    """
+
+    network: EnsembleMLP
+    product: Tensor
+    num_inputs: int
+
+    def __getitem__(self, rows: slice) -> GivenInputs:
+        """The same for some rows of the inputs."""
+        return replace(self, product=self.product[rows])
+
+    def __call__(self, *inputs: Tensor, frozen: bool = False) -> Tensor:
+        """Map the other inputs to outputs, (N, ..., output_size).
+
+        Args:
+            inputs: Of the leading dimensions of those that are known, (B, n), or with several for each, (B, M, n).
+            frozen: Whether the parameters take no gradient.
+        """
+        product = self.product.detach() if frozen else self.product
+        if inputs and inputs[0].ndim > product.ndim:
+            product = product.unsqueeze(-2)
+        of_members = product.split(self.network.biases[0].shape[-1], dim=-1)
+        others = join(inputs, self.network.input_sizes, first=self.num_inputs)
+        members = zip(of_members, self.network.layers(frozen)[: len(of_members)], strict=True)
+        return torch.stack([_evaluate([PartialProduct(own), *others], layers) for own, layers in members])
+
+
+def _evaluate(parts: Sequence[Part], layers: Sequence[_Layer]) -> Tensor:
     """Linear layers with ReLU between them, as many rows at a time as keep to the processor's cache."""
     pieces = in_pieces(parts, _ROWS_A_PIECE) if parts[0].values.device.type == "cpu" else [parts]
     rows = [_evaluate_piece(piece, layers) for piece in pieces]
@@ -165,7 +181,7 @@ def _evaluate(parts: Sequence[Joined | Product], layers: Sequence[_Layer]) -> Te
     return output.view(*leading_shape(parts), output.shape[-1])
 
 
-def _evaluate_piece(parts: Sequence[Joined | Product], layers: Sequence[_Layer]) -> Tensor:
+def _evaluate_piece(parts: Sequence[Part], layers: Sequence[_Layer]) -> Tensor:
     first, *hidden_layers, last = layers
     hidden = first_layer(parts, *first)
     for layer in hidden_layers:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, cast
 from lightning import LightningModule
 
 from kalm.core.errors import DataError, KalmError
+from kalm.core.names import TaskSpec
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData
-    from kalm.rl.base import OfflineRLModule
 
 
 def attached_data(module: LightningModule) -> PolicyData:
@@ -28,33 +28,30 @@ def attached_data(module: LightningModule) -> PolicyData:
     return cast("PolicyData", data)
 
 
-def check_fit(policy: OfflineRLModule, data: PolicyData) -> None:
-    """Refuse data that the policy cannot read, and updates that training steps cannot hit exactly.
+def check_fit(algorithm: str, spec: TaskSpec, sequence_length: int, data: PolicyData, max_updates: int) -> None:
+    """Refuse data that a policy cannot read, and updates that training steps cannot hit exactly.
+
+    Args:
+        algorithm: The policy's name.
+        spec: Sizes that it was built for.
+        sequence_length: Steps of the windows that it reads; 1 for transitions.
+        data: The data module.
+        max_updates: ``trainer.max_steps``.
 
     Raises:
         DataError: If the sizes, or the lengths of windows, differ.
-        KalmError: If ``max_steps`` is no multiple of the updates of a training step.
+        KalmError: If ``max_updates`` is no multiple of the updates of a training step.
     """
-    if data.spec != policy.spec:
-        raise DataError(f"the policy was built for {policy.spec}, but the data have {data.spec}; give both one domain")
-    if data.sequence_length != policy.sequence_length:
+    if data.spec != spec:
+        raise DataError(f"the policy was built for {spec}, but the data have {data.spec}; give both one domain")
+    if data.sequence_length != sequence_length:
         raise DataError(
-            f"{type(policy).__name__} reads windows of {policy.sequence_length} steps, but data.sequence_length is "
-            f"{data.sequence_length}; set data.sequence_length to {policy.sequence_length}"
+            f"{algorithm} reads windows of {sequence_length} steps, but data.sequence_length is "
+            f"{data.sequence_length}; set data.sequence_length to {sequence_length}"
         )
-    max_steps, per_step = policy.trainer.max_steps, data.updates_per_step
-    if max_steps % per_step and max_steps != -1:
+    per_step = data.updates_per_step
+    if max_updates % per_step and max_updates != -1:
         raise KalmError(
-            f"trainer.max_steps is {max_steps}, which is no multiple of data.updates_per_step {per_step}; "
-            f"use {max_steps // per_step * per_step or per_step} updates, or an updates_per_step that divides it"
+            f"trainer.max_steps is {max_updates}, which is no multiple of data.updates_per_step {per_step}; "
+            f"use {max_updates // per_step * per_step or per_step} updates, or an updates_per_step that divides it"
         )
-
-
-def take_statistics(policy: OfflineRLModule, data: PolicyData) -> None:
-    """Give the policy the table of goal embeddings, and its normalisers the data's statistics."""
-    if policy.normalize_observation:
-        policy.observation_normalizer.set_statistics(data.observation_mean, data.observation_std)
-    if policy.normalize_goal_embedding:
-        mean = data.goal_embeddings.mean(0)
-        policy.goal_normalizer.set_statistics(mean, (data.goal_embeddings - mean).square().mean().sqrt())
-    policy.goal_embeddings = policy.goal_normalizer(data.goal_embeddings.to(policy.device))

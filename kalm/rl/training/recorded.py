@@ -1,14 +1,23 @@
-"""What the updates of a training step recorded, stacked; updates need not record the same.
+"""What the updates of a training step recorded: stacked, looked at for what is not finite, averaged for the log.
 
-Shape letters: K updates a training step, B batch.
+Looking costs nothing while all is well: sums are checked, and only what is not finite is traced to its cause.
+
+Shape letters: K updates a training step, S policies side by side, B batch, T steps of a window where a batch has some.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
 import torch
-from torch import Tensor
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from kalm.core.errors import DataError
+from kalm.core.names import ACTION, NEXT_OBSERVATION, OBSERVATION, REWARD, ROLLOUT_ID, SOURCE, STEP, Source
+
+_FIELDS = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
 
 
 def stack_recorded(rows: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -30,3 +39,131 @@ def stack_recorded(rows: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tens
         if any(values is None for values in there):
             is_recorded[name] = torch.tensor([values is not None for values in there], device=zeros.device)
     return stacks, is_recorded
+
+
+@torch.no_grad()
+def source_means(
+    per_transition: Mapping[str, Tensor],
+    source: Tensor,
+    padding_mask: Tensor | None = None,
+    is_recorded: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Mean of each quantity over all transitions, and over those of each source that is there.
+
+    Args:
+        per_transition: Losses and measurements by name, each of shape (K, B) or (K, B, T).
+        source: Source of every transition, same shape.
+        padding_mask: True = real step, same shape; what is no step does not count. None if all are.
+        is_recorded: For names that not every update recorded, which updates did, shape (K,); the others do not count.
+    """
+    if padding_mask is None:
+        padding_mask = torch.ones_like(source, dtype=torch.bool)
+    is_recorded = is_recorded or {}
+    means = _means(per_transition, "train", padding_mask, is_recorded)
+    for member in Source:
+        chosen = (source == int(member)) & padding_mask
+        if chosen.any():
+            means |= _means(per_transition, f"train/{member.label}", chosen, is_recorded)
+    return means
+
+
+def _means(
+    per_transition: Mapping[str, Tensor], prefix: str, chosen: Tensor, is_recorded: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    weight = chosen / chosen.sum()
+    means = {
+        f"{prefix}/{name}": (values * weight).sum()
+        for name, values in per_transition.items()
+        if name not in is_recorded
+    }
+    for name, updates in is_recorded.items():
+        counted = chosen[updates]
+        if counted.any():
+            means[f"{prefix}/{name}"] = (per_transition[name][updates] * counted).sum() / counted.sum()
+    return means
+
+
+@torch.no_grad()
+def is_finite(per_transition: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> bool:
+    """Whether all losses are finite, and all parameters, which a gradient that is not would have spoilt."""
+    norm = nn.utils.get_total_norm(parameters)
+    return bool(torch.stack([norm, *(values.sum() for values in per_transition.values())]).isfinite().all())
+
+
+def raise_non_finite(
+    per_transition: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    batch: TensorDictBase,
+    first_update: int,
+    seeds: Sequence[int],
+) -> NoReturn:
+    """Name what is not finite: a field of the data, else a loss, else the parameters that a gradient spoilt.
+
+    Args:
+        per_transition: Losses and measurements by name, each of shape (K, B) or (K, B, T).
+        parameters: All parameters by name.
+        batch: The minibatches, of the same batch size.
+        first_update: Updates made before this training step.
+        seeds: Seeds of the policies that are trained side by side, S. For several, a row of a minibatch is S of theirs,
+            and parameters are stacks of theirs, (S, ...); the seed is named.
+
+    Raises:
+        DataError: Always.
+    """
+    names = _Names(batch, seeds)
+    cause = _bad_field(names) or _bad_loss(per_transition, names, first_update) or _bad_parameter(parameters, names)
+    raise DataError(
+        f"training stopped after update {first_update}, before anything was saved: {cause}. Losses, gradients and data "
+        "must be finite. Rebuild a store with bad values; else lower learning_rate or set gradient_clip_norm"
+    )
+
+
+class _Names:
+    """How to name places in a batch."""
+
+    def __init__(self, batch: TensorDictBase, seeds: Sequence[int]) -> None:
+        self.batch = batch
+        self._seeds = seeds
+
+    def transition(self, bad: Tensor) -> str:
+        """Name the first marked transition."""
+        place = tuple(bad.nonzero()[0].tolist())
+        source = Source(int(self.batch.get(SOURCE)[place])).label
+        rollout, step = int(self.batch.get(ROLLOUT_ID)[place]), int(self.batch.get(STEP)[place])
+        return f"rollout {rollout}, step {step} ({source}){self._seed(place[1] * len(self._seeds) // bad.shape[1])}"
+
+    def policy(self, parameter: Tensor) -> str:
+        """Name the policy whose part of a parameter is not finite, if there are several."""
+        return self._seed(int((~torch.isfinite(parameter)).nonzero()[0, 0])) if len(self._seeds) > 1 else ""
+
+    def _seed(self, number: int) -> str:
+        return f", policy of seed {self._seeds[number]}" if len(self._seeds) > 1 else ""
+
+
+def _bad_field(names: _Names) -> str | None:
+    for key in _FIELDS:
+        value = names.batch.get(key)
+        bad = ~torch.isfinite(value).reshape(*names.batch.shape, -1).all(-1)
+        if bad.any():
+            name = key if isinstance(key, str) else " ".join(key)
+            return f"{name} is not finite in {names.transition(bad)}"
+    return None
+
+
+def _bad_loss(per_transition: Mapping[str, Tensor], names: _Names, first_update: int) -> str | None:
+    # Later updates inherit what an earlier one spoilt, so the first bad update is the one to name.
+    bad_of = {name: ~torch.isfinite(values) for name, values in per_transition.items()}
+    firsts = {name: int(bad.nonzero()[0, 0]) for name, bad in bad_of.items() if bad.any()}
+    if not firsts:
+        return None
+    name = min(firsts, key=lambda key: firsts[key])
+    update, bad = firsts[name], bad_of[name]
+    value = float(per_transition[name][bad][0])
+    return f"{name} is {value} at update {first_update + update + 1}, first for {names.transition(bad)}"
+
+
+def _bad_parameter(parameters: Mapping[str, Tensor], names: _Names) -> str:
+    bad = [name for name, value in parameters.items() if not torch.isfinite(value).all()]
+    if not bad:
+        return "the sum of all losses overflowed"
+    return f"the gradient of {bad[0]} was not finite{names.policy(parameters[bad[0]])}"

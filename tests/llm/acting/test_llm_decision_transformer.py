@@ -153,7 +153,7 @@ def test_what_evaluation_needs_travels_with_the_weights(tmp_path: Path) -> None:
     for quantile, expected in ((0.4, 0.0), (0.9, 1.0)):
         data = good_and_bad(ChainDomain(), tmp_path)
         model = LLMDecisionTransformer(
-            data.spec, tiny_backbone(), inner_size=8, target_return_quantile=quantile, schedule_steps=60
+            data.spec, tiny_backbone(), inner_size=8, target_return_quantile=quantile, schedule_updates=60
         )
         trainer(tmp_path, max_steps=1).fit(model, datamodule=data)
         saved = model.state_dict()
@@ -169,7 +169,7 @@ def trained(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("trained")
     data = good_and_bad(request.param, folder)
     lightning.seed_everything(0, verbose=False)
-    options = {"learning_rate": 5e-3, "warmup_steps": 20, "schedule_steps": 150}
+    options = {"learning_rate": 5e-3, "warmup_updates": 20, "schedule_updates": 150}
     model = LLMDecisionTransformer(data.spec, tiny_backbone(), inner_size=32, **options)
     run = trainer(folder, max_steps=150, limit_val_batches=1.0, val_check_interval=150, check_val_every_n_epoch=None)
     before = float(model.losses(data.batch(1000))["action_loss"].detach().mean())
@@ -246,7 +246,9 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path) -> None:
         path: Path | None = None
         for stop in stops:
             data = good_and_bad(ChainDomain(), tmp_path)
-            model = LLMDecisionTransformer(data.spec, tiny_backbone(), inner_size=16, warmup_steps=3, schedule_steps=12)
+            model = LLMDecisionTransformer(
+                data.spec, tiny_backbone(), inner_size=16, warmup_updates=3, schedule_updates=12
+            )
             run = trainer(tmp_path, max_steps=stop)
             run.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
             path = tmp_path / f"{len(stops)}-{stop}.ckpt"
@@ -295,7 +297,7 @@ def test_data_without_returns_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"target_return_quantile": 1.1}, {"num_evaluation_envs": 0}, {"warmup_steps": 5, "schedule_steps": 5}],
+    [{"target_return_quantile": 1.1}, {"num_evaluation_envs": 0}, {"warmup_updates": 5, "schedule_updates": 5}],
     ids=lambda options: next(iter(options)),
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
@@ -312,7 +314,7 @@ def test_separate_models_for_states_and_actions_are_refused() -> None:
 
 
 def test_a_number_that_is_not_finite_stops_training(tmp_path: Path) -> None:
-    """N1: the loss is named, with the update."""
+    """The loss is named, with the update."""
     data = good_and_bad(ChainDomain(), tmp_path)
     data.batch = lambda index: hand_made_batch()._replace(return_to_go=torch.full((8,), torch.nan))  # type: ignore[method-assign]
     model = LLMDecisionTransformer(data.spec, tiny_backbone(), inner_size=8)
@@ -326,7 +328,7 @@ def test_a_pretrained_language_model_with_adapters_learns_and_acts(small_models:
 
     def on_llama() -> LLMDecisionTransformer:
         lightning.seed_everything(0, verbose=False)
-        options = {"learning_rate": 5e-3, "warmup_steps": 3, "schedule_steps": 120}
+        options = {"learning_rate": 5e-3, "warmup_updates": 3, "schedule_updates": 120}
         made = unloaded_backbone(small_models["llama"], tuning="lora")
         return LLMDecisionTransformer(data.spec, made, inner_size=32, **options)
 

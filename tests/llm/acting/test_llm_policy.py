@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kalm.core.errors import KalmError
+from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.names import Source, TaskSpec
 from kalm.data.grounding_batch import GroundingTask, batch_rollouts
 from kalm.envs.base import Domain
@@ -16,10 +16,10 @@ from kalm.envs.evaluation import evaluation_episodes
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.llm_policy import LLMPolicy
-from kalm.llm.grounding.rollout_reader import read_rollouts
+from kalm.llm.grounding.reading import read_rollouts
 from tests.chain_domain import ChainDomain
 from tests.line_domain import LineDomain
-from tests.llm.models import DISCRETE, tiny_backbone
+from tests.llm.models import DISCRETE, grounded_llm, tiny_backbone
 
 LINE = TaskSpec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
 SPLITS = ("train", "easy")
@@ -74,13 +74,18 @@ def test_an_episode_does_not_depend_on_those_beside_it(domain: Domain, spec: Tas
         assert_same(one, other)
 
 
-def test_the_checkpoint_says_how_long_the_model_was_grounded() -> None:
-    """Results are filed under the updates of grounding."""
-    model = make_policy(DISCRETE)
+def test_it_takes_what_a_grounding_checkpoint_holds_and_says_how_long_that_was_trained() -> None:
+    """Every weight by its name; results are filed under the updates of grounding; another backbone is refused."""
+    model, grounded = make_policy(DISCRETE), grounded_llm(seed=1)
     checkpoint = {"global_step": 123}
-    model.on_save_checkpoint(checkpoint)
+    grounded.on_save_checkpoint(checkpoint)
     model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(grounded.state_dict())
     assert model.num_updates == 123
+    assert torch.equal(model.codec.action_head.weight, grounded.codec.action_head.weight)
+    checkpoint["backbone"]["frozen"] = "other weights"
+    with pytest.raises(CheckpointError, match="the checkpoint is of another backbone: frozen"):
+        model.on_load_checkpoint(checkpoint)
 
 
 def test_at_least_one_episode_must_run() -> None:

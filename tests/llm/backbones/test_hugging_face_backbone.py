@@ -13,7 +13,7 @@ from kalm.core.errors import DataError
 from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.grounding.losses import text_loss
-from kalm.llm.grounding.rollout_reader import read_rollouts
+from kalm.llm.grounding.reading import read_rollouts
 from tests.llm.imagination.test_generation import assert_same, assert_same_rollouts, imagined, run
 from tests.llm.models import ANSWERS, DISCRETE, hand_made_batch, one_rollout_alone
 from tests.llm.small_models import CONTEXT_SIZE, backbone, unloaded_backbone

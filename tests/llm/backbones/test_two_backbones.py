@@ -21,7 +21,7 @@ from kalm.llm.acting.llm_policy import LLMPolicy
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.backbones.two_backbones import TwoBackbones
 from kalm.llm.grounding.grounded_llm import GroundedLLM
-from kalm.llm.grounding.rollout_reader import RolloutHidden, read_rollouts
+from kalm.llm.grounding.reading import RolloutHidden, read_rollouts
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from tests.chain_domain import ChainDomain
 from tests.chain_run import kalm
@@ -143,7 +143,7 @@ def grounded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     data = chain_grounding_data(folder)
     lightning.seed_everything(0, verbose=False)
     model = GroundedLLM(
-        data.spec, two_backbones(), inner_size=32, learning_rate=5e-3, warmup_steps=20, schedule_steps=250
+        data.spec, two_backbones(), inner_size=32, learning_rate=5e-3, warmup_updates=20, schedule_updates=250
     )
     trainer(folder, max_steps=250).fit(model, datamodule=data)
     return model.eval(), data
@@ -171,7 +171,7 @@ def fitted(folder: Path, made: Backbone, max_steps: int, ckpt_path: Path | None 
     """Grounded for so many updates, with a checkpoint of the last."""
     lightning.seed_everything(0, verbose=False)
     data = chain_grounding_data(folder)
-    model = GroundedLLM(data.spec, made, inner_size=16, warmup_steps=3, schedule_steps=60, **options)
+    model = GroundedLLM(data.spec, made, inner_size=16, warmup_updates=3, schedule_updates=60, **options)
     run = trainer(
         folder,
         max_steps=max_steps,

@@ -15,9 +15,8 @@ from kalm.data.grounding_data import GroundingData
 from kalm.data.work_item import WorkItem
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.generation import Sampling
 from kalm.llm.imagination.reader import CachedReader
-from kalm.llm.imagination.rollout_engine import RolloutEngine
+from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.store.writer import RolloutStoreWriter
 from tests.llm.grounding.test_grounded_llm import LOSSES, trainer
 from tests.llm.imagination.test_generation import made_of, work_item
@@ -46,7 +45,7 @@ def grounded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("line")
     data = parked_data(folder)
     lightning.seed_everything(0, verbose=False)
-    options = {"learning_rate": 5e-3, "warmup_steps": 20, "schedule_steps": 250, "observation_noise": 0.05}
+    options = {"learning_rate": 5e-3, "warmup_updates": 20, "schedule_updates": 250, "observation_noise": 0.05}
     model = GroundedLLM(data.spec, tiny_backbone(), inner_size=32, **options)
     trainer(folder, max_steps=250).fit(model, datamodule=data)
     return model.eval(), data
@@ -111,7 +110,7 @@ def test_noise_is_gaussian_of_the_temperature_and_clipped_to_the_space(temperatu
         model.codec.action_head.weight.zero_()
         model.codec.action_head.bias.copy_(torch.tensor([0.5, -0.95]))
     items = [work_item("go", np.zeros(5, dtype=np.float32), 10, seed) for seed in range(200)]
-    made = made_of(CachedReader(model.backbone, 64), model, items, 64, Sampling(temperature, end_threshold=1.0))
+    made = made_of(CachedReader(model.backbone, 64), model, items, 64, temperature=temperature)
     actions = np.concatenate([entry.actions for entry in made])
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 1
@@ -136,7 +135,9 @@ def test_an_out_of_reach_prediction_is_clipped_in_what_follows_too() -> None:
         model.codec.action_head.weight.zero_()
     goal = domain.instructed_goals("train")[0]
     items = [WorkItem(goal, np.zeros(5, dtype=np.float32), 3, 0)]
-    (rollout,) = RolloutEngine(model.backbone, model.codec, domain, Sampling()).imagine(items)
+    (rollout,) = RolloutEngine(model.backbone, model.codec, domain, ImaginationSettings(end_threshold=0.5)).imagine(
+        items
+    )
     assert (rollout.actions == 1).all()
     assert all((action == 1).all() for action in read)
 

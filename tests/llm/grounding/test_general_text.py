@@ -16,8 +16,7 @@ from kalm.language.encoder import SentenceEncoder
 from kalm.llm.backbones.tiny_backbone import TinyBackbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.grounding.losses import text_loss
-from kalm.llm.grounding.rollout_reader import RolloutHidden, read_rollouts
-from kalm.llm.grounding.text_reader import embed_texts, read_texts
+from kalm.llm.grounding.reading import RolloutHidden, embed_texts, read_rollouts, read_texts
 from tests.llm.grounding.test_grounded_llm import trainer
 from tests.llm.models import chain_grounding_data, grounded_llm, hand_made_batch, tiny_backbone
 from tests.llm.small_models import CONTEXT_SIZE, backbone, chain_texts, save_small_model, unloaded_backbone
@@ -119,7 +118,7 @@ def test_a_tiny_model_learns_words_that_only_the_text_has(tmp_path: Path) -> Non
     losses = []
     for num_updates in (1, 60):
         lightning.seed_everything(0, verbose=False)
-        model = GroundedLLM(data.spec, tiny_backbone(), inner_size=16, learning_rate=5e-3, schedule_steps=100)
+        model = GroundedLLM(data.spec, tiny_backbone(), inner_size=16, learning_rate=5e-3, schedule_updates=100)
         losses.append(held_out_loss(model, data, tmp_path, num_updates))
     assert losses[1] < 0.7 * losses[0]
     assert model.backbone.decode(model.backbone.tokenize(KNOWN[0])) == KNOWN[0].replace(".", " .")
@@ -145,7 +144,7 @@ def test_mixing_text_in_keeps_what_a_model_knows(pretrained: Path, tmp_path: Pat
         data = chain_grounding_data(tmp_path, seed=seed, **options)
         made = unloaded_backbone(pretrained, tuning="full")
         rate = 0.0 if num_updates == 1 else 2e-3
-        model = GroundedLLM(data.spec, made, 16, learning_rate=rate, warmup_steps=5, schedule_steps=100)
+        model = GroundedLLM(data.spec, made, 16, learning_rate=rate, warmup_updates=5, schedule_updates=100)
         losses[num_updates, num_texts] = held_out_loss(model, data, tmp_path, num_updates)
     before, without, mixed = losses.values()
     assert without > before + 0.3

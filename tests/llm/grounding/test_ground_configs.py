@@ -43,7 +43,7 @@ def test_the_model_is_pinned_to_a_commit(path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{40}", backbone["init_args"]["revision"])
     assert backbone["init_args"]["pad_token"]
     assert config["experiment"] == f"clevr_robot/ground/{path.stem.removeprefix('ground_')}"
-    assert config["model"]["init_args"]["schedule_steps"] == config["trainer"]["max_steps"]
+    assert config["model"]["init_args"]["schedule_updates"] == config["trainer"]["max_steps"]
 
 
 @pytest.fixture(scope="module")

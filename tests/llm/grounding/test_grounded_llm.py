@@ -115,7 +115,7 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path) -> None:
     for stops in ([12], [7, 12]):
         path: Path | None = None
         for stop in stops:
-            model = GroundedLLM(data.spec, tiny_backbone(), inner_size=16, warmup_steps=3, schedule_steps=12)
+            model = GroundedLLM(data.spec, tiny_backbone(), inner_size=16, warmup_updates=3, schedule_updates=12)
             run = trainer(tmp_path, max_steps=stop)
             run.fit(model, datamodule=chain_grounding_data(tmp_path), ckpt_path=path, weights_only=True)
             path = tmp_path / f"{len(stops)}-{stop}.ckpt"
@@ -132,7 +132,9 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path) -> None:
 
 def test_the_learning_rate_rises_and_falls() -> None:
     """Warm-up of 2 and end at 6: 1/2, 1, then 4/4 to 0 in quarters."""
-    model = GroundedLLM(DISCRETE, tiny_backbone(), inner_size=8, learning_rate=1.0, warmup_steps=2, schedule_steps=6)
+    model = GroundedLLM(
+        DISCRETE, tiny_backbone(), inner_size=8, learning_rate=1.0, warmup_updates=2, schedule_updates=6
+    )
     configured: Any = model.configure_optimizers()
     scheduler, rates = configured["lr_scheduler"]["scheduler"], []
     for _ in range(7):
@@ -152,7 +154,7 @@ def test_a_number_that_is_not_finite_stops_training(tmp_path: Path) -> None:
             return IndexedBatches(lambda index: bad, start=lambda: 0).dataloader()
 
     data.__class__ = NotANumber
-    model = GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_steps=60)
+    model = GroundedLLM(data.spec, tiny_backbone(), inner_size=8, schedule_updates=60)
     with pytest.raises(DataError, match="ground/dynamics_loss is nan at update 0"):
         trainer(tmp_path, max_steps=2).fit(model, datamodule=data)
 
@@ -164,7 +166,7 @@ def grounded(tmp_path_factory: pytest.TempPathFactory) -> tuple[GroundedLLM, Gro
     data = chain_grounding_data(folder)
     lightning.seed_everything(0, verbose=False)
     model = GroundedLLM(
-        data.spec, tiny_backbone(), inner_size=32, learning_rate=5e-3, warmup_steps=20, schedule_steps=250
+        data.spec, tiny_backbone(), inner_size=32, learning_rate=5e-3, warmup_updates=20, schedule_updates=250
     )
     run = trainer(folder, max_steps=250, limit_val_batches=1.0, val_check_interval=250, check_val_every_n_epoch=None)
     run.fit(model, datamodule=data)
@@ -206,7 +208,7 @@ def test_validation_leaves_training_as_it_was(tmp_path: Path) -> None:
     for val_batches in (0, 1.0):
         lightning.seed_everything(1, verbose=False)
         data = chain_grounding_data(tmp_path)
-        model = GroundedLLM(data.spec, tiny_backbone(), inner_size=8, warmup_steps=2, schedule_steps=9)
+        model = GroundedLLM(data.spec, tiny_backbone(), inner_size=8, warmup_updates=2, schedule_updates=9)
         options = {"limit_val_batches": val_batches, "val_check_interval": 3, "check_val_every_n_epoch": None}
         trainer(tmp_path, max_steps=9, **options).fit(model, datamodule=data)
         states.append(model.state_dict())
@@ -214,9 +216,10 @@ def test_validation_leaves_training_as_it_was(tmp_path: Path) -> None:
 
 
 def test_provenance_names_the_weights() -> None:
-    """Equal weights, equal hash; one changed number, another hash."""
+    """Equal weights, equal hash; one changed number, another hash. It hides nothing that a rollout says of itself."""
     model = grounded_llm()
     before = model.provenance()
+    assert not before.keys() & {"seed", "stopped_by", "links"}
     assert before == grounded_llm().provenance()
     with torch.no_grad():
         model.codec.end_head.bias += 1e-3

@@ -28,7 +28,13 @@ def model_on(folder: Path, data: Any, tuning: str = "qlora", num_updates: int = 
     made = unloaded_backbone(folder, tuning=tuning, **{"lora_dropout": 0.1, **options})
     lightning.seed_everything(0, verbose=False)
     return GroundedLLM(
-        data.spec, made, inner_size=32, learning_rate=5e-3, warmup_steps=3, schedule_steps=num_updates, text_weight=3.0
+        data.spec,
+        made,
+        inner_size=32,
+        learning_rate=5e-3,
+        warmup_updates=3,
+        schedule_updates=num_updates,
+        text_weight=3.0,
     )
 
 
@@ -60,7 +66,7 @@ def test_resumed_training_equals_uninterrupted(small_models: Any, tmp_path: Path
 def test_a_checkpoint_holds_what_was_trained_and_lacks_what_is_frozen(
     small_model: Path, tmp_path: Path, tuning: str
 ) -> None:
-    """K12: keys that are missing are exactly the frozen ones; the loss of the next step is the same on a fresh base."""
+    """Keys that are missing are exactly the frozen ones; the loss of the next step is the same on a fresh base."""
     data = chain_grounding_data(tmp_path)
     model = model_on(small_model, data, tuning)
     trainer(tmp_path, max_steps=3).fit(model, datamodule=data)

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.errors import KalmError
-from kalm.core.goal import InstructedGoal
+from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
 from kalm.data.work_item import WorkItem
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM
-from kalm.llm.imagination.generation import Generated, GoalReached, Sampling, generate
+from kalm.llm.imagination import rollout_engine
+from kalm.llm.imagination.generation import Generation
 from kalm.llm.imagination.reader import CachedReader, Reader
-from kalm.llm.imagination.rollout_engine import RolloutEngine
+from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
+from kalm.llm.imagination.rows import Generated, GoalTest
 from tests.chain_domain import CellGoal, ChainDomain
 from tests.llm.models import CONTINUOUS, DISCRETE, grounded_llm, one_hot_starts
 
@@ -65,14 +67,29 @@ class UncachedReader:
         return hidden
 
 
-def never(items: Sequence[WorkItem], *step: NDArray[Any]) -> NDArray[np.bool_]:
+def never(goals: Sequence[Goal], *step: NDArray[Any]) -> NDArray[np.bool_]:
     """No goal is ever met."""
-    return np.zeros(len(items), dtype=np.bool_)
+    return np.zeros(len(goals), dtype=np.bool_)
 
 
-def work_item(instruction: str, start: NDArray[np.float32], max_steps: int, seed: int) -> WorkItem:
-    """What to generate, for a goal that nobody looks at."""
-    return WorkItem(InstructedGoal(CellGoal(0), instruction, "easy"), start, max_steps, seed)
+def work_item(instruction: str, start: NDArray[np.float32], max_steps: int, seed: int, cell: int = 0) -> WorkItem:
+    """What to generate, for a goal that hardly anybody looks at."""
+    return WorkItem(InstructedGoal(CellGoal(cell), instruction, "easy"), start, max_steps, seed)
+
+
+class Pieces:
+    """A plan of one piece or more, each of them wanted by its work item."""
+
+    def __init__(self, *items: WorkItem) -> None:
+        """Want these, one after the other."""
+        self._items = list(items)
+        self.made: list[Generated] = []
+        self.next_item: WorkItem | None = self._items.pop(0)
+
+    def add(self, piece: Generated) -> None:
+        """Take a piece and go on to the next."""
+        self.made.append(piece)
+        self.next_item = self._items.pop(0) if self._items else None
 
 
 def made_of(
@@ -80,19 +97,14 @@ def made_of(
     model: GroundedLLM,
     items: Sequence[WorkItem],
     num_rows: int,
-    sampling: Sampling,
-    reached: GoalReached = never,
+    is_met: GoalTest = never,
     **options: Any,
 ) -> list[Generated]:
     """What is generated for each work item, in their order; each finishes once."""
-    made: dict[int, Generated] = {}
-
-    def finish(index: int, piece: Generated) -> None:
-        assert index not in made
-        made[index] = piece
-
-    generate(reader, model.codec, sampling, items, reached, finish, num_rows, **options)
-    return [made[index] for index in range(len(items))]
+    plans = [Pieces(item) for item in items]
+    Generation(reader, model.codec, is_met, **options).carry_out(plans, num_rows)
+    assert {len(plan.made) for plan in plans} == {1}
+    return [plan.made[0] for plan in plans]
 
 
 def run(
@@ -100,18 +112,16 @@ def run(
     rows: Sequence[int] = (0, 1, 2, 3),
     cached: bool = True,
     num_rows: int = 4,
-    reached: GoalReached = never,
     drops_rows: bool = True,
     column_step: int = 1,
-    **sampling: Any,
+    **options: Any,
 ) -> list[Generated]:
-    """Generate for some of four instructions, each with its own start, limit and seed."""
+    """Generate for some of four instructions, each with its own goal, start, limit and seed."""
     starts = one_hot_starts([0, 1, 2, 3])
-    items = [work_item(INSTRUCTIONS[row], starts[row], LIMITS[row], 11 + row) for row in rows]
+    items = [work_item(INSTRUCTIONS[row], starts[row], LIMITS[row], 11 + row, cell=row) for row in rows]
     size = min(num_rows, len(items)) if drops_rows else num_rows
     reader = CachedReader(model.backbone, size, column_step) if cached else UncachedReader(model.backbone, size)
-    how = Sampling(**{"end_threshold": 1.0, **sampling})
-    return made_of(reader, model, items, size, how, reached, drops_rows=drops_rows)
+    return made_of(reader, model, items, size, drops_rows=drops_rows, **options)
 
 
 def assert_same(left: Sequence[Generated], right: Sequence[Generated]) -> None:
@@ -161,22 +171,23 @@ def test_free_rows_go_to_what_waits() -> None:
             return super().extend(vectors)
 
     items = [work_item("go", one_hot_starts([0])[0], 1, seed) for seed in range(10)]
-    made_of(Counting(model.backbone, 4), model, items, 4, Sampling())
+    made_of(Counting(model.backbone, 4), model, items, 4)
     assert sizes == [4, 4, 4, 4, 2, 2]
 
 
-def test_what_a_finished_rollout_asks_for_comes_next() -> None:
-    """Three links of one chain, before what else waits, each from its own start; all go by the number of the first."""
+def test_what_a_plan_wants_after_a_piece_comes_next() -> None:
+    """Three links of one chain, before what else waits, each from its own start."""
     model, asked = grounded_llm(), []
-    chain = [work_item("walk", start, 2, 5) for start in one_hot_starts([1, 2, 3])]
-    other = work_item("go", one_hot_starts([0])[0], 4, 6)
 
-    def finish(index: int, made: Generated) -> WorkItem | None:
-        asked.append((index, int(made.observations[0].argmax())))
-        return chain[len(asked)] if index == 0 and len(asked) < 3 else None
+    class Noting(Pieces):
+        def add(self, piece: Generated) -> None:
+            asked.append((self is chain, int(piece.observations[0].argmax())))
+            super().add(piece)
 
-    generate(CachedReader(model.backbone, 1), model.codec, Sampling(), [chain[0], other], never, finish, 1)
-    assert asked == [(0, 1), (0, 2), (0, 3), (1, 0)]
+    chain = Noting(*(work_item("walk", start, 2, 5) for start in one_hot_starts([1, 2, 3])))
+    other = Noting(work_item("go", one_hot_starts([0])[0], 4, 6))
+    Generation(CachedReader(model.backbone, 1), model.codec, never).carry_out([chain, other], 1)
+    assert asked == [(True, 1), (True, 2), (True, 3), (False, 0)]
 
 
 def test_what_is_not_finite_spoils_nothing_but_itself() -> None:
@@ -185,7 +196,7 @@ def test_what_is_not_finite_spoils_nothing_but_itself() -> None:
     starts = one_hot_starts([0, 1, 2, 3])
     spoiled = [work_item("go", np.full(5, np.nan, dtype=np.float32), 12, seed) for seed in range(2)]
     sound = [work_item(INSTRUCTIONS[row], starts[row], LIMITS[row], 11 + row) for row in many]
-    made = made_of(CachedReader(model.backbone, 2), model, [*spoiled, *sound], 2, Sampling())
+    made = made_of(CachedReader(model.backbone, 2), model, [*spoiled, *sound], 2)
     assert all(np.isnan(entry.observations).any() for entry in made[:2])
     assert_same(made[2:], run(model, many))
 
@@ -216,7 +227,7 @@ def test_frequencies_of_drawn_actions_follow_the_scores() -> None:
         head.bias.copy_(torch.tensor([0.0, np.log(3)]))
     for temperature, share in ((1.0, 0.75), (0.5, 0.9)):
         items = [work_item("go", one_hot_starts([0])[0], 8, seed) for seed in range(500)]
-        made = made_of(CachedReader(model.backbone, 100), model, items, 100, Sampling(temperature, 1.0))
+        made = made_of(CachedReader(model.backbone, 100), model, items, 100, temperature=temperature)
         assert np.mean([entry.actions for entry in made]) == pytest.approx(share, abs=0.03)
 
 
@@ -232,14 +243,14 @@ def test_a_rollout_stops_when_its_goal_is_met() -> None:
     """Rollout 2 meets its goal at its second step; the others go on to their limits."""
     steps: Counter[int] = Counter()
 
-    def reached(items: Sequence[WorkItem], *step: NDArray[Any]) -> NDArray[np.bool_]:
-        steps.update(item.seed for item in items)
-        return np.array([item.seed == 13 and steps[13] == 2 for item in items])
+    def is_met(goals: Sequence[Any], *step: NDArray[Any]) -> NDArray[np.bool_]:
+        steps.update(goal.cell for goal in goals)
+        return np.array([goal.cell == 2 and steps[2] == 2 for goal in goals])
 
-    made = run(grounded_llm(), reached=reached)
+    made = run(grounded_llm(), is_met=is_met)
     assert [len(entry.actions) for entry in made] == [10, 3, 2, 5]
     assert [entry.stopped_by for entry in made] == ["limit", "limit", "goal", "limit"]
-    assert steps == {11: 10, 12: 3, 13: 2, 14: 5}  # nobody asks about a rollout that has stopped
+    assert steps == {0: 10, 1: 3, 2: 2, 3: 5}  # nobody asks about a rollout that has stopped
 
 
 def test_a_rollout_stops_where_the_model_says_that_it_ends() -> None:
@@ -258,13 +269,13 @@ def test_the_rule_sees_the_last_step() -> None:
     """Observation before, action and observation after of each step, chained."""
     seen: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
-    def reached(
-        items: Sequence[WorkItem], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
+    def is_met(
+        goals: Sequence[Goal], before: NDArray[Any], action: NDArray[Any], after: NDArray[Any]
     ) -> NDArray[np.bool_]:
         seen.append((before.copy(), after.copy()))
-        return np.zeros(len(items), dtype=np.bool_)
+        return np.zeros(len(goals), dtype=np.bool_)
 
-    made = run(grounded_llm(), [0], reached=reached)
+    made = run(grounded_llm(), [0], is_met=is_met)
     np.testing.assert_array_equal(np.stack([before[0] for before, _ in seen]), made[0].observations[:-1])
     np.testing.assert_array_equal(np.stack([after[0] for _, after in seen]), made[0].observations[1:])
 
@@ -277,12 +288,17 @@ def test_continuous_actions_stay_in_bounds() -> None:
     assert {-1.0, 1.0} <= set(actions.flatten().tolist())
 
 
+def engine_of(model: GroundedLLM, domain: ChainDomain, **settings: Any) -> RolloutEngine:
+    """The model, set up to imagine."""
+    return RolloutEngine(model.backbone, model.codec, domain, ImaginationSettings(**settings))
+
+
 def test_imagined_rollouts_are_labelled_by_the_domain() -> None:
     """They are imaginary, well-formed, carry their seed, and end where the domain says that the goal is met."""
     domain, model = ChainDomain(), grounded_llm()
     goals = [InstructedGoal(CellGoal(cell), f"go to cell {cell}", "easy") for cell in range(5)]
     items = [WorkItem(goal, one_hot_starts([2])[0], goal.goal.max_steps, seed) for seed, goal in enumerate(goals * 4)]
-    engine = RolloutEngine(model.backbone, model.codec, domain, Sampling(1.0, 1.0), max_rows=6)
+    engine = engine_of(model, domain, temperature=1.0, batch_size=6)
     rollouts = engine.imagine(items)
     assert len(rollouts) == 20
     for rollout, item in zip(rollouts, items, strict=True):
@@ -296,11 +312,37 @@ def test_imagined_rollouts_are_labelled_by_the_domain() -> None:
     assert 0 < sum(rollout.is_success for rollout in rollouts) < 20
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", -0.1), ("end_threshold", 0.0), ("end_threshold", 1.1)])
-def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
-    """The message names the setting and its value."""
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
-        Sampling(**{name: value})
+@pytest.mark.parametrize(
+    ("name", "value", "others"),
+    [
+        ("temperature", -0.1, {}),
+        ("end_threshold", 0.0, {}),
+        ("end_threshold", 1.1, {}),
+        ("end_threshold", 1.0, {"goal_test": "end_head"}),
+        ("goal_test", "nobody", {}),
+        ("batch_size", 0, {}),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, value: Any, others: dict[str, Any]) -> None:
+    """The message names the setting and its value; without the rule, a threshold of 1 would let nothing end."""
+    with pytest.raises(KalmError, match=f"{name} is {value}"):
+        ImaginationSettings(**{name: value}, **others)
+
+
+def test_the_model_alone_may_stop_its_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks the domain's rule before a rollout is done; by the rule, the same rollouts stop where it holds."""
+    model, domain, starts = grounded_llm(), ChainDomain(), one_hot_starts([2])
+    items = [WorkItem(InstructedGoal(CellGoal(seed % 5), "go", "easy"), starts[0], 6, seed) for seed in range(20)]
+    by_rule = engine_of(model, domain, temperature=1.0).imagine(items)
+    by_model = engine_of(model, domain, temperature=1.0, goal_test="end_head", end_threshold=0.9999)
+    label, asked = domain.label_rollout, []
+    monkeypatch.setattr(domain, "label_rollout", lambda *parts: asked.append(parts) or label(*parts))
+    monkeypatch.setattr(rollout_engine, "success_of_each", None)
+    for one, other in zip(by_rule, by_model.imagine(items), strict=True):
+        assert other.provenance["stopped_by"] in ("end", "limit")
+        np.testing.assert_array_equal(one.actions, other.actions[: len(one)])
+    assert {rollout.provenance["stopped_by"] for rollout in by_rule} == {"goal", "limit"}
+    assert max(len(parts[2]) for parts in asked) == 6
 
 
 def test_what_was_imagined_before_leaves_no_trace() -> None:
@@ -312,7 +354,7 @@ def test_what_was_imagined_before_leaves_no_trace() -> None:
     first, second = (
         [WorkItem(goal, start, 5, 0) for start in starts for goal in some] for some in (goals[:3], goals[1:])
     )
-    engine, fresh = (RolloutEngine(model.backbone, model.codec, domain, Sampling(), 3) for _ in range(2))
+    engine, fresh = (engine_of(model, domain, end_threshold=0.5, batch_size=3) for _ in range(2))
     engine.imagine(first)
     calls.clear()
     for one, other in zip(engine.imagine(second), fresh.imagine(second), strict=True):
@@ -324,7 +366,7 @@ def test_what_was_imagined_before_leaves_no_trace() -> None:
 def test_too_little_memory_says_what_to_change() -> None:
     """How many rollouts were imagined at a time, and the setting that decides it."""
     model, domain = grounded_llm(), ChainDomain()
-    engine = RolloutEngine(model.backbone, model.codec, domain, Sampling(), 3)
+    engine = engine_of(model, domain, batch_size=3)
 
     def without_memory(observation: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
@@ -332,7 +374,7 @@ def test_too_little_memory_says_what_to_change() -> None:
     model.codec.encode_observation = without_memory  # type: ignore[method-assign]
     goal = domain.instructed_goals("train")[0]
     items = [WorkItem(goal, one_hot_starts([2])[0], 5, seed) for seed in range(7)]
-    with pytest.raises(KalmError, match=r"with 3 rollouts.*tried to allocate 20 GiB.*imagination_batch_size lower"):
+    with pytest.raises(KalmError, match=r"with 3 rollouts.*tried to allocate 20 GiB.*imagination.batch_size lower"):
         engine.imagine(items)
 
 
@@ -341,7 +383,7 @@ def imagined(model: GroundedLLM, is_compiled: bool, num_items: int) -> list[Roll
     domain, starts = ChainDomain(), one_hot_starts([2, 0, 4])
     goals = [goal for split in ("easy", "train") for goal in domain.instructed_goals(split)]
     items = [WorkItem(goals[i % len(goals)], starts[i % 3], 3 + i % 9, i) for i in range(num_items)]
-    engine = RolloutEngine(model.backbone, model.codec, domain, Sampling(1.0, 1.0), 4, is_compiled)
+    engine = engine_of(model, domain, temperature=1.0, batch_size=4, compile=is_compiled)
     return [*engine.imagine(items[: num_items // 2]), *engine.imagine(items[num_items // 2 :])]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kalm.callbacks.rollout_writer import STORE, RolloutWriter
+from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.filters import RolloutFilter, rollout_verdicts
@@ -20,6 +20,7 @@ from kalm.data.task_spec import dynamics_spec
 from kalm.data.transition_data import TransitionData
 from kalm.rl.dynamics.dynamics_check import DynamicsCheck, load_dynamics_check
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
+from kalm.runs.folder import STORE
 from kalm.store.reader import RolloutStore
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain, one_hot, step
@@ -165,7 +166,7 @@ def test_other_checkpoints_and_impossible_settings_are_refused(tmp_path: Path) -
         TransitionData(DOMAIN, str(tmp_path / "few"), num_held_out=5).setup("fit")
 
 
-def test_relabelled_transitions_stay_true(tmp_path: Path) -> None:
+def test_transitions_under_symmetry_stay_true(tmp_path: Path) -> None:
     """Seen in the mirror or not, a step leads where it led; batches are pure functions of their index."""
     write_store(tmp_path / "real", real_rollouts(60))
     data = TransitionData(DOMAIN, str(tmp_path / "real"), batch_size=64, relabel=True, num_held_out=10)

@@ -12,7 +12,7 @@ from torch import Tensor
 from kalm.core.names import TaskSpec
 from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
 from kalm.rl.dynamics.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size
-from kalm.rl.networks.squashed_gaussian import SquashedGaussian
+from kalm.rl.networks.gaussian_policies import SquashedGaussian
 from tests.rl.constant_networks import make_constant
 from tests.rl.helpers import transition_batch
 

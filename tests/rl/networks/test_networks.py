@@ -38,13 +38,16 @@ def test_inputs_that_broadcast_answer_as_if_repeated(network: nn.Module) -> None
         torch.testing.assert_close(together[..., number, :], network(first, second, actions[:, number]))
 
 
-@NETWORKS
-@pytest.mark.parametrize("first", [0, 1], ids=["the first two", "the last two"])
-def test_a_product_stands_for_its_inputs(network: MLP | EnsembleMLP, first: int) -> None:
+def ensemble() -> EnsembleMLP:
+    """Three members, inputs of the three sizes."""
+    return EnsembleMLP(3, SIZES, [8, 8], 1)
+
+
+@pytest.mark.parametrize("num_given", [1, 2])
+def test_inputs_given_ahead_count_as_if_given_together(num_given: int) -> None:
     """Outputs and all gradients are those of the plain call."""
-    parts = inputs(6)
-    product = network.product(*parts[first : first + 2], first=first)
-    plain, shared = network(*parts), network(*parts[:first], product, *parts[first + 2 :])
+    network, parts = ensemble(), inputs(6)
+    plain, shared = network(*parts), network.given(*parts[:num_given])(*parts[num_given:])
     torch.testing.assert_close(shared, plain)
     parameters = list(network.parameters())
     for one, other in zip(
@@ -55,24 +58,33 @@ def test_a_product_stands_for_its_inputs(network: MLP | EnsembleMLP, first: int)
         torch.testing.assert_close(one, other)
 
 
-@NETWORKS
-def test_a_product_can_be_used_twice(network: MLP | EnsembleMLP) -> None:
-    """The first use leaves it as it was."""
+def test_inputs_given_ahead_can_be_used_twice() -> None:
+    """The first use leaves them as they were."""
     first, second, third = inputs(6)
-    product = network.product(first, second, third)
-    assert torch.equal(network(product), network(product))
+    for given, others in ((ensemble().given(first, second), [third]), (ensemble().given(first, second, third), [])):
+        assert torch.equal(given(*others), given(*others))
 
 
-@NETWORKS
-def test_a_detached_product_passes_no_gradient_on(network: MLP | EnsembleMLP) -> None:
-    """Only the columns of the other inputs move."""
-    first, second, third = inputs(6)
-    network(network.product(first, second).detach(), third).sum().backward()
-    weight = network.hidden[0].weight if isinstance(network, MLP) else network.first_weight
-    assert isinstance(weight.grad, Tensor)
-    assert weight.grad[:, :7].abs().max() == 0
-    assert weight.grad[:, 7:].abs().max() > 0
+def test_several_inputs_for_each_of_those_given_ahead() -> None:
+    """Five actions of each of the last four of six transitions."""
+    network, (first, second, _) = ensemble(), inputs(6)
+    actions = torch.randn(4, 5, 2)
+    several = network.given(first, second)[2:](actions)
+    torch.testing.assert_close(several, network(first[2:].unsqueeze(1), second[2:].unsqueeze(1), actions))
+
+
+def test_what_is_frozen_takes_no_gradient_whether_given_ahead_or_not() -> None:
+    """Given ahead without gradient, only the columns of the other inputs move; asked frozen, nothing does."""
+    network, (first, second, third) = ensemble(), inputs(6)
+    network.given(first, second, frozen=True)(third).sum().backward()
+    gradient = network.first_weight.grad
+    assert gradient is not None
+    assert gradient[:, :7].abs().max() == 0
+    assert gradient[:, 7:].abs().max() > 0
     network.zero_grad()
+    network.given(first, second)(third.requires_grad_(), frozen=True).sum().backward()
+    assert third.grad is not None
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 @NETWORKS
@@ -88,12 +100,10 @@ def test_a_frozen_network_takes_no_gradient_and_passes_it_on(network: nn.Module)
 
 
 def test_the_first_members_answer_alone() -> None:
-    """Critics that nobody asks cost nothing and change nothing, products given or not."""
+    """Critics that nobody asks cost nothing and change nothing, inputs given ahead or not."""
     network, parts = EnsembleMLP(3, SIZES, [8], 1), inputs(6)
     torch.testing.assert_close(network(*parts, num_members=2), network(*parts)[:2])
-    for prepared in (None, 1, 2):
-        product = network.product(*parts[:2], num_members=prepared)
-        torch.testing.assert_close(network(product, parts[2], num_members=1), network(*parts)[:1])
+    torch.testing.assert_close(network.given(*parts[:2], num_members=1)(parts[2]), network(*parts)[:1])
 
 
 def test_each_member_reads_its_own_inputs() -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 
 from kalm.core.errors import KalmError
 from kalm.rl.bc import BC
-from kalm.rl.training.learning_rate import LearningRateSchedule, ScheduleKind
+from kalm.rl.training.optimization import LearningRateSchedule, ScheduleKind
 from tests.rl.helpers import DISCRETE, FixedData, stacked_batch, trainer
 
 
@@ -72,7 +72,7 @@ def test_a_resumed_schedule_goes_on_where_it_stood(tmp_path: Path) -> None:
 def test_an_edited_learning_rate_wins_over_the_checkpoint_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """K8; and nothing is said where nothing was edited."""
+    """The configuration wins over the checkpoint, and says so; nothing is said where nothing was edited."""
     rates_of(tmp_path, 2, learning_rate=0.1)
     said = []
     for rate in (0.1, 0.02):

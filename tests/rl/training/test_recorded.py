@@ -15,9 +15,8 @@ from torch import Tensor
 from kalm.core.names import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.networks.mlp import policy_network
-from kalm.rl.training.recorded import stack_recorded
-from kalm.rl.training.source_means import source_means
-from kalm.rl.training.transition_batch import TransitionBatch
+from kalm.rl.training.batches import TransitionBatch
+from kalm.rl.training.recorded import source_means, stack_recorded
 from tests.rl.helpers import CONTINUOUS, FixedData, stacked_batch, trainer
 
 

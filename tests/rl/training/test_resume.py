@@ -1,4 +1,4 @@
-"""K1: training in two parts equals training in one, for every algorithm."""
+"""Training in two parts equals training in one, for every algorithm."""
 
 from __future__ import annotations
 

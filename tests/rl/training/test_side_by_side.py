@@ -102,7 +102,7 @@ def test_mixed_precision_side_by_side(algorithm: type[OfflineRLModule], spec: Ta
 
 
 def test_what_is_not_finite_is_named_with_its_seed(tmp_path: Path) -> None:
-    """N1: a reward of the second policy's second update, row 4: transition 12 of its stack, step 0 of rollout 4."""
+    """A reward of the second policy's second update, row 4: transition 12 of its stack, step 0 of rollout 4."""
     batch = torch.stack([stacked_batch(DISCRETE, num_rows=8)] * 3, dim=1)
     batch["next", "reward"][1, 1, 4] = float("nan")
     with pytest.raises(DataError, match=r"reward is not finite in rollout 4, step 0 \(real\), policy of seed 4"):
@@ -110,7 +110,7 @@ def test_what_is_not_finite_is_named_with_its_seed(tmp_path: Path) -> None:
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_seed(tmp_path: Path) -> None:
-    """N1: only the third policy's part of one bias is spoilt."""
+    """Only the third policy's part of one bias is spoilt."""
 
     class Spoilt(BC):
         def on_train_start(self) -> None:

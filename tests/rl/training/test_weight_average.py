@@ -11,7 +11,7 @@ import torch
 
 from kalm.core.errors import CheckpointError
 from kalm.rl.bc import BC
-from kalm.rl.training.weight_average import WeightAverage
+from kalm.rl.training.optimization import WeightAverage
 from tests.rl.helpers import DISCRETE, FixedData, chain_data, stacked_batch, trainer
 
 
@@ -53,7 +53,7 @@ def test_training_goes_on_as_without_an_average(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_goes_on_with_its_average(tmp_path: Path) -> None:
-    """K1 for the averages: 6 + 4 updates equal 10."""
+    """6 + 4 updates equal 10."""
     fit(tmp_path, 10, ema_rate=0.2)
     whole = torch.load(tmp_path / "10.ckpt", weights_only=True)["kalm_average"]
     fit(tmp_path, 6, ema_rate=0.2)
