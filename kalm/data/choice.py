@@ -188,4 +188,4 @@ def check_verdict_weights(weights: Mapping[str, float], rollout_filter: RolloutF
 
 
 def _tasks(domain: Domain, store: RolloutStore) -> list[str]:
-    return [domain.task(domain.goal_from_json(row.goal)) for row in store.instructions]
+    return [domain.goal_from_json(row.goal).task for row in store.instructions]
