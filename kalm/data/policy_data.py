@@ -27,7 +27,7 @@ from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode
+from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.layout import Key, transition_columns
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
-from kalm.envs.base import Domain, Goal
+from kalm.envs.base import Domain
 from kalm.judging.judge import Judge, Verdict, verdict
 
 DOMAIN_RULE = "domain_rule"
@@ -41,12 +42,11 @@ class DomainRule(Judge):
     def judge(self, goals: Sequence[Goal | None], rollouts: Sequence[Rollout]) -> Verdict:
         """Whether each rollout's goal holds after some step of it."""
         met = [
-            goal is not None
-            and bool(self._domain.success(goal, made.observations[1:], made.observations[:-1], made.actions).any())
+            goal is not None and bool(goal.success(made.observations[1:], made.observations[:-1], made.actions).any())
             for goal, made in zip(goals, rollouts, strict=True)
         ]
         return verdict(met, abstained=[goal is None for goal in goals])
 
     def judge_states(self, goal: Goal, states: NDArray[Any]) -> Verdict:
         """Whether the goal holds in each state, whatever was done before."""
-        return verdict(np.asarray(self._domain.success(goal, states)))
+        return verdict(np.asarray(goal.success(states)))

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
-from kalm.envs.base import Domain, Goal
+from kalm.envs.base import Domain
 from kalm.judging.judge import Judge, Verdict, verdict
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kalm.core.errors import DataError
+from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
-from kalm.envs.base import Goal
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kalm.core.names import PADDING_MASK, SOURCE
 from kalm.core.require import require
 from kalm.core.specs import TaskSpec
-from kalm.envs.evaluation import Episode, EpisodeResult
+from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.rl.training.attached_data import attached_data, check_fit
 from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, unstack
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind, WeightAverage

@@ -58,7 +58,7 @@ def success_by_task(domain: Domain, store: RolloutStore) -> dict[str, tuple[int,
     counts: dict[str, tuple[int, int]] = {}
     columns = store.rollouts[INSTRUCTION_ID].tolist(), store.is_success.tolist()
     for instruction_id, is_success in zip(*columns, strict=True):
-        task = domain.task(domain.goal_from_json(goals[instruction_id]))
+        task = domain.goal_from_json(goals[instruction_id]).task
         num_successes, num_rollouts = counts.get(task, (0, 0))
         counts[task] = num_successes + int(is_success), num_rollouts + 1
     return dict(sorted(counts.items()))

@@ -33,9 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.specs import vector_spec
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Goal, InstructedGoal
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec

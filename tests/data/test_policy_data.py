@@ -333,7 +333,7 @@ def test_policies_side_by_side_get_the_minibatches_of_their_own_seeds(folder: Pa
 def test_rows_under_a_symmetry_are_the_recorded_ones_under_other_names(folder: Path) -> None:
     """Half of the rows are mirrored: cells, actions and the words of the sentence; the rest of a row stays."""
     plain, shown = make_data(folder), make_data(folder, symmetry=SymmetryKind.names)
-    mirror = DOMAIN.relabellings[1]
+    mirror = DOMAIN.symmetries[1]
     num_mirrored, num_rows = 0, 0
     for index in range(20):
         recorded, turned = plain.batch(index).flatten(), shown.batch(index).flatten()
@@ -359,12 +359,12 @@ def test_rows_under_a_symmetry_are_the_recorded_ones_under_other_names(folder: P
 
 def test_no_sentence_is_shown_that_the_stores_do_not_have(tmp_path: Path) -> None:
     """Of two sentences and one mirror image, the pair is exchanged and the third is never mirrored."""
-    mirror = DOMAIN.relabellings[1]
+    mirror = DOMAIN.symmetries[1]
     pair = next(g.instruction for g in DOMAIN.instructed_goals("train") if mirror.text(g.instruction) != g.instruction)
     alone = "nobody ever said left of this"
     assert mirror.text(alone) != alone
     sentences = [pair, mirror.text(pair), alone]
-    shown = SymmetricTransitions(sentences, DOMAIN.relabellings)
+    shown = SymmetricTransitions(sentences, DOMAIN.symmetries)
     columns = {
         names.INSTRUCTION_ID: torch.tensor([0, 0, 1, 1, 2, 2]),
         names.OBSERVATION: torch.eye(6, len(mirror.observation_order)),

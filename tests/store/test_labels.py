@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
+from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
-from kalm.envs.base import Goal
 from kalm.judging.domain_rule import DomainRule
 from kalm.judging.judge import Judge, Verdict, verdict
 from kalm.store.labels import LabelWriter

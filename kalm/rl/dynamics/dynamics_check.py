@@ -28,10 +28,11 @@ from torch.nn import functional
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
+from kalm.core.goal import success_of_each
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.core.specs import TaskSpec
-from kalm.envs.base import Domain, success_of_each
+from kalm.envs.base import Domain
 from kalm.rl.networks.mlp import EnsembleMLP
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 
@@ -129,7 +130,7 @@ class DynamicsCheck(LightningModule):
         """In how many members' worlds a rollout's actions meet its goal, shape (R,).
 
         Args:
-            domain: Its rule for success judges.
+            domain: Reads the goals, whose rules for success judge.
             rollouts: R rollouts, none of them empty.
         """
         goals = [domain.goal_from_json(rollout.goal) for rollout in rollouts]
@@ -144,7 +145,7 @@ class DynamicsCheck(LightningModule):
             changes = self.members.each(self._normalised(worlds), taken)
             after = (worlds + changes * self.change_std).clamp(self.least_outcome, self.greatest_outcome)
             for member, (before, reached) in enumerate(zip(worlds.numpy(), after.numpy(), strict=True)):
-                is_met[member] |= (step < num_steps) & success_of_each(domain, goals, reached, before, actions)
+                is_met[member] |= (step < num_steps) & success_of_each(goals, reached, before, actions)
             worlds = after
         counts: NDArray[np.int64] = is_met.sum(axis=0)
         return counts

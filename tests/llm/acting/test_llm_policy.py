@@ -13,7 +13,8 @@ from kalm.core.names import Source
 from kalm.core.specs import TaskSpec, vector_spec
 from kalm.data.grounding_batch import GroundingTask, batch_rollouts
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode, EpisodeResult, evaluation_episodes
+from kalm.envs.evaluation import evaluation_episodes
+from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.llm_policy import LLMPolicy
 from kalm.llm.grounding.reading import read_rollouts

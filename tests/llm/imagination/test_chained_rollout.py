@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.testing import assert_array_equal
 
+from kalm.core.goal import FloatArray, Goal, InstructedGoal
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import FloatArray, Goal, InstructedGoal
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from tests.chain_domain import CellGoal, ChainDomain
 from tests.llm.models import grounded_llm, one_hot_starts
@@ -18,19 +18,26 @@ from tests.llm.models import grounded_llm, one_hot_starts
 LIMIT = 3
 
 
+class HastyGoal(CellGoal):
+    """A cell; there is little time for those that are sub-goals, so that some are given up."""
+
+    @property
+    def max_steps(self) -> int:  # type: ignore[override]
+        """Of the centre more than of the others."""
+        return LIMIT if self.cell == 2 else 2
+
+
 class CellByCell(ChainDomain):
     """The chain, on which the way to the centre leads over the cell next to it."""
 
-    def max_steps(self, goal: Goal) -> int:
-        """Little for a sub-goal, so that some are given up."""
-        return LIMIT if goal == CellGoal(2) else 2
+    goal_class = HastyGoal
 
     def next_sub_goal(self, goal: Goal, observation: FloatArray) -> Goal | None:
         """From an end to the cell beside the centre, from there back to the end; none for goals of other splits."""
         cell = int(observation.argmax())
-        if goal != CellGoal(2) or cell == 2:
+        if goal != HastyGoal(2) or cell == 2:
             return None
-        return CellGoal({0: 1, 1: 0, 3: 4, 4: 3}[cell])
+        return HastyGoal({0: 1, 1: 0, 3: 4, 4: 3}[cell])
 
 
 def items(domain: ChainDomain, goal_split: str, num_items: int) -> list[WorkItem]:
@@ -62,7 +69,7 @@ def test_links_make_up_one_rollout_of_the_whole_goal() -> None:
         assert len(rollout) <= LIMIT
         first = 0
         for link in rollout.provenance["links"]:
-            assert names[link["instruction"]] == domain.next_sub_goal(CellGoal(2), rollout.observations[first])
+            assert names[link["instruction"]] == domain.next_sub_goal(HastyGoal(2), rollout.observations[first])
             first += link["num_steps"]
         assert first >= len(rollout)
         assert rollout.is_success == (rollout.provenance["stopped_by"] == "goal")
