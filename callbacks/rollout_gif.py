@@ -98,8 +98,6 @@ def rollout_gif(domain: Domain, panels: Sequence[Panel], instruction: str, style
     columns = [_frames(domain, panel, instruction, style) for panel in panels]
     num_frames = max(map(len, columns))
     frames = [_joined([column[min(index, len(column) - 1)] for column in columns]) for index in range(num_frames)]
-    # Drawings have few colours: the quick way to choose a palette looks the same, in a seventh of the time.
-    frames = [frame.quantize(method=Image.Quantize.FASTOCTREE) for frame in frames]
     milliseconds = [round(1000 * style.seconds_per_step)] * len(frames)
     milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
     content = BytesIO()
