@@ -184,12 +184,9 @@ class TaskSpec:
 
         Entities and the size of goal embeddings are no facts of the data.
         """
-        observation, action = asdict(self.observation), asdict(self.action)
+        observation = asdict(self.observation)
         observation.pop("entities", None)
-        return {
-            "observation": {key: list(v) if isinstance(v, tuple) else v for key, v in observation.items()},
-            "action": {key: list(v) if isinstance(v, tuple) else v for key, v in action.items()},
-        }
+        return {"observation": observation, "action": asdict(self.action)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TaskSpec:
@@ -269,30 +266,23 @@ def _action_of(space: gym.Space[Any]) -> Action:
 
 
 def _of_kind(what: str, data: Mapping[str, Any], kinds: Sequence[type[Any]]) -> Any:
-    described = data.get(what)
     by_kind = {kind.__dataclass_fields__["kind"].default: kind for kind in kinds}
+    described = data.get(what)
     try:
         facts = dict(described)  # type: ignore[arg-type]
-        kind = by_kind[facts.pop("kind")]
-        made = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
-        if not _is_sound(made):
-            raise ValueError("a size is no positive integer, or a bound no number")
-        return made
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        made = by_kind[facts.pop("kind")](**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
+        _check_sizes(made)
+    except (TypeError, ValueError, KeyError) as error:
+        known = ", ".join(by_kind)
         raise DataError(
-            f"{what}: {described!r}, expected the fields of one of the kinds {', '.join(by_kind)} ({error!r})"
+            f"{what}: {described!r}, expected the fields of one of the kinds {known} ({error!r})"
         ) from error
+    return made
 
 
-def _is_sound(made: Any) -> bool:
-    def is_count(value: object, least: int = 1) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
-
-    if isinstance(made, (VectorObservation, DiscreteAction)):
-        return is_count(made.size)
-    if isinstance(made, GridObservation):
-        sizes_fit = all(map(is_count, made.shape)) and is_count(made.num_numbers, least=0)
-        return bool(made.shape) and sizes_fit and isinstance(made.is_wide, bool)
-    if isinstance(made, VectorAction):
-        return len(made.low) == len(made.high) > 0 and bool(np.isfinite([made.low, made.high]).all())
-    return True
+def _check_sizes(made: Any) -> None:
+    sizes = [*getattr(made, "shape", ()), getattr(made, "size", 1), getattr(made, "num_numbers", 0) + 1]
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+        raise ValueError("a size is no positive integer")
+    if isinstance(made, VectorAction) and not np.isfinite([made.low, made.high]).all():
+        raise ValueError("a bound is no number")

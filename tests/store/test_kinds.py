@@ -24,6 +24,7 @@ from kalm.core.specs import (
     VectorAction,
     spec_of_spaces,
 )
+from kalm.data.selection import StoreLine
 from kalm.store.reader import RolloutStore
 from kalm.store.writer import RolloutStoreWriter
 from tests.data.rollouts import DOMAIN, broken, real_rollouts, write_store
@@ -105,6 +106,8 @@ def test_read_looks_states_up(tmp_path: Path) -> None:
     rows = torch.tensor([[3, 7], [49, 3]])
     keys = (names.OBSERVATION, names.NUMBERS, names.NEXT_OBSERVATION, names.NEXT_NUMBERS, names.ACTION)
     grid, numbers, next_grid, next_numbers, action = store.read(keys, rows)
+    assert {*keys, names.REWARD} < set(store.keys)
+    assert all(len(column) == 2 for column in store.read(store.keys, rows))
     assert (grid.dtype, grid.shape) == (torch.int16, (2, 2, 4, 4, 3))
     assert (numbers.dtype, numbers.shape) == (torch.float32, (2, 2, 2))
     assert action.shape == (2, 2, 1)
@@ -114,6 +117,18 @@ def test_read_looks_states_up(tmp_path: Path) -> None:
         assert np.array_equal(next_grid.flatten(0, 1)[place], after["grid"])
         assert np.array_equal(numbers.flatten(0, 1)[place], before["numbers"])
         assert np.array_equal(next_numbers.flatten(0, 1)[place], after["numbers"])
+
+
+def test_several_stores_in_one_line_look_their_own_states_up(tmp_path: Path) -> None:
+    """Rows of both; a transition that was made for no goal says so, also beside stores that have instructions."""
+    both = [walks(PLAIN, 3, seed) for seed in range(2)]
+    line = StoreLine([stored(tmp_path / str(seed), PLAIN, both[seed]) for seed in range(2)])
+    rows = torch.tensor([29, 0, 16])  # 15 transitions each
+    grid, instruction_id, rollout_id = line.read([names.OBSERVATION, names.INSTRUCTION_ID, names.ROLLOUT_ID], rows)
+    expected = [both[row // 15][row % 15 // 5].observations[row % 5] for row in rows.tolist()]
+    assert np.array_equal(grid, expected)
+    assert instruction_id.tolist() == [-1, -1, -1]
+    assert rollout_id.tolist() == [5, 0, 3]
 
 
 def test_texts_are_read_by_their_rows_and_are_no_tensors(tmp_path: Path) -> None:
