@@ -17,7 +17,7 @@ _PROMPTS = {"seen": EXPLANATION, "unseen": UNSEEN_EXPLANATION}
 
 
 class Explanation(ValidatedRollouts):
-    """Has held-out real rollouts explained in words, and compares the words with the goal by the domain's own rule.
+    """Has held-out real rollouts explained in words, and compares the words with the goal by the goal's own key words.
 
     Logged: ``explain/seen_prompt_accuracy`` for a prompt of training and ``explain/unseen_prompt_accuracy`` for
     another wording, which shows whether the model understands the task or has learned its prompts by heart.
@@ -47,10 +47,11 @@ class Explanation(ValidatedRollouts):
         texts_of = {
             name: [text for some in parts for text in model.explain(some, prompt)] for name, prompt in _PROMPTS.items()
         }
-        accuracies = {
-            f"explain/{name}_prompt_accuracy": sum(map(domain.explains, goals, texts)) / len(goals)
+        num_right = {
+            name: sum(goal.explained_by(text) for goal, text in zip(goals, texts, strict=True))
             for name, texts in texts_of.items()
         }
+        accuracies = {f"explain/{name}_prompt_accuracy": right / len(goals) for name, right in num_right.items()}
         pl_module.log_dict(accuracies, batch_size=1)
         if self.num_examples:
             columns = ("told", *(f"explained, {name} prompt" for name in _PROMPTS))

@@ -17,7 +17,7 @@ from kalm.core.errors import KalmError
 from kalm.data.choice import RolloutFilter, rollout_tasks, rollout_verdicts
 from kalm.data.selection import Selection
 from kalm.envs.base import Domain
-from kalm.envs.replay import replay
+from kalm.envs.simulation import drift, replay
 from kalm.runs.folder import STORE, TASKS_FILE
 from kalm.store.reader import RolloutStore, is_finished_store
 
@@ -87,9 +87,10 @@ def task_counts(domain: Domain, store: RolloutStore, num_replayed: int) -> list[
 
 
 def _replayed(domain: Domain, store: RolloutStore, rows: Tensor) -> dict[str, Any]:
-    results = replay(domain, [store.rollout(row) for row in rows.tolist()])
+    rollouts = [store.rollout(row) for row in rows.tolist()]
+    results = replay(domain, rollouts)
     return {
         "num_replayed": len(results),
         "replayed_success": sum(result.is_success for result in results),
-        "drift": float(np.mean([result.drift for result in results])) if results else None,
+        "drift": float(np.mean(list(map(drift, rollouts, results)))) if results else None,
     }

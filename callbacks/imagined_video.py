@@ -10,9 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from kalm.callbacks.rollout_gif import GifStyle, Panel, imagined_panel, rollout_gif, show_gif
 from kalm.callbacks.validated_rollouts import ValidatedRollouts
 from kalm.core.errors import KalmError
+from kalm.core.goal import InstructedGoal
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Domain, InstructedGoal
+from kalm.envs.base import Domain
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 
 
@@ -70,4 +71,4 @@ def _work_item(domain: Domain, rollout: Rollout) -> WorkItem:
     """To imagine what a real rollout was made for, from where it began."""
     instructed = InstructedGoal(domain.goal_from_json(rollout.goal), rollout.instruction, rollout.goal_split)
     start = rollout.observations[0].astype(np.float32)
-    return WorkItem(instructed, start, domain.max_steps(instructed.goal), seed=0)
+    return WorkItem(instructed, start, instructed.goal.max_steps, seed=0)

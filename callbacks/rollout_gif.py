@@ -19,9 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from kalm.core.errors import KalmError
+from kalm.core.goal import FloatArray
 from kalm.core.rollout import Rollout
-from kalm.envs.base import Domain, FloatArray
-from kalm.envs.evaluation import EpisodeResult
+from kalm.envs.base import Domain
+from kalm.envs.simulation import EpisodeResult
 
 Color = tuple[int, int, int]
 

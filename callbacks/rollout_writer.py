@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kalm.core.changes import changes
 from kalm.core.durable import file_sha256, write_durably
 from kalm.core.errors import DataError, KalmError
-from kalm.core.rollout import Rollout
-from kalm.core.validation import raise_problems
+from kalm.core.validation import raise_problems, rejection
 from kalm.data.choice import verdict_counts
 from kalm.data.goal_data import GoalData
-from kalm.data.work_item import WorkItem
-from kalm.envs.base import Domain
+from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
+from kalm.judging.judge import Judge
 from kalm.llm.grounding.grounded_llm import GroundedLLM
-from kalm.rl.dynamics.dynamics_check import DynamicsCheck, load_dynamics_check
+from kalm.rl.dynamics.dynamics_check import load_dynamics_check
 from kalm.runs.folder import REJECTED_FILE, STORE, find_checkpoint
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
 
 logger = logging.getLogger(__name__)
-
-_COUNTS = "rejected"  # folder of the same while the store is unfinished: a file a shard, whichever device made it
 
 
 class RolloutWriter(Callback):
@@ -57,7 +52,7 @@ class RolloutWriter(Callback):
             raise KalmError(f"max_rejection_rate is {max_rejection_rate}; it is a share, in [0, 1]")
         self.max_rejection_rate = max_rejection_rate
         self._dynamics, self._least_confirming = dynamics, least_confirming
-        self._check: DynamicsCheck | None = None
+        self._judges: list[Judge] = []
         self._provenance: dict[str, Any] = {}
         self._writer: RolloutStoreWriter | None = None
 
@@ -83,21 +78,19 @@ class RolloutWriter(Callback):
     ) -> None:
         """Store one shard."""
         data: GoalData = trainer.datamodule  # type: ignore[attr-defined]
-        kept, rejected = [], Counter[str]()
-        for rollout, item in zip(outputs, batch.items, strict=True):
-            reason = rejection(rollout, item, data.domain)
-            if reason:
-                rejected[reason] += 1
-            else:
-                facts = {"id": item.identity(str(self._provenance)), **self._provenance}
-                kept.append(replace(rollout, provenance={**rollout.provenance, **facts}))
-        if self._check is not None and kept:
-            kept = self._check.judge(data.domain, kept, self._least_confirming)
-        folder = _folder(trainer) / _COUNTS
-        write_durably(folder / f"{batch.name}.json", json.dumps(rejected, sort_keys=True).encode())
-        self._check_rate(_read_counts(folder), data)
         assert self._writer is not None
-        self._writer.append(batch.name, kept)
+        spec, space = data.domain.spec, data.domain.observation_space
+        goals, kept, rejected = [], [], Counter[str]()
+        for rollout, item in zip(outputs, batch.items, strict=True):
+            if reason := rejection(rollout, spec, item.max_steps, space.low, space.high):
+                rejected[reason] += 1
+                continue
+            facts = {"id": item.identity(str(self._provenance)), **self._provenance}
+            kept.append(replace(rollout, provenance={**rollout.provenance, **facts}))
+            goals.append(item.instructed.goal)
+        self._check_rate({**self._writer.rejected, batch.name: rejected}, data)
+        verdicts = {judge.name: judge.judge(goals, kept) for judge in self._judges}
+        self._writer.append(batch.name, kept, verdicts, rejected)
         if trainer.received_sigterm:  # Lightning looks for it between the batches of fit only
             raise SIGTERMException
 
@@ -118,17 +111,16 @@ class RolloutWriter(Callback):
         made_by = {"verb": "predict", **data.description, **self._provenance}
         if self._dynamics is not None:
             path = find_checkpoint(self._dynamics, Path(self._dynamics), "dynamics")
-            self._check = load_dynamics_check(path, data.domain)
-            made_by |= {"dynamics_sha256": file_sha256(path), "least_confirming": self._least_confirming}
-        everything = {shard.name for shard in data.all_shards}
+            model, which = load_dynamics_check(path, data.domain), {"dynamics_sha256": file_sha256(path)}
+            unconfirmed = Unconfirmed(model, data.domain, self._least_confirming, which)
+            self._judges = [OffLearnedDynamics(model, which), unconfirmed]
+            made_by |= {**which, "least_confirming": self._least_confirming}
         if is_finished_store(folder):
             _check_same(folder, made_by)
             logger.info("all rollouts had been imagined before: %s", folder)
-            shutil.rmtree(_folder(trainer) / _COUNTS, ignore_errors=True)  # left by a kill right after sealing
-            return everything
+            return {shard.name for shard in data.all_shards}
         if trainer.is_global_zero:
             self._writer = self._open(folder, data, made_by)
-            self._forget_counts(_folder(trainer) / _COUNTS)
         trainer.strategy.barrier()  # the store is begun by one device and joined by the others
         if not trainer.is_global_zero:
             self._writer = self._open(folder, data, made_by)
@@ -140,17 +132,8 @@ class RolloutWriter(Callback):
 
     def _open(self, folder: Path, data: GoalData, made_by: Mapping[str, Any]) -> RolloutStoreWriter:
         domain = data.domain
-        spaces = domain.observation_space, domain.action_space
-        flags = (*domain.plausibility_flags, *(self._check.flags if self._check is not None else ()))
-        return RolloutStoreWriter(folder, domain.name, *spaces, flags, made_by)
-
-    def _forget_counts(self, folder: Path) -> None:
-        """Go on counting where an earlier run stopped; what it rejected in a shard it did not store is forgotten."""
-        assert self._writer is not None
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            if path.stem not in self._writer.finished_shards:
-                path.unlink()
+        flags = domain.plausibility_flags
+        return RolloutStoreWriter(folder, domain.name, domain.spec, flags, made_by, judges=self._judges)
 
     def _check_rate(self, counts: Mapping[str, Counter[str]], data: GoalData) -> None:
         """Stop a run whose model imagines little that is sound."""
@@ -168,43 +151,18 @@ class RolloutWriter(Callback):
         if num_left:  # limit_predict_batches: a store that lacks rollouts must not pass for the whole
             logger.warning("%d shards are left to imagine; the same command goes on with them", num_left)
             return
-        folder = _folder(trainer)
-        counts = _read_counts(folder / _COUNTS)
-        write_durably(folder / REJECTED_FILE, json.dumps(counts, sort_keys=True, indent=1).encode())
+        counts = writer.rejected
+        write_durably(_folder(trainer) / REJECTED_FILE, json.dumps(counts, sort_keys=True, indent=1).encode())
         store = writer.finish()
-        shutil.rmtree(folder / _COUNTS)
         for split, verdicts in verdict_counts(store).items():
             logger.info("%s: %s", split, ", ".join(f"{count} {name}" for name, count in verdicts.items()))
         if any(counts.values()):
             logger.warning("rejected %s", _reasons(counts))
 
 
-def _read_counts(folder: Path) -> dict[str, Counter[str]]:
-    """Rejected rollouts by reason, of each shard."""
-    return {path.stem: Counter(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("[!.]*"))}
-
-
 def _reasons(counts: Mapping[str, Counter[str]]) -> str:
     total = sum(counts.values(), Counter[str]())
     return ", ".join(f"{count} {reason}" for reason, count in total.most_common())
-
-
-def rejection(rollout: Rollout, item: WorkItem, domain: Domain) -> str:
-    """Why no store should hold an imagined rollout: ``empty``, ``too long``, ``not finite``, ``off the world``.
-
-    Returns:
-        The reason; an empty string if there is none.
-    """
-    if not len(rollout):
-        return "empty"
-    if len(rollout) > item.max_steps:
-        return "too long"
-    if not (np.isfinite(rollout.observations).all() and np.isfinite(rollout.actions).all()):
-        return "not finite"
-    space = domain.observation_space
-    if ((rollout.observations < space.low) | (rollout.observations > space.high)).any():
-        return "off the world"
-    return ""
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -7,11 +7,12 @@ from typing import cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, imagined_panel, rollout_gif, show_gif
+from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.policy_data import PolicyData
-from kalm.envs.base import Domain, InstructedGoal
-from kalm.envs.evaluation import Episode
+from kalm.envs.base import Domain
+from kalm.envs.simulation import Episode
 from kalm.runs.evaluated import EvaluatedPolicy
 
 

@@ -12,6 +12,7 @@ from kalm.callbacks.validated_rollouts import ValidatedRollouts
 from kalm.core.errors import KalmError
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
+from kalm.envs.simulation import replay
 
 
 class StepMatch(ValidatedRollouts):
@@ -53,20 +54,10 @@ def step_match(domain: Domain, rollouts: Sequence[Rollout], allowed: np.ndarray)
         rollouts: Imagined rollouts, none of them empty.
         allowed: Greatest error of each number of an observation, shape (O,).
     """
-    goals = [domain.goal_from_json(rollout.goal) for rollout in rollouts]
-    envs: Any = domain.make_vector_env(len(rollouts))  # Gymnasium's types know no list of seeds
-    try:
-        options = {
-            "goals": goals,
-            "instructions": [rollout.instruction for rollout in rollouts],
-            "observations": [rollout.observations[0] for rollout in rollouts],
-        }
-        envs.reset(seed=[0] * len(rollouts), options=options)
-        after, _, _, _, infos = envs.step(np.stack([rollout.actions[0] for rollout in rollouts]))
-    finally:
-        envs.close()
+    results = replay(domain, rollouts, num_envs=len(rollouts), max_steps=1)
+    after = np.stack([result.observations[1] for result in results])
     error = np.abs(np.stack([rollout.observations[1] for rollout in rollouts]) - after)
     metrics = {"state_match": float((error <= allowed).all(axis=-1).mean())}
-    if all(domain.max_steps(goal) == 1 for goal in goals):
-        metrics["action_match"] = float(np.mean(infos["is_success"]))
+    if all(result.episode.instructed.goal.max_steps == 1 for result in results):
+        metrics["action_match"] = float(np.mean([result.is_success for result in results]))
     return metrics

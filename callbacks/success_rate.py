@@ -9,7 +9,8 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.core.durable import write_durably
-from kalm.envs.evaluation import EpisodeResult, summarize
+from kalm.envs.evaluation import summarize
+from kalm.envs.simulation import EpisodeResult
 from kalm.runs.evaluated import EvaluatedPolicy
 from kalm.runs.folder import RESULTS_FILE, seed_of
 

@@ -4,12 +4,12 @@ A goal names a cell. Training and rephrased goals are the two ends; easy goals a
 hard goal is the middle itself. The best policy is plain (walk towards the goal), every return can be worked out by
 hand, and an episode takes microseconds, so learning tests use it.
 
-Shape letters: O = 5 (one-hot cell), B environments.
+Shape letters: O = 5 (one-hot cell).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
+from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
-from kalm.envs.symmetry import Relabelling
+from kalm.envs.base import Domain
+from kalm.envs.drawing import write_instruction
+from kalm.envs.symmetry import Symmetry
+from kalm.envs.vector_env import DomainVectorEnv
 
 NUM_CELLS = 5
 LEFT, RIGHT = 0, 1
@@ -38,10 +41,26 @@ CELLS = {"train": (0, 4), "rephrase": (0, 4), "easy": (1, 3), "hard": (2,)}
 
 
 @dataclass(frozen=True)
-class CellGoal:
+class CellGoal(Goal):
     """Be in one cell."""
 
     cell: int
+    max_steps: ClassVar[int] = MAX_STEPS
+
+    @property
+    def task(self) -> str:
+        """One task a cell."""
+        return CELL_NAMES[self.cell].replace(" ", "_")
+
+    def success(
+        self, observation: Array, previous_observation: Array | None = None, action: Array | None = None
+    ) -> BoolArray:
+        """The most likely cell is the goal's; the default reward is 1 for arriving."""
+        return np.asarray(np.asarray(observation).argmax(-1) == self.cell)
+
+    def explained_by(self, text: str) -> bool:
+        """The text names the goal's cell."""
+        return CELL_NAMES[self.cell] in text
 
     def to_json(self) -> dict[str, Any]:
         """The form that ``ChainDomain.goal_from_json`` reads."""
@@ -52,17 +71,16 @@ class ChainDomain(Domain):
     """The five-cell chain."""
 
     name: ClassVar[str] = "chain"
-    env_id: ClassVar[str] = "kalm-tests/Chain-v0"
     goal_splits: ClassVar[tuple[str, ...]] = ("train", "rephrase", "easy", "hard")
-    observation_space = gym.spaces.Box(0.0, 1.0, (NUM_CELLS,), np.float32)
-    action_space = gym.spaces.Discrete(2)
+    goal_class: ClassVar[type[Any]] = CellGoal
+    observation_space: Any = gym.spaces.Box(0.0, 1.0, (NUM_CELLS,), np.float32)
+    action_space: Any = gym.spaces.Discrete(2)
     plausibility_flags: ClassVar[tuple[str, ...]] = ("jumped", "nowhere")
-    terminal_reward: ClassVar[float] = 1.0
 
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:
         """Every cell of the split in every wording of the split."""
         return [
-            InstructedGoal(CellGoal(cell), pattern.format(CELL_NAMES[cell]), goal_split)
+            InstructedGoal(self.goal_class(cell), pattern.format(CELL_NAMES[cell]), goal_split)  # type: ignore[call-arg]
             for cell in CELLS[goal_split]
             for pattern in PATTERNS[goal_split]
         ]
@@ -73,42 +91,9 @@ class ChainDomain(Domain):
             raise DataError(
                 f"goal {dict(data)!r} is none of the chain's: type must be 'cell', cell in [0, {NUM_CELLS})"
             )
-        return CellGoal(int(data["cell"]))
+        return super().goal_from_json({"cell": int(data["cell"])})
 
-    def task(self, goal: Goal) -> str:
-        """One task a cell."""
-        assert isinstance(goal, CellGoal)
-        return CELL_NAMES[goal.cell].replace(" ", "_")
-
-    def max_steps(self, goal: Goal) -> int:
-        """Enough to walk the chain three times."""
-        return MAX_STEPS
-
-    def explains(self, goal: Goal, text: str) -> bool:
-        """The text names the goal's cell."""
-        assert isinstance(goal, CellGoal)
-        return CELL_NAMES[goal.cell] in text
-
-    def success(
-        self,
-        goal: Goal,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
-    ) -> BoolArray:
-        """The most likely cell is the goal's."""
-        assert isinstance(goal, CellGoal)
-        return np.asarray(np.asarray(observation).argmax(-1) == goal.cell)
-
-    def reward(
-        self, goal: Goal, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray
-    ) -> FloatArray:
-        """1 for arriving, else 0."""
-        return self.success(goal, next_observation).astype(np.float32)
-
-    def plausibility(
-        self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray
-    ) -> dict[str, BoolArray]:
+    def plausibility(self, observation: Array, action: Array, next_observation: Array) -> dict[str, BoolArray]:
         """``jumped``: not where the action leads. ``nowhere``: the next observation is no one-hot vector."""
         cell, next_cell = observation.argmax(-1), next_observation.argmax(-1)
         return {
@@ -117,15 +102,15 @@ class ChainDomain(Domain):
         }
 
     @property
-    def relabellings(self) -> list[Relabelling]:
+    def symmetries(self) -> list[Symmetry]:
         """As it is, and seen in a mirror."""
         cells, actions = np.arange(NUM_CELLS), np.arange(2)
-        mirrored = Relabelling(cells[::-1].copy(), actions[::-1].copy(), {"left": "right", "right": "left"})
-        return [Relabelling(cells, actions, {}), mirrored]
+        mirrored = Symmetry(cells[::-1].copy(), actions[::-1].copy(), {"left": "right", "right": "left"})
+        return [Symmetry(cells, actions, {}), mirrored]
 
-    def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> gym.vector.VectorEnv:
+    def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> DomainVectorEnv:
         """All environments in one array."""
-        return ChainVectorEnv(num_envs)
+        return ChainVectorEnv(self, num_envs)
 
     def collect(self, num_rollouts: int, seed: int, first: int = 0, mistake_rate: float = 0.3) -> Iterator[Rollout]:
         """Walk to a random end from a random cell, stepping the wrong way now and then."""
@@ -142,113 +127,25 @@ class ChainDomain(Domain):
             observations = one_hot(np.array(cells))
             yield self.label_rollout(instructed, observations, np.array(actions, dtype=np.int64), Source.REAL)
 
-    def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
+    def draw(self, observation: Array, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
         """Five grey bars, the current one white."""
         picture = np.full((size, size, 3), 60, dtype=np.uint8)
         cell = int(np.asarray(observation).argmax())
         picture[:, cell * size // NUM_CELLS : (cell + 1) * size // NUM_CELLS] = 255
-        return picture
+        return write_instruction(picture, instruction)
 
 
-class ChainEnv(gym.Env[NDArray[np.float32], np.int64]):
-    """The chain as a Gymnasium environment; reset takes ``observation``, ``goal`` and ``instruction`` as options."""
+class ChainVectorEnv(DomainVectorEnv):
+    """Many chains in one array."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}  # type: ignore[misc]
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
+        return one_hot(np.array(start_cell(rng, goal)))
 
-    def __init__(self, render_mode: str | None = None) -> None:
-        """Make the environment; Gymnasium passes ``render_mode``."""
-        self.domain = ChainDomain()
-        self.observation_space = self.domain.observation_space
-        self.action_space = self.domain.action_space
-        self.render_mode = render_mode
-        self._instructed = self.domain.instructed_goals("train")[0]
-        self._cell = 2
-        self._num_steps = 0
+    def _restore(self, row: int, goal: Goal, observation: Array) -> Array:
+        return one_hot(observation.argmax())
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an episode."""
-        super().reset(seed=seed)
-        options = options or {}
-        default = self.domain.instructed_goals("train")[0]
-        goal = options.get("goal", default.goal)
-        self._instructed = InstructedGoal(goal, options.get("instruction", default.instruction), default.goal_split)
-        if "observation" in options:
-            self._cell = int(np.asarray(options["observation"]).argmax())
-        else:
-            self._cell = start_cell(self.np_random, goal)
-        self._num_steps = 0
-        return one_hot(np.array(self._cell)), self._info(is_success=False)
-
-    def step(self, action: np.int64) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Walk one cell."""
-        before = one_hot(np.array(self._cell))
-        self._cell = int(step(np.array(self._cell), np.array(action)))
-        self._num_steps += 1
-        after, goal = one_hot(np.array(self._cell)), self._instructed.goal
-        is_success = bool(self.domain.success(goal, after, before, np.array(action)))
-        reward = float(self.domain.reward(goal, before, np.array(action), after))
-        truncated = not is_success and self._num_steps >= self.domain.max_steps(goal)
-        return after, reward, is_success, truncated, self._info(is_success)
-
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
-        """The domain's drawing."""
-        return self.domain.draw(one_hot(np.array(self._cell)), self._instructed.instruction)
-
-    def _info(self, is_success: bool) -> dict[str, Any]:
-        return {"is_success": is_success, "instruction": self._instructed.instruction}
-
-
-class ChainVectorEnv(gym.vector.VectorEnv[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]):
-    """Many chains in one array; an episode depends on its own seed, goal and actions only."""
-
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED}  # type: ignore[misc]
-
-    def __init__(self, num_envs: int) -> None:
-        """Make ``num_envs`` chains."""
-        self.domain = ChainDomain()
-        self.num_envs = num_envs
-        self.single_observation_space = self.domain.observation_space
-        self.single_action_space = self.domain.action_space
-        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
-        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
-        default = self.domain.instructed_goals("train")[0]
-        self._goals: list[Goal] = [default.goal] * num_envs
-        self._instructions = [default.instruction] * num_envs
-        self._cells = np.full(num_envs, 2)
-        self._num_steps = np.zeros(num_envs, dtype=np.int64)
-
-    def reset(  # type: ignore[override]
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin episodes, all or those that ``options["reset_mask"]`` marks."""
-        options = options or {}
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-        for i in np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs, dtype=np.bool_))):
-            self._goals[i] = options["goals"][i] if "goals" in options else self._goals[i]
-            self._instructions[i] = options["instructions"][i] if "instructions" in options else self._instructions[i]
-            rng = np.random.default_rng(None if seeds is None else seeds[i])
-            if "observations" in options:
-                self._cells[i] = np.asarray(options["observations"][i]).argmax()
-            else:
-                self._cells[i] = start_cell(rng, self._goals[i])
-            self._num_steps[i] = 0
-        return one_hot(self._cells), self._infos(np.zeros(self.num_envs, dtype=np.bool_))
-
-    def step(
-        self, actions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Walk one cell in every chain."""
-        self._cells = step(self._cells, np.asarray(actions))
-        self._num_steps += 1
-        goal_cells = np.array([goal.cell for goal in self._goals if isinstance(goal, CellGoal)])
-        is_success = self._cells == goal_cells
-        truncated = ~is_success & (self._num_steps >= MAX_STEPS)
-        return one_hot(self._cells), is_success.astype(np.float64), is_success, truncated, self._infos(is_success)
-
-    def _infos(self, is_success: NDArray[np.bool_]) -> dict[str, Any]:
-        return {"is_success": is_success, "instruction": np.array(self._instructions, dtype=object)}
+    def _simulate(self, rows: NDArray[np.intp], actions: Array) -> Array:
+        return one_hot(step(self._observation[rows].argmax(-1), actions))
 
 
 def one_hot(cell: NDArray[Any]) -> NDArray[np.float32]:
@@ -265,7 +162,3 @@ def start_cell(rng: np.random.Generator, goal: Goal) -> int:
     """Any cell but the goal's."""
     assert isinstance(goal, CellGoal)
     return int(rng.choice([cell for cell in range(NUM_CELLS) if cell != goal.cell]))
-
-
-if ChainDomain.env_id not in gym.registry:
-    gym.register(ChainDomain.env_id, entry_point=ChainEnv)

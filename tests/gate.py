@@ -23,7 +23,7 @@ _COLUMNS = {  # what a column is called here -> the ends of the paths it has had
     "terminated": ("transitions/next/terminated.memmap",),
     "truncated": ("transitions/next/truncated.memmap",),
     "length": ("rollouts/length.memmap",),
-    "success": ("rollouts/is_success.memmap",),
+    "success": ("rollouts/is_success.memmap", "labels/domain_rule/met.memmap"),
 }
 _TIMES = ("throughput/", "time", "seconds")
 
@@ -50,8 +50,9 @@ def digests(root: Path) -> dict[str, Any]:
 def _store(folder: Path) -> dict[str, Any]:
     """Digest of every column, and of the list of goals and sentences, a rollout each."""
     columns = {name: _digest(folder, ends) for name, ends in _COLUMNS.items()}
-    flags = sorted((folder / "rollouts" / "violations").glob("*.memmap"))
-    columns |= {f"violations {path.stem}": sha256(path.read_bytes()).hexdigest()[:16] for path in flags}
+    flags = {path.stem: path for path in (folder / "rollouts" / "violations").glob("*.memmap")}
+    flags |= {path.parent.name: path for path in (folder / "labels").glob("*/num_marked.memmap")}
+    columns |= {f"violations {flag}": sha256(path.read_bytes()).hexdigest()[:16] for flag, path in flags.items()}
     sentences = [json.loads(line) for line in (folder / "instructions.jsonl").read_text("utf-8").splitlines()]
     ids = memoryview((folder / "rollouts" / "instruction_id.memmap").read_bytes()).cast("i")
     said = json.dumps([sentences[number] for number in ids], sort_keys=True)

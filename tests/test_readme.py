@@ -11,7 +11,6 @@ import torch
 
 from kalm.__main__ import main
 from kalm.cli import verbs
-from kalm.data.rollout_data import task_spec
 from kalm.envs.clevr_robot import ClevrRobot, MoveGoal
 from kalm.language.encoder import SentenceEncoder
 from kalm.rl.bc import BC
@@ -138,7 +137,8 @@ def test_the_example_of_a_policy_in_python_runs(tmp_path: Path, monkeypatch: pyt
     (path,) = re.findall(r'"(checkpoints/[^"]+\.ckpt)"', code)
     monkeypatch.chdir(tmp_path)
     Path(path).parent.mkdir(parents=True)
-    policy = BC(spec=task_spec(ClevrRobot(), SentenceEncoder(cache_dir=None)))
+    encoder = SentenceEncoder(cache_dir=None)
+    policy = BC(spec=ClevrRobot().spec.with_goals(encoder.embedding_size))
     torch.save({"state_dict": policy.state_dict()}, path)
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)

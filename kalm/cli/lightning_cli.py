@@ -31,8 +31,8 @@ from kalm.callbacks.updates import UpdateAxis, UpdateProgressBar
 from kalm.cli.seed_runs import refuse_occupied, write_seed_runs
 from kalm.cli.usage import usage_error
 from kalm.core.errors import CheckpointError, KalmError
-from kalm.core.names import TaskSpec
 from kalm.core.provenance import git_commit
+from kalm.core.specs import TaskSpec
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
 from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger

@@ -1,1 +1,1 @@
-"""The ground floor: names, errors, rollouts, durable files, provenance. Imports nothing of kalm above it."""
+"""The ground floor: names, specs, errors, rollouts, durable files, provenance. Imports nothing of kalm above it."""

@@ -1,12 +1,10 @@
-"""Every name that the parts of kalm share: transition keys, provenance, sizes.
-
-Nothing here imports anything heavy, so that every other file may import it.
-"""
+"""Every name that the parts of kalm share: transition keys and provenance."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+
+from kalm.core.specs import TaskSpec as TaskSpec  # its home is specs.py
 
 # Keys of one transition, in a rollout store, a replay buffer and a batch alike (TorchRL's layout).
 OBSERVATION = "observation"
@@ -17,8 +15,14 @@ TERMINATED = ("next", "terminated")  # the task ended here: never bootstrap
 TRUNCATED = ("next", "truncated")  # time or data ran out here: do bootstrap
 ROLLOUT_ID = "rollout_id"
 STEP = "step"
-INSTRUCTION_ID = "instruction_id"
+INSTRUCTION_ID = "instruction_id"  # -1 = made for no goal
 SOURCE = "source"
+# Only where observations are grids or texts: the row of the state table where each of them stands, once.
+STATE = "state"
+NEXT_STATE = ("next", "state")
+# Only where grids have numbers beside them.
+NUMBERS = "numbers"
+NEXT_NUMBERS = ("next", "numbers")
 # In a batch of windows of rollouts only.
 PADDING_MASK = "padding_mask"  # True = real step
 RETURN_TO_GO = "return_to_go"  # sum of this step's and all later rewards of the rollout, undiscounted
@@ -35,22 +39,3 @@ class Source(IntEnum):
     def label(self) -> str:
         """Lower-case name, as it appears in metric names and tables."""
         return self.name.lower()
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """The sizes that every learner needs before it sees data; derived from a domain and a sentence encoder.
-
-    Attributes:
-        observation_size: Numbers in one observation, O.
-        action_size: Number of discrete actions, or numbers in one continuous action, A.
-        is_discrete: Whether an action is an index in [0, A) rather than a vector in [-1, 1]^A.
-        goal_embedding_size: Numbers in the sentence embedding of an instruction, E.
-        entities: First and one past the last number of each thing that a scene may lack.
-    """
-
-    observation_size: int
-    action_size: int
-    is_discrete: bool
-    goal_embedding_size: int
-    entities: tuple[tuple[int, int], ...] = ()

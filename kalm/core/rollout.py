@@ -14,19 +14,21 @@ from kalm.core.names import Source
 
 @dataclass(frozen=True)
 class Rollout:
-    """T ordered transitions of one attempt at one instruction.
+    """T ordered transitions of one attempt, at one instruction or at nothing in particular.
 
     Attributes:
-        goal: The goal in its JSON form, so that a rollout needs no domain to be read.
-        instruction: The sentence it was made for.
-        goal_split: Split of the instruction.
+        goal: The goal in its JSON form, so that a rollout needs no domain to be read; empty if it was made for none.
+        instruction: The sentence it was made for; empty without a goal.
+        goal_split: Split of the instruction; empty without a goal.
         source: Real or imaginary.
-        observations: Shape (T + 1, O); the last row is the observation after the last action.
-        actions: Shape (T,) integers, or (T, A) floats.
+        observations: As ``kalm.core.specs`` has them in memory: shape (T + 1, O) floats, or (T + 1, ...) integers of
+            a grid, or (T + 1,) structured scalars of one with numbers, or (T + 1,) strings. The last row is the
+            observation after the last action.
+        actions: Shape (T,) integers, (T, A) floats, or (T,) strings.
         rewards: Shape (T,).
         terminated: Shape (T,); True where the task ended, which can only be the last step.
         truncated: Shape (T,); True where time or data ran out, which can only be the last step.
-        is_success: Whether the goal was true after some step.
+        is_success: Whether the goal was true after some step, by the domain's rule.
         violations: For each of the domain's plausibility flags, how many transitions it marks.
         provenance: Plain JSON types that say how the rollout was made (empty for real ones).
     """
@@ -35,7 +37,7 @@ class Rollout:
     instruction: str
     goal_split: str
     source: Source
-    observations: NDArray[np.floating[Any]]
+    observations: NDArray[Any]
     actions: NDArray[Any]
     rewards: NDArray[np.floating[Any]]
     terminated: NDArray[np.bool_]

@@ -7,28 +7,71 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.core.specs import (
+    GRID,
+    NUMBERS,
+    Action,
+    DiscreteAction,
+    GridObservation,
+    Observation,
+    TaskSpec,
+    TextObservation,
+    VectorAction,
+)
+
+# Why no store should hold a rollout that somebody imagined; it is left out and counted, rather than being an error.
+EMPTY, TOO_LONG, NOT_FINITE, OFF_THE_WORLD = "empty", "too long", "not finite", "off the world"
+_MALFORMED = "malformed"
 
 _MAX_STEPS = np.iinfo(np.int16).max  # the store counts a rollout's steps in 16 bits
 _MAX_LISTED = 40
+_KINDS = {"float": "f", "integer": "iu", "bool": "b", "string": "U"}
 
 
-def validate_rollout(
-    rollout: Rollout, observation_space: gym.spaces.Box, action_space: gym.spaces.Discrete | gym.spaces.Box
-) -> list[str]:
+class _Problem(NamedTuple):
+    """One thing that is wrong: why, in one of a few words, and in a line of its own."""
+
+    reason: str
+    line: str
+
+
+def validate_rollout(rollout: Rollout, spec: TaskSpec) -> list[str]:
     """Every problem of a rollout, one line each; an empty list means that a store takes it.
 
     A line names the field first, then what was found (the first offending step and value) and what is allowed.
     """
-    return [*_array_problems(rollout, observation_space, action_space), *_label_problems(rollout)]
+    return [problem.line for problem in _array_problems(rollout, spec, _MAX_STEPS)] + list(_label_problems(rollout))
+
+
+def rejection(rollout: Rollout, spec: TaskSpec, max_steps: int, low: NDArray[Any], high: NDArray[Any]) -> str:
+    """Why an imagined rollout is to be left out; an empty string if there is no reason.
+
+    Args:
+        rollout: What was imagined.
+        spec: What its observations and actions should be.
+        max_steps: Steps that it may have.
+        low: Least observation of the world, shape (O,).
+        high: Greatest observation of the world, shape (O,).
+
+    Returns:
+        ``empty``, ``too long``, ``not finite`` or ``off the world``, the first of them that holds. Whatever else is
+        wrong with a rollout is a mistake in the code that made it, and the store will say so.
+    """
+    found = {problem.reason for problem in _array_problems(rollout, spec, max_steps)}
+    for reason in (EMPTY, TOO_LONG, NOT_FINITE):
+        if reason in found:
+            return reason
+    observations = rollout.observations
+    is_off = observations.shape[1:] == low.shape and bool(((observations < low) | (observations > high)).any())
+    return OFF_THE_WORLD if is_off else ""
 
 
 def raise_problems(what: str, problems: Iterable[str], remedy: str) -> None:
@@ -44,47 +87,71 @@ def raise_problems(what: str, problems: Iterable[str], remedy: str) -> None:
     raise DataError("\n  ".join([f"{what}:", *lines[:_MAX_LISTED], *more]) + f"\n{remedy}")
 
 
-def _array_problems(
-    rollout: Rollout, observation_space: gym.spaces.Box, action_space: gym.spaces.Discrete | gym.spaces.Box
-) -> Iterator[str]:
-    is_discrete = isinstance(action_space, gym.spaces.Discrete)
+def _array_problems(rollout: Rollout, spec: TaskSpec, max_steps: int) -> Iterator[_Problem]:
     num_steps = len(rollout.actions) if isinstance(rollout.actions, np.ndarray) and rollout.actions.ndim else None
     if num_steps == 0:
-        yield "actions: the rollout has no step; at least one is needed"
-    if num_steps is not None and num_steps > _MAX_STEPS:
-        yield f"actions: {num_steps} steps; a rollout has at most {_MAX_STEPS}"
+        yield _Problem(EMPTY, "actions: the rollout has no step; at least one is needed")
+    if num_steps is not None and num_steps > max_steps:
+        yield _Problem(TOO_LONG, f"actions: {num_steps} steps; a rollout has at most {max_steps}")
     after = None if num_steps is None else num_steps + 1
-    action_shape = () if is_discrete else action_space.shape
-    expected: list[tuple[str, Any, int | None, tuple[int, ...] | None, str]] = [
-        ("observations", rollout.observations, after, observation_space.shape, "float"),
-        ("actions", rollout.actions, num_steps, action_shape, "integer" if is_discrete else "float"),
+    expected = [
+        *((field, array, after, *form) for field, array, *form in _observation_parts(rollout, spec.observation)),
+        ("actions", rollout.actions, num_steps, *_action_form(spec.action)),
         ("rewards", rollout.rewards, num_steps, (), "float"),
         ("terminated", rollout.terminated, num_steps, (), "bool"),
         ("truncated", rollout.truncated, num_steps, (), "bool"),
     ]
     well_formed = set()
     for field, array, length, row_shape, kind in expected:
-        problems = list(_shape_problems(field, array, length, row_shape or (), kind))
-        yield from problems
-        if not problems:
+        lines = list(_form_problems(field, array, length, row_shape, kind))
+        yield from (_Problem(_MALFORMED, line) for line in lines)
+        if not lines:
             well_formed.add(field)
             if kind == "float":
-                yield from _finite_problems(field, array)
+                yield from (_Problem(NOT_FINITE, line) for line in _finite_problems(field, array))
     if "actions" in well_formed:
-        yield from _bound_problems(rollout.actions, action_space)
+        yield from (_Problem(_MALFORMED, line) for line in _action_problems(rollout.actions, spec.action))
+    if isinstance(spec.observation, GridObservation) and (field := expected[0][0]) in well_formed:
+        limits = np.iinfo(spec.observation.grid_dtype)
+        problems = _bound_problems(field, expected[0][1], limits.min, limits.max)
+        yield from (_Problem(_MALFORMED, line) for line in problems)
     if well_formed >= {"terminated", "truncated"} and num_steps:
-        yield from _ending_problems(rollout.terminated, rollout.truncated)
+        yield from (_Problem(_MALFORMED, line) for line in _ending_problems(rollout.terminated, rollout.truncated))
 
 
-def _shape_problems(
+def _observation_parts(rollout: Rollout, spec: Observation) -> list[tuple[str, Any, tuple[int, ...], str]]:
+    """Name, array, shape of a row and kind of number of each part of the observations."""
+    observations = rollout.observations
+    if isinstance(spec, TextObservation):
+        return [("observations", observations, (), "string")]
+    if not isinstance(spec, GridObservation):
+        return [("observations", observations, (spec.size,), "float")]
+    if not spec.num_numbers:
+        return [("observations", observations, spec.shape, "integer")]
+    parts = dict.fromkeys((GRID, NUMBERS))
+    if isinstance(observations, np.ndarray) and set(observations.dtype.names or ()) == set(parts):
+        parts = {name: observations[name] for name in parts}
+    return [
+        (f"observations[{GRID!r}]", parts[GRID], spec.shape, "integer"),
+        (f"observations[{NUMBERS!r}]", parts[NUMBERS], (spec.num_numbers,), "float"),
+    ]
+
+
+def _action_form(spec: Action) -> tuple[tuple[int, ...], str]:
+    if isinstance(spec, VectorAction):
+        return (spec.size,), "float"
+    return (), "integer" if isinstance(spec, DiscreteAction) else "string"
+
+
+def _form_problems(
     field: str, array: object, length: int | None, row_shape: tuple[int, ...], kind: str
 ) -> Iterator[str]:
-    wanted = f"{'an' if kind == 'integer' else 'a'} {kind} array of shape {_shape_text(field, length, row_shape)}"
+    article = "an" if kind == "integer" else "a"
+    wanted = f"{article} {kind} array of shape {_shape_text(field, length, row_shape)}"
     if not isinstance(array, np.ndarray):
         yield f"{field}: {type(array).__name__}, expected {wanted}"
         return
-    kinds = {"float": "f", "integer": "iu", "bool": "b"}[kind]
-    if array.dtype.kind not in kinds:
+    if array.dtype.kind not in _KINDS[kind]:
         yield f"{field}: dtype {array.dtype}, expected {wanted}"
     if (
         array.ndim != 1 + len(row_shape)
@@ -95,7 +162,7 @@ def _shape_problems(
 
 
 def _shape_text(field: str, length: int | None, row_shape: tuple[int, ...]) -> str:
-    rows = ("T + 1" if field == "observations" else "T") if length is None else str(length)
+    rows = ("T + 1" if field.startswith("observations") else "T") if length is None else str(length)
     return f"({', '.join([rows, *map(str, row_shape)])}{',' if not row_shape else ''})"
 
 
@@ -106,21 +173,25 @@ def _finite_problems(field: str, array: NDArray[np.floating[Any]]) -> Iterator[s
         yield f"{field}: {_where(array, wrong[0])}; every number must be finite in 32 bits"
 
 
-def _bound_problems(actions: NDArray[Any], action_space: gym.spaces.Discrete | gym.spaces.Box) -> Iterator[str]:
-    if isinstance(action_space, gym.spaces.Discrete):
-        outside = (actions < 0) | (actions >= action_space.n)
-        allowed = f"integers in [0, {action_space.n})"
-    else:
+def _action_problems(actions: NDArray[Any], spec: Action) -> Iterator[str]:
+    if isinstance(spec, DiscreteAction):
+        yield from _bound_problems("actions", actions, 0, spec.size - 1)
+    elif isinstance(spec, VectorAction):
         # NaN compares false and is reported as such; the slack is one rounding from 64 to 32 bits.
-        outside = (actions < action_space.low - 1e-6) | (actions > action_space.high + 1e-6)
-        allowed = f"numbers in [{action_space.low.min():g}, {action_space.high.max():g}]"
-    wrong = np.argwhere(outside)
+        low, high = np.asarray(spec.low), np.asarray(spec.high)
+        wrong = np.argwhere((actions < low - 1e-6) | (actions > high + 1e-6))
+        if len(wrong):
+            yield f"actions: {_where(actions, wrong[0])}; allowed are numbers in [{low.min():g}, {high.max():g}]"
+
+
+def _bound_problems(field: str, array: NDArray[Any], least: int, greatest: int) -> Iterator[str]:
+    wrong = np.argwhere((array < least) | (array > greatest))
     if len(wrong):
-        yield f"actions: {_where(actions, wrong[0])}; allowed are {allowed}"
+        yield f"{field}: {_where(array, wrong[0])}; allowed are integers in [{least}, {greatest + 1})"
 
 
 def _where(array: NDArray[Any], place: NDArray[np.intp]) -> str:
-    column = f", column {place[1]}" if len(place) > 1 else ""
+    column = f", column {', '.join(map(str, place[1:]))}" if len(place) > 1 else ""
     return f"{array[tuple(place)]} at step {place[0]}{column}"
 
 
@@ -135,10 +206,14 @@ def _ending_problems(terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]
 
 
 def _label_problems(rollout: Rollout) -> Iterator[str]:
-    if not isinstance(rollout.instruction, str) or not rollout.instruction.strip():
-        yield f"instruction: {rollout.instruction!r}, expected a sentence"
-    if not isinstance(rollout.goal_split, str) or not rollout.goal_split:
-        yield f"goal_split: {rollout.goal_split!r}, expected the name of a goal split"
+    if rollout.goal == {}:
+        if rollout.instruction != "" or rollout.goal_split != "":
+            yield f"goal: empty, but its instruction is {rollout.instruction!r}; give goal, sentence and split, or none"
+    else:
+        if not isinstance(rollout.instruction, str) or not rollout.instruction.strip():
+            yield f"instruction: {rollout.instruction!r}, expected a sentence"
+        if not isinstance(rollout.goal_split, str) or not rollout.goal_split:
+            yield f"goal_split: {rollout.goal_split!r}, expected the name of a goal split"
     if not isinstance(rollout.source, Source):
         yield f"source: {rollout.source!r}, expected one of {', '.join(s.label for s in Source)}"
     if not isinstance(rollout.is_success, (bool, np.bool_)):
@@ -155,5 +230,3 @@ def _label_problems(rollout: Rollout) -> Iterator[str]:
             json.dumps(dict(value), allow_nan=False)
         except (TypeError, ValueError) as error:
             yield f"{field}: not plain JSON ({error})"
-    if isinstance(rollout.goal, Mapping) and not rollout.goal:
-        yield "goal: empty, expected the goal's JSON form"

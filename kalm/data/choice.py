@@ -43,10 +43,10 @@ _FAILS = {"implausible": RolloutFilter.plausible, "missed": RolloutFilter.succes
 
 def rollout_verdicts(store: RolloutStore) -> dict[RolloutFilter, Tensor]:
     """For each filter, which rollouts of a store pass, bool of shape (R,)."""
-    success = store.rollouts["is_success"]
+    success = store.is_success
     plausible = torch.ones_like(success)
     for flag in store.plausibility_flags:
-        plausible = plausible & (store.rollouts["violations", flag] == 0)
+        plausible = plausible & (store.violations(flag) == 0)
     return {
         RolloutFilter.none: torch.ones_like(success),
         RolloutFilter.plausible: plausible,
@@ -70,7 +70,7 @@ def verdict_counts(store: RolloutStore) -> dict[str, dict[str, int]]:
             "num_rollouts": int(chosen.sum()),
             **{f.name: int((verdicts[f] & chosen).sum()) for f in RolloutFilter if f is not RolloutFilter.none},
             "num_transitions": int(store.rollouts["length"][chosen].sum()),
-            **{flag: int(store.rollouts["violations", flag][chosen].sum()) for flag in store.plausibility_flags},
+            **{flag: int(store.violations(flag)[chosen].sum()) for flag in store.plausibility_flags},
         }
     return counts
 
@@ -188,4 +188,4 @@ def check_verdict_weights(weights: Mapping[str, float], rollout_filter: RolloutF
 
 
 def _tasks(domain: Domain, store: RolloutStore) -> list[str]:
-    return [domain.task(domain.goal_from_json(row.goal)) for row in store.instructions]
+    return [domain.goal_from_json(row.goal).task for row in store.instructions]

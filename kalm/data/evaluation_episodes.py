@@ -10,7 +10,8 @@ from typing import cast
 from torch.utils.data import DataLoader, Dataset
 
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode, evaluation_episodes
+from kalm.envs.evaluation import evaluation_episodes
+from kalm.envs.simulation import Episode
 
 _EPISODES_A_BATCH = 128
 

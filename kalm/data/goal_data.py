@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kalm.core import names
 from kalm.core.errors import DataError
+from kalm.core.goal import InstructedGoal
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.work_item import WorkShard, make_work_items
-from kalm.envs.base import Domain, InstructedGoal
+from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 
 # What the paper imagined on CLEVR-Robot.

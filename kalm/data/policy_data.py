@@ -26,7 +26,7 @@ from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode
+from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.layout import Key, transition_columns
 
@@ -191,7 +191,7 @@ class PolicyData(RolloutData):
     def _keys(self) -> list[Key]:
         more: list[Key] = [names.WEIGHT] if self._verdict_weights else []
         more += [names.RETURN_TO_GO] if self.sequence_length > 1 else []
-        return [*transition_columns(self.store.manifest), *more]
+        return [*transition_columns(self.store.spec), *more]
 
     @cached_property
     def _minibatches(self) -> Minibatches:

@@ -18,7 +18,7 @@ from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, generation_texts
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode
+from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -18,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from kalm.core.changes import changes
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.names import TaskSpec
 from kalm.data.choice import first_rollouts
 from kalm.data.decisions import data_decisions
 from kalm.data.grounding_batch import ValidationBatch
@@ -30,7 +28,6 @@ from kalm.data.symmetry import SymmetricNumbers, SymmetryKind, symmetries_of
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.domain_store import open_domain_store
-from kalm.store.layout import describe_spaces
 from kalm.store.reader import RolloutStore
 
 _ROLLOUTS_A_BATCH = 128
@@ -67,8 +64,10 @@ class RolloutData(LightningDataModule):
         super().__init__()
         self._arguments = {name: arguments[name] for name in inspect.signature(type(self)).parameters}
         self.domain: Domain = arguments["domain"]
-        self.encoder: SentenceEncoder = arguments.get("encoder")
-        self.spec = task_spec(self.domain, self.encoder) if self.encoder else dynamics_spec(self.domain)
+        self.spec = self.domain.spec
+        if "encoder" in arguments:  # what knows no goals needs none
+            self.encoder: SentenceEncoder = arguments["encoder"]
+            self.spec = self.spec.with_goals(self.encoder.embedding_size)
         self.real: RealRollouts = arguments["real"]
         self.imagined: ImaginedRollouts | None = arguments.get("imagined")
         self._num_held_out = num_held_out
@@ -211,23 +210,6 @@ class RolloutData(LightningDataModule):
     @property
     def _verb(self) -> str | None:
         return None if self.trainer is None else self.trainer.state.fn
-
-
-def task_spec(domain: Domain, encoder: SentenceEncoder) -> TaskSpec:
-    """Sizes of a domain's spaces and an encoder's vectors, without reading data or weights."""
-    return replace(dynamics_spec(domain), goal_embedding_size=encoder.embedding_size)
-
-
-def dynamics_spec(domain: Domain) -> TaskSpec:
-    """The same for what knows no goals: their vectors have no numbers."""
-    spaces = describe_spaces(domain.observation_space, domain.action_space)
-    return TaskSpec(
-        observation_size=spaces["observation_size"],
-        action_size=spaces["action"]["size"],
-        is_discrete=spaces["action"]["is_discrete"],
-        goal_embedding_size=0,
-        entities=tuple((entity.start, entity.stop) for entity in domain.entities),
-    )
 
 
 def require_least(**least: tuple[int, int]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from kalm.core.errors import DataError
 from kalm.core.names import ACTION, INSTRUCTION_ID, NEXT_OBSERVATION, OBSERVATION
 from kalm.envs.base import Domain
-from kalm.envs.symmetry import Relabelling, relabelled_texts
+from kalm.envs.symmetry import Symmetry, texts_under
 
 
 class SymmetryKind(Enum):
@@ -38,7 +38,7 @@ class SymmetryKind(Enum):
     mirror = "mirror"
 
 
-def symmetries_of(domain: Domain, kind: SymmetryKind) -> Sequence[Relabelling]:
+def symmetries_of(domain: Domain, kind: SymmetryKind) -> Sequence[Symmetry]:
     """The symmetries of a kind, the first of which changes nothing; empty for ``none``.
 
     Raises:
@@ -46,7 +46,7 @@ def symmetries_of(domain: Domain, kind: SymmetryKind) -> Sequence[Relabelling]:
     """
     if kind is SymmetryKind.none:
         return ()
-    found = domain.relabellings if kind is SymmetryKind.names else domain.mirror_images
+    found = domain.symmetries if kind is SymmetryKind.names else domain.mirror_images
     if not found:
         raise DataError(f"symmetry is {kind.name}, but the domain {domain.name} has none of that kind; set it to none")
     return found
@@ -59,7 +59,7 @@ class SymmetricTexts:
         distinct: The text of each number; those that were given come first.
     """
 
-    def __init__(self, texts: Sequence[str], symmetries: Sequence[Relabelling]) -> None:
+    def __init__(self, texts: Sequence[str], symmetries: Sequence[Symmetry]) -> None:
         """Turn every distinct text in every way.
 
         Args:
@@ -67,7 +67,7 @@ class SymmetricTexts:
             symmetries: May be empty.
         """
         given = list(dict.fromkeys(texts))
-        rows = relabelled_texts(given, symmetries) or [given]
+        rows = texts_under(given, symmetries) or [given]
         self.distinct = list(dict.fromkeys([*given, *(text for row in rows for text in row)]))
         number_of = {text: number for number, text in enumerate(self.distinct)}
         column_of = {text: column for column, text in enumerate(given)}
@@ -82,7 +82,7 @@ class SymmetricTexts:
 class SymmetricNumbers:
     """Observations and actions under symmetries."""
 
-    def __init__(self, symmetries: Sequence[Relabelling]) -> None:
+    def __init__(self, symmetries: Sequence[Symmetry]) -> None:
         """Stack their tables.
 
         Args:
@@ -119,7 +119,7 @@ class SymmetricTransitions:
     that is closed under symmetry, such as those of two balls, get all; a goal with a fixed order of all gets few.
     """
 
-    def __init__(self, instructions: Sequence[str], symmetries: Sequence[Relabelling]) -> None:
+    def __init__(self, instructions: Sequence[str], symmetries: Sequence[Symmetry]) -> None:
         """Prepare the tables.
 
         Args:
@@ -128,7 +128,7 @@ class SymmetricTransitions:
         """
         number_of = {sentence: number for number, sentence in enumerate(instructions)}
         # (L, I): the sentence's number, or -1 where it would be a new one.
-        rows = [[number_of.get(text, -1) for text in texts] for texts in relabelled_texts(instructions, symmetries)]
+        rows = [[number_of.get(text, -1) for text in texts] for texts in texts_under(instructions, symmetries)]
         self._instruction = torch.tensor(rows)
         allowed = self._instruction >= 0
         self._num_allowed = allowed.sum(dim=0)  # (I,)

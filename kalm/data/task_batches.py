@@ -21,7 +21,7 @@ from kalm.core import names
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.selection import Selection, returns_to_go
 from kalm.data.symmetry import SymmetricNumbers, SymmetricTexts
-from kalm.envs.symmetry import Relabelling
+from kalm.envs.symmetry import Symmetry
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
 from kalm.store.reader import InstructionRow
 
@@ -69,7 +69,7 @@ class TaskBatches:
         rollouts_per_batch: int,
         tokens_per_prompt: int,
         crop_probability: float,
-        symmetries: Sequence[Relabelling],
+        symmetries: Sequence[Symmetry],
         seed: Sequence[int],
     ) -> None:
         """Describe the batches; none is made yet.

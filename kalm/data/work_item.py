@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.envs.base import Domain, InstructedGoal
+from kalm.core.goal import InstructedGoal
+from kalm.envs.base import Domain
 
 _MAX_TRIES = 100
 
@@ -82,7 +83,7 @@ def make_work_items(
         instructed = instructed_goals[place]
         rng = np.random.default_rng([*seed, index])
         start = _draw_start(domain, instructed, starts, rng)
-        items.append(WorkItem(instructed, start, domain.max_steps(instructed.goal), int(rng.integers(2**31))))
+        items.append(WorkItem(instructed, start, instructed.goal.max_steps, int(rng.integers(2**31))))
     return items
 
 
@@ -94,7 +95,7 @@ def _draw_start(
         return own.astype(np.float32)
     for _ in range(_MAX_TRIES):
         start = starts[rng.integers(len(starts))]
-        if not domain.success(instructed.goal, start):
+        if not instructed.goal.success(start):
             return start
     raise DataError(
         f"the goal of {instructed.instruction!r} is already met at each of {_MAX_TRIES} starts drawn from "

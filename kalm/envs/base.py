@@ -1,8 +1,8 @@
 """The Domain contract: everything that KALM needs to know about a world, and nothing about learning.
 
-A domain is a registered Gymnasium environment, goals in named splits with their instructions, and pure batched
-functions of arrays that say when a goal is met, what a step is worth and which steps are implausible. The
-environment, imagination and evaluation all call those same functions, so each rule has one definition.
+A domain is spaces, goals in named splits with their sentences, a simulator with an expert, and what can be told of any
+step without one: which are implausible, which symmetries the world has. When a goal is met and what a step is worth,
+the goal itself says (``kalm.core.goal``).
 """
 
 from __future__ import annotations
@@ -10,65 +10,46 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
+from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.envs.symmetry import Relabelling
+from kalm.core.specs import TaskSpec, spec_of_spaces
+from kalm.envs.simulation import Act, collect
+from kalm.envs.symmetry import Symmetry
 
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.floating[Any]]
-
-
-class Goal(Protocol):
-    """What must become true. Goals are frozen dataclasses: hashable, comparable, JSON-serialisable."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types from which ``Domain.goal_from_json`` rebuilds an equal goal."""
-
-
-@dataclass(frozen=True)
-class InstructedGoal:
-    """One instruction: a goal, one sentence that asks for it, and the split the sentence belongs to."""
-
-    goal: Goal
-    instruction: str
-    goal_split: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON-lines form that users write too."""
-        return {"goal": self.goal.to_json(), "instruction": self.instruction, "goal_split": self.goal_split}
+if TYPE_CHECKING:
+    from kalm.envs.vector_env import DomainVectorEnv
 
 
 class Domain(ABC):
-    """A world as KALM sees it. Subclass it in one package under ``kalm/envs/`` to add a world.
+    """A world as KALM sees it. Subclass it in one package under ``kalm/envs/``, or anywhere else, to add a world.
 
     Attributes:
         name: Folder name under ``checkpoints/`` and ``conf/``, for example ``clevr_robot``.
-        env_id: Registered Gymnasium id, for example ``kalm/ClevrRobot-v0``.
         goal_splits: Names of the splits that policies are evaluated on, in the order of tables. The first is the one
             that real rollouts are collected for; how new the others are to a learner is the domain's to say.
-        observation_space: Flat box of shape (O,).
-        action_space: ``Discrete(A)``, or a box of shape (A,).
+        goal_class: What all its goals are.
+        observation_space: What is seen.
+        action_space: What can be done.
         plausibility_flags: Names of the ways in which a transition can be implausible.
-        terminal_reward: Reward that the last transition of a successful stored rollout gets in place of its own; None
-            where ``reward`` itself pays for success, so that stored and simulated rewards are the same.
+        render_fps: Pictures a second that show the world at its own speed.
     """
 
     name: ClassVar[str]
-    env_id: ClassVar[str]
-    goal_splits: ClassVar[tuple[str, ...]]
-    observation_space: gym.spaces.Box
-    action_space: gym.spaces.Discrete | gym.spaces.Box
-    plausibility_flags: ClassVar[tuple[str, ...]]
-    terminal_reward: ClassVar[float | None]
+    goal_splits: ClassVar[tuple[str, ...]] = ("train",)
+    goal_class: ClassVar[type[Any]]
+    observation_space: Any  # a Gymnasium space of any kind
+    action_space: Any
+    plausibility_flags: ClassVar[tuple[str, ...]] = ()
+    render_fps: ClassVar[int] = 4
 
     # --- goals ------------------------------------------------------------------------------------------------------
 
@@ -76,62 +57,25 @@ class Domain(ABC):
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:
         """Every built-in instruction of a split, always in the same order."""
 
-    @abstractmethod
     def goal_from_json(self, data: Mapping[str, Any]) -> Goal:
-        """Rebuild a goal from its ``to_json`` form.
+        """Rebuild a goal from its ``to_json`` form; by default that is the fields of ``goal_class``.
 
         Raises:
             DataError: If ``data`` describes no goal of this domain; the message names the field and what is allowed.
         """
+        try:
+            return self.goal_class(**data)
+        except TypeError as error:
+            raise DataError(f"a goal of {self.name} is {data!r}: {error}") from error
 
-    @abstractmethod
-    def task(self, goal: Goal) -> str:
-        """Short name of the task that a goal belongs to; success is averaged a task, then over tasks (macro)."""
+    # --- what can be told without a simulator: pure, batched functions of arrays ------------------------------------
 
-    @abstractmethod
-    def max_steps(self, goal: Goal) -> int:
-        """Steps after which an episode for ``goal`` is truncated."""
-
-    @abstractmethod
-    def explains(self, goal: Goal, text: str) -> bool:
-        """Whether ``text`` describes ``goal``, by its key words (KALM, figure 7)."""
-
-    # --- rules: pure, batched functions of arrays -------------------------------------------------------------------
-
-    @abstractmethod
-    def success(
-        self,
-        goal: Goal,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
-    ) -> BoolArray:
-        """Whether ``goal`` is true after a step.
-
-        Args:
-            goal: The goal to judge.
-            observation: Observation after the step, shape (..., O).
-            previous_observation: Observation before the step, same shape; None right after a reset.
-            action: Action of the step, shape (...) or (..., A); None right after a reset or when unknown.
-
-        Returns:
-            Verdicts, shape (...).
-        """
-
-    @abstractmethod
-    def reward(
-        self, goal: Goal, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray
-    ) -> FloatArray:
-        """The environment's own reward of each step, shape (...), before ``terminal_reward``."""
-
-    @abstractmethod
-    def plausibility(
-        self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray
-    ) -> dict[str, BoolArray]:
+    def plausibility(self, observation: Array, action: Array, next_observation: Array) -> dict[str, BoolArray]:
         """One flag a transition for each of ``plausibility_flags``, shape (...); True marks a violation."""
+        return {}
 
-    def next_sub_goal(self, goal: Goal, observation: FloatArray) -> Goal | None:
-        """Which part of ``goal`` to pursue next, a goal of the splits train or easy; None unless a domain names parts.
+    def next_sub_goal(self, goal: Goal, observation: Array) -> Goal | None:
+        """Which part of ``goal`` to pursue next, itself a goal of some split; None unless a domain names parts.
 
         Args:
             goal: The whole goal.
@@ -142,7 +86,7 @@ class Domain(ABC):
         """
         return None
 
-    def first_observation(self, goal: Goal, rng: np.random.Generator) -> FloatArray | None:
+    def first_observation(self, goal: Goal, rng: np.random.Generator) -> Array | None:
         """A real observation to imagine ``goal`` from, shape (O,), where it matters what the goal is.
 
         Args:
@@ -154,41 +98,13 @@ class Domain(ABC):
         """
         return None
 
-    # --- the simulator ----------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> gym.vector.VectorEnv:
-        """A vectorised environment with ``AutoresetMode.DISABLED`` that uses all cores by default.
-
-        ``reset(seed=[...], options={"goals": [...], "instructions": [...], "reset_mask": ...})`` starts episode i from
-        ``seed[i]`` alone, so that an episode depends neither on the number of environments nor on its place among them.
-        """
-
-    @abstractmethod
-    def collect(self, num_rollouts: int, seed: int, first: int = 0) -> Iterator[Rollout]:
-        """Real rollouts of the expert under the training goals.
-
-        Args:
-            num_rollouts: Rollouts of the whole collection.
-            seed: With a rollout's number it decides everything about that rollout.
-            first: Number of the rollout to begin with, so that an interrupted collection goes on.
-
-        Yields:
-            Rollouts ``first`` to ``num_rollouts - 1``, in order.
-        """
-
     @property
-    def collection_settings(self) -> dict[str, Any]:
-        """What else decides how ``collect`` collects, as plain JSON types; kept with the store."""
-        return {}
-
-    @property
-    def relabellings(self) -> Sequence[Relabelling]:
-        """Exchanges of names under which rollouts stay true: the simulator makes the relabelled ones too."""
+    def symmetries(self) -> Sequence[Symmetry]:
+        """Exchanges of names under which rollouts stay true: the simulator makes those rollouts too."""
         return ()
 
     @property
-    def mirror_images(self) -> Sequence[Relabelling]:
+    def mirror_images(self) -> Sequence[Symmetry]:
         """How the world looks as it is and in mirrors, where the same laws hold; none unless a domain has some.
 
         What stands in a mirror world, such as a window that slides the other way, need not exist in the simulator.
@@ -200,16 +116,60 @@ class Domain(ABC):
         """Where in an observation the numbers of each thing lie that a scene may lack; they are then all zero."""
         return ()
 
+    def draw(self, observation: Any, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
+        """Picture of one observation, shape (size, size, 3), drawn without GL; by default it is written out."""
+        from kalm.envs.drawing import write_page  # brings pillow
+
+        return write_page(f"{instruction} {observation}", size)
+
+    # --- the simulator ----------------------------------------------------------------------------------------------
+
     @abstractmethod
-    def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
-        """Picture of one observation, shape (size, size, 3), drawn without GL."""
+    def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> DomainVectorEnv:
+        """Many episodes at once; by default they are stepped on all cores."""
+
+    def expert(self, env: DomainVectorEnv, goals: Sequence[Goal], luck: Sequence[np.random.Generator]) -> Act:
+        """Who acts in a collection.
+
+        Args:
+            env: Where the episodes run.
+            goals: Of each episode.
+            luck: Source of chance of each episode, for noise on its actions.
+
+        Raises:
+            DataError: Unless a domain has an expert.
+        """
+        raise DataError(f"the domain {self.name} has no expert to collect with; bring rollouts of your own")
+
+    def collect(self, num_rollouts: int, seed: int, first: int = 0) -> Iterator[Rollout]:
+        """Real rollouts ``first`` to ``num_rollouts - 1`` of the expert, see ``simulation.collect``."""
+        return collect(self, num_rollouts, seed, first)
+
+    @property
+    def collection_settings(self) -> dict[str, Any]:
+        """What else decides how ``collect`` collects, as plain JSON types; kept with the store."""
+        return {}
 
     # --- shared by all domains --------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What observations and actions are, for what knows no goals."""
+        return spec_of_spaces(self.observation_space, self.action_space, self.entities)
 
     @property
     def training_split(self) -> str:
         """The split that real rollouts are collected for."""
         return self.goal_splits[0]
+
+    def instruction_for(self, goal: Goal) -> str:
+        """The first built-in sentence for a goal; an empty one for a user's."""
+        return self._instruction_for.get(goal, "")
+
+    @cached_property
+    def _instruction_for(self) -> dict[Goal, str]:
+        rows = [row for split in self.goal_splits for row in self.instructed_goals(split)]
+        return {row.goal: row.instruction for row in reversed(rows)}
 
     def check_goal_splits(self, goal_splits: Sequence[str] | None) -> list[str]:
         """Names of splits that this domain has; all of them for None.
@@ -229,15 +189,15 @@ class Domain(ABC):
     def label_rollout(
         self,
         instructed: InstructedGoal,
-        observations: FloatArray,
-        actions: NDArray[Any],
+        observations: Array,
+        actions: Array,
         source: Source,
         provenance: Mapping[str, Any] | None = None,
     ) -> Rollout:
         """Turn observations and actions into a rollout with the domain's own rewards and verdicts.
 
-        The rollout is cut after the first step at which the goal holds; that step is ``terminated`` and earns
-        ``terminal_reward``, if there is one. A rollout that never meets its goal is ``truncated`` at its last step.
+        The rollout is cut after the first step at which the goal holds; that step is ``terminated``. A rollout that
+        never meets its goal is ``truncated`` at its last step.
 
         Args:
             instructed: Goal and sentence the rollout was made for.
@@ -248,17 +208,15 @@ class Domain(ABC):
         """
         goal = instructed.goal
         before, after = observations[:-1], observations[1:]
-        success = self.success(goal, after, before, actions)
+        success = goal.success(after, before, actions)
         is_success = bool(success.any())
         num_steps = int(success.argmax()) + 1 if is_success else len(actions)
         before, actions, after = before[:num_steps], actions[:num_steps], after[:num_steps]
         flags = self.plausibility(before, actions, after)
-        rewards = self.reward(goal, before, actions, after).astype(np.float32)
+        rewards = goal.reward(before, actions, after).astype(np.float32)
         terminated = np.zeros(num_steps, dtype=np.bool_)
         truncated = np.zeros(num_steps, dtype=np.bool_)
         if is_success:
-            if self.terminal_reward is not None:
-                rewards[-1] = self.terminal_reward
             terminated[-1] = True
         elif num_steps:
             truncated[-1] = True
@@ -310,60 +268,3 @@ class Domain(ABC):
             raise DataError(f"instruction is {instruction!r}; it must be a sentence")
         (split,) = self.check_goal_splits([data["goal_split"]])
         return InstructedGoal(self.goal_from_json(data["goal"]), instruction, split)
-
-
-def success_of_each(
-    domain: Domain,
-    goals: Sequence[Goal],
-    observation: FloatArray,
-    previous_observation: FloatArray,
-    action: NDArray[Any],
-) -> BoolArray:
-    """Judge B steps that belong to B goals: one batched call for each distinct goal.
-
-    Args:
-        domain: Whose rule to apply.
-        goals: One goal a step, length B.
-        observation: Observation after the step, shape (B, O).
-        previous_observation: Observation before the step, shape (B, O).
-        action: Shape (B,) or (B, A).
-
-    Returns:
-        Verdicts, shape (B,).
-    """
-    verdict = np.zeros(len(goals), dtype=np.bool_)
-    for goal, rows in _rows_of_each(goals).items():
-        verdict[rows] = domain.success(goal, observation[rows], previous_observation[rows], action[rows])
-    return verdict
-
-
-def reward_of_each(
-    domain: Domain,
-    goals: Sequence[Goal],
-    observation: FloatArray,
-    action: NDArray[Any],
-    next_observation: FloatArray,
-) -> FloatArray:
-    """Reward B steps that belong to B goals: one batched call for each distinct goal.
-
-    Args:
-        domain: Whose rule to apply.
-        goals: One goal a step, length B.
-        observation: Observation before the step, shape (B, O).
-        action: Shape (B,) or (B, A).
-        next_observation: Observation after the step, shape (B, O).
-
-    Returns:
-        Rewards, shape (B,), before ``terminal_reward``.
-    """
-    reward = np.zeros(len(goals))
-    for goal, rows in _rows_of_each(goals).items():
-        reward[rows] = domain.reward(goal, observation[rows], action[rows], next_observation[rows])
-    return reward
-
-
-def _rows_of_each(goals: Sequence[Goal]) -> dict[Goal, list[int]]:
-    rows_of: dict[Goal, list[int]] = {}
-    for row, goal in enumerate(goals):
-        rows_of.setdefault(goal, []).append(row)
-    return rows_of

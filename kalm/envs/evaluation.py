@@ -1,71 +1,23 @@
-"""Success of a policy on fixed episodes of every goal split, with an honest interval around each rate.
-
-An episode is one instruction and one reset seed, and nothing else: how many environments run side by side, in which
-row an episode ends up, and how many threads step the simulator never change its result. Nothing here draws from a
-global random number generator, so that evaluating during training leaves the training run as it was.
-
-Shape letters: B episodes that run side by side, T time, O observation, A action.
-"""
+"""Success of a policy on fixed episodes of every goal split, with an honest interval around each rate."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.envs.base import Domain, InstructedGoal
+from kalm.core.goal import InstructedGoal
+from kalm.envs.base import Domain
+from kalm.envs.simulation import MAX_COLLECTION_SEED, Episode, EpisodeResult
 
 # Evaluation resets from seeds at or above this number; collection and training stay below it.
-EVALUATION_SEED_OFFSET = 1_000_000_000
+EVALUATION_SEED_OFFSET = MAX_COLLECTION_SEED
 # Each evaluation seed owns this many reset seeds, so that the episodes of two evaluation seeds never meet.
 MAX_EPISODES_PER_SEED = 1_000_000
-
-Act = Callable[[NDArray[np.float32], list[int]], NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """What is to be tried: one instruction from one start.
-
-    Attributes:
-        instructed: The goal and the sentence that asks for it.
-        seed: Decides the start, and all else that is left to chance.
-        start: Observation to start from instead, as nearly as the simulator allows, shape (O,).
-    """
-
-    instructed: InstructedGoal
-    seed: int
-    start: NDArray[Any] | None = None
-
-
-@dataclass(frozen=True)
-class EpisodeResult:
-    """What became of one episode.
-
-    Attributes:
-        episode: What was tried.
-        task: The domain's name for the task, over which success is averaged.
-        is_success: Whether the goal was true after some step.
-        num_steps: Steps taken, T.
-        episode_return: Undiscounted sum of the environment's rewards.
-        observations: Shape (T + 1, O).
-        actions: Shape (T,) or (T, A).
-    """
-
-    episode: Episode
-    task: str
-    is_success: bool
-    num_steps: int
-    episode_return: float
-    observations: NDArray[np.floating[Any]]
-    actions: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -127,7 +79,7 @@ def evaluation_episodes(
         if not candidates:
             _raise_empty_split(split, domain, own_goals, goals_file)
         first_seed = EVALUATION_SEED_OFFSET + seed * MAX_EPISODES_PER_SEED + number * num_episodes
-        chosen = _spread_over_tasks(domain, candidates, num_episodes, np.random.default_rng([seed, number]))
+        chosen = _spread_over_tasks(candidates, num_episodes, np.random.default_rng([seed, number]))
         episodes += [Episode(row, first_seed + index) for index, row in enumerate(chosen)]
     return episodes
 
@@ -146,122 +98,15 @@ def _raise_empty_split(
 
 
 def _spread_over_tasks(
-    domain: Domain, candidates: Sequence[InstructedGoal], num_episodes: int, random: np.random.Generator
+    candidates: Sequence[InstructedGoal], num_episodes: int, random: np.random.Generator
 ) -> list[InstructedGoal]:
     """Draw instructions task by task in turn, and within a task without repeats until all are used."""
     by_task: dict[str, list[InstructedGoal]] = {}
     for row in candidates:
-        by_task.setdefault(domain.task(row.goal), []).append(row)
+        by_task.setdefault(row.goal.task, []).append(row)
     orders = [[rows[i] for i in random.permutation(len(rows))] for rows in by_task.values()]
     num_tasks = len(orders)
     return [orders[i % num_tasks][(i // num_tasks) % len(orders[i % num_tasks])] for i in range(num_episodes)]
-
-
-def evaluate(
-    act: Act,
-    domain: Domain,
-    episodes: Sequence[Episode],
-    num_envs: int = 64,
-    num_threads: int | None = None,
-) -> list[EpisodeResult]:
-    """Run every episode once, with one call of the policy a simulator step for all running episodes together.
-
-    A row whose episode has ended takes the next waiting episode at once. The results do not depend on ``num_envs``
-    or ``num_threads`` as long as ``act`` treats its rows independently.
-
-    Args:
-        act: The policy: float32 observations of shape (B, O) and the index in ``episodes`` of each row, to actions
-            of shape (B,) or (B, A). B shrinks when fewer episodes are left than environments.
-        domain: World to run in.
-        episodes: What to run.
-        num_envs: Most episodes that run side by side.
-        num_threads: Threads of the simulator; all cores by default.
-
-    Returns:
-        One result an episode, in the order of ``episodes``.
-    """
-    if num_envs < 1:
-        raise DataError(f"num_envs is {num_envs}; evaluation needs at least 1 environment")
-    if not episodes:
-        return []
-    env = domain.make_vector_env(min(num_envs, len(episodes)), num_threads)
-    try:
-        return _Evaluation(act, domain, episodes, env).run()
-    finally:
-        env.close()
-
-
-class _Evaluation:
-    """The bookkeeping of one ``evaluate`` call: which episode occupies which row, and what it has done so far."""
-
-    def __init__(self, act: Act, domain: Domain, episodes: Sequence[Episode], env: Any) -> None:
-        self.act, self.domain, self.episodes, self.env = act, domain, episodes, env
-        self.waiting = deque(range(len(episodes)))
-        self.episode_of_row = [self.waiting.popleft() for _ in range(env.num_envs)]
-        self.is_running = np.ones(env.num_envs, dtype=np.bool_)
-        self.observations: list[list[NDArray[Any]]] = [[] for _ in episodes]
-        self.actions: list[list[NDArray[Any]]] = [[] for _ in episodes]
-        self.returns = [0.0] * len(episodes)
-        self.is_success = [False] * len(episodes)
-
-    def run(self) -> list[EpisodeResult]:
-        """Step all rows together until no episode waits and none runs."""
-        observation = self._reset(np.ones(self.env.num_envs, dtype=np.bool_))
-        shape, dtype = self.env.action_space.shape, self.env.action_space.dtype
-        while self.is_running.any():
-            rows = np.flatnonzero(self.is_running)
-            indices = [self.episode_of_row[row] for row in rows]
-            chosen = np.asarray(self.act(observation[rows].astype(np.float32), indices))
-            actions = np.zeros(shape, dtype=dtype)  # a row that has nothing left to do gets an action that nobody reads
-            actions[rows] = chosen
-            observation, reward, terminated, truncated, info = self.env.step(actions)
-            is_success = np.asarray(info["is_success"], dtype=np.bool_)
-            for row, index in zip(rows, indices, strict=True):
-                self.observations[index].append(observation[row].copy())
-                self.actions[index].append(actions[row].copy())
-                self.returns[index] += float(reward[row])
-                self.is_success[index] |= bool(is_success[row])
-            observation = self._refill(rows[(terminated | truncated)[rows]], observation)
-        return [self._result(index) for index in range(len(self.episodes))]
-
-    def _refill(self, ended: NDArray[np.intp], observation: NDArray[Any]) -> NDArray[Any]:
-        """Give each row in ``ended`` the next waiting episode, or retire it."""
-        starting = np.zeros(self.env.num_envs, dtype=np.bool_)
-        for row in ended:
-            if self.waiting:
-                self.episode_of_row[row] = self.waiting.popleft()
-                starting[row] = True
-            else:
-                self.is_running[row] = False
-        return self._reset(starting) if starting.any() else observation
-
-    def _reset(self, starting: NDArray[np.bool_]) -> NDArray[Any]:
-        """Start the episodes that the rows in ``starting`` have been given; other rows stay as they are."""
-        current = [self.episodes[index] for index in self.episode_of_row]
-        options: dict[str, Any] = {
-            "goals": [episode.instructed.goal for episode in current],
-            "instructions": [episode.instructed.instruction for episode in current],
-            "reset_mask": starting,
-        }
-        if any(episode.start is not None for episode in current):
-            options["observations"] = [episode.start for episode in current]
-        observation, _ = self.env.reset(seed=[episode.seed for episode in current], options=options)
-        for row in np.flatnonzero(starting):
-            self.observations[self.episode_of_row[row]].append(observation[row].copy())
-        return observation
-
-    def _result(self, index: int) -> EpisodeResult:
-        """Pack what an episode has recorded."""
-        episode = self.episodes[index]
-        return EpisodeResult(
-            episode=episode,
-            task=self.domain.task(episode.instructed.goal),
-            is_success=self.is_success[index],
-            num_steps=len(self.actions[index]),
-            episode_return=self.returns[index],
-            observations=np.stack(self.observations[index]),
-            actions=np.stack(self.actions[index]),
-        )
 
 
 def wilson_interval(num_successes: int, num_trials: int, z: float = 1.96) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """What a policy with a memory knows of the episodes it is evaluated on: their latest steps and what is wanted of them.
 
 The return that is wanted of an episode shrinks by each reward, as in algorithm 1 of Decision Transformer (Chen et al.
-2021, arXiv:2106.01345). The reward of a step is worked out by the domain's own rule from two observations and the
+2021, arXiv:2106.01345). The reward of a step is worked out by the goal's own rule from two observations and the
 action between them, which is what the environment does.
 
 Shape letters: B rows of one call, C steps that are kept, O observation, A action.
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kalm.core.names import TaskSpec
-from kalm.envs.base import Domain, Goal
+from kalm.core.goal import Goal
+from kalm.core.specs import TaskSpec
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,16 @@ class History:
 class RunningEpisodes:
     """Keeps the latest steps of each episode of an evaluation."""
 
-    def __init__(
-        self, domain: Domain, goals: Sequence[Goal], spec: TaskSpec, num_kept_steps: int, target_return: float
-    ) -> None:
+    def __init__(self, goals: Sequence[Goal], spec: TaskSpec, num_kept_steps: int, target_return: float) -> None:
         """Begin with no step taken.
 
         Args:
-            domain: Its rule gives the rewards.
-            goals: What each episode is after.
+            goals: What each episode is after; their rules give the rewards.
             spec: Sizes of observation and action.
             num_kept_steps: Steps that are kept, C.
             target_return: Return that is wanted of each episode.
         """
-        self._domain, self._goals, self._target_return = domain, goals, target_return
+        self._goals, self._target_return = goals, target_return
         # The last row is for rows of a call that belong to no episode, whose number is -1.
         size = (len(goals) + 1, num_kept_steps)
         self._observation = torch.zeros(*size, spec.observation_size)
@@ -109,7 +106,7 @@ class RunningEpisodes:
     def _reward(self, number: int, place: int, seen: Tensor) -> float:
         observation, action = self._observation[number, place], self._action[number, place]
         parts = [part.unsqueeze(0).numpy() for part in (observation, action, seen)]
-        return float(self._domain.reward(self._goals[number], *parts)[0])
+        return float(self._goals[number].reward(*parts)[0])
 
     def _forget(self, episode: Tensor) -> None:
         """Drop the oldest step of full histories."""

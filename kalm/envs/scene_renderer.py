@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import SimulatorError
-from kalm.envs.clevr_robot.drawing import Picture, write_instruction
+from kalm.envs.drawing import Picture, write_instruction
 
 
 class SceneRenderer:

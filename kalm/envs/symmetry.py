@@ -1,4 +1,4 @@
-"""Relabellings: other names for the same things, which make another true rollout out of a recorded one.
+"""Symmetries: other names for the same things, which make another true rollout out of a recorded one.
 
 Mirror images are written in the same form: numbers and sentences change sides instead of names.
 """
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Relabelling:
+class Symmetry:
     """One way to exchange things that the world cannot tell apart, such as balls that differ in colour only.
 
     Shape letters: O numbers in an observation, A discrete actions or numbers in a continuous action.
 
     Attributes:
-        observation_order: The relabelled observation is ``observation[..., observation_order]``, int64 of shape (O,).
-        action_of: The relabelled action is ``action_of[action]`` of discrete actions, int64 of shape (A,), and
-            ``action_of * action`` of continuous ones, float32 of shape (A,).
-        word_of: The relabelled word for each word that changes.
-        observation_sign: Multiplies the relabelled observation, float32 of shape (O,); 1 by default.
+        observation_order: The observation becomes ``observation[..., observation_order]``, int64 of shape (O,).
+        action_of: A discrete action becomes ``action_of[action]``, int64 of shape (A,), and a continuous one
+            ``action_of * action``, float32 of shape (A,).
+        word_of: What each word becomes that changes.
+        observation_sign: Multiplies the observation afterwards, float32 of shape (O,); 1 by default.
     """
 
     observation_order: NDArray[np.int64]
@@ -40,22 +40,22 @@ class Relabelling:
         )
 
     def text(self, text: str) -> str:
-        """A sentence about the relabelled rollout: every word exchanged at once."""
-        return relabelled_texts([text], [self])[0][0]
+        """A sentence about the rollout, every word exchanged at once."""
+        return texts_under([text], [self])[0][0]
 
 
-def relabelled_texts(texts: Sequence[str], relabellings: Sequence[Relabelling]) -> list[list[str]]:
-    """Every sentence under every relabelling; each is searched for names once, for there may be a hundred relabellings.
+def texts_under(texts: Sequence[str], symmetries: Sequence[Symmetry]) -> list[list[str]]:
+    """Every sentence under every symmetry; each is searched for names once, for there may be a hundred symmetries.
 
     Returns:
-        A list for each relabelling, in the order of ``texts``.
+        A list for each symmetry, in the order of ``texts``.
     """
-    names = sorted({name for relabelling in relabellings for name in relabelling.word_of}, key=len, reverse=True)
+    names = sorted({name for symmetry in symmetries for name in symmetry.word_of}, key=len, reverse=True)
     if not names:
-        return [list(texts) for _ in relabellings]
+        return [list(texts) for _ in symmetries]
     name = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
     split = [name.split(text) for text in texts]
-    return [[_joined(parts, relabelling.word_of) for parts in split] for relabelling in relabellings]
+    return [[_joined(parts, symmetry.word_of) for parts in split] for symmetry in symmetries]
 
 
 def _joined(parts: Sequence[str], word_of: Mapping[str, str]) -> str:

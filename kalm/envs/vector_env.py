@@ -1,13 +1,14 @@
 """Many episodes at once: what the vectorised environments of all domains share, but for the simulator.
 
-Shapes: B environments, R rows of them, O numbers in an observation, A in an action.
+Shapes: B environments, R rows of them, O an observation, A an action.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -15,34 +16,38 @@ from gymnasium.utils import seeding
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from kalm.envs.base import Domain, Goal, reward_of_each, success_of_each
-
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
+from kalm.core.goal import Array, BoolArray, Goal, reward_of_each, success_of_each
+from kalm.envs.base import Domain
 
 _OPTIONS = {"goals", "instructions", "observations", "reset_mask"}
+_MAX_STARTS = 1000  # drawn for a goal; a built-in one is already true in a few of a hundred at most
 
 
-class DomainVectorEnv(gym.vector.VectorEnv[FloatArray, NDArray[Any], NDArray[Any]], ABC):
+class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
     """B episodes that begin and end on their own; an ended one stands still until it is reset.
 
-    Episode i depends on ``seed[i]`` and its options alone: not on B, its place or the number of threads, and it equals
-    the episode of the domain's single environment under that seed.
+    Episode i depends on ``seed[i]`` and its options alone: not on B, its place or the number of threads. Copies and
+    pickles go on where the original was.
 
-    ``reset`` takes the options ``goals``, ``instructions`` and ``observations`` (a value or None for each
-    environment) and ``reset_mask`` (boolean, shape (B,): which to reset; the others go on). ``info`` holds
-    ``is_success``, boolean, shape (B,), and ``instruction``, a list of B sentences.
+    ``reset`` takes the options ``goals`` (a goal or its JSON form), ``instructions`` and ``observations`` (a value or
+    None for each environment) and ``reset_mask`` (boolean, shape (B,): which to reset; the others go on). ``info``
+    holds ``is_success``, boolean, shape (B,), ``instruction``, a list of B sentences, and ``row``, 0 to B - 1.
 
-    A domain says how an episode begins (``_begin``) and what a step leads to (``_simulate``).
+    A domain says how an episode begins (``_lay_out``, ``_restore``) and what a step leads to (``_simulate``).
+
+    Attributes:
+        domain: Whose goals.
+        rngs: Source of chance of each environment; a seed replaces it.
     """
 
     metadata = {"autoreset_mode": gym.vector.AutoresetMode.DISABLED, "render_modes": []}
+    _of_this_process: ClassVar[tuple[str, ...]] = ()  # attributes that copies begin without, such as threads
 
     def __init__(self, domain: Domain, num_envs: int) -> None:
         """Keep the domain's spaces and rules; nothing has begun.
 
         Args:
-            domain: Whose goals and rules.
+            domain: Whose goals.
             num_envs: B.
 
         Raises:
@@ -57,47 +62,55 @@ class DomainVectorEnv(gym.vector.VectorEnv[FloatArray, NDArray[Any], NDArray[Any
         self.single_action_space = domain.action_space
         self.observation_space = batch_space(domain.observation_space, num_envs)
         self.action_space = batch_space(domain.action_space, num_envs)
-        self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
+        self.rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self._goals: list[Goal | None] = [None] * num_envs
         self._instructions = [""] * num_envs
-        self._observation = np.zeros((num_envs, *domain.observation_space.shape))
+        self._observation = _blank(domain.observation_space, num_envs)
         self._num_steps = np.zeros(num_envs, dtype=np.int64)
         self._max_steps = np.zeros(num_envs, dtype=np.int64)
         self._terminated = np.zeros(num_envs, dtype=np.bool_)
         self._truncated = np.zeros(num_envs, dtype=np.bool_)
         self._is_success = np.zeros(num_envs, dtype=np.bool_)
 
-    @abstractmethod
-    def _begin(
-        self,
-        row: int,
-        rng: np.random.Generator,
-        goal: Goal | None,
-        instruction: str | None,
-        observation: FloatArray | None,
-    ) -> tuple[Goal, str, FloatArray]:
-        """Begin an episode in one environment, drawing from ``rng`` what is None.
-
-        Returns:
-            Its goal, its instruction, and what is seen, shape (O,).
-        """
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what belongs to this process."""
+        return {**self.__dict__, **dict.fromkeys(self._of_this_process)}
 
     @abstractmethod
-    def _simulate(self, running: NDArray[np.intp], actions: NDArray[Any]) -> FloatArray:
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
+        """Draw the start of an episode in one environment from ``rng``; what is seen, shape (O,)."""
+
+    @abstractmethod
+    def _restore(self, row: int, goal: Goal, observation: Array) -> Array:
+        """Start from an observation of shape (O,), as nearly as the simulator can; what is seen then, shape (O,)."""
+
+    @abstractmethod
+    def _simulate(self, rows: NDArray[np.intp], actions: Array) -> Array:
         """Carry out one action in each of some environments.
 
         Args:
-            running: Which, shape (R,).
+            rows: Which, shape (R,).
             actions: Of the action space each, shape (R,) or (R, A).
 
         Returns:
             What is seen then, shape (R, O).
         """
 
+    def picture(self, row: int, size: int) -> NDArray[np.uint8]:
+        """View of one environment, shape (size, size, 3); the domain's drawing, unless the simulator has a better."""
+        return self.domain.draw(self._observation[row], self._instructions[row], size)
+
+    def idle_actions(self) -> Array:
+        """An action for each environment that means nothing, of shape (B,) or (B, A)."""
+        return _blank(self.single_action_space, self.num_envs)
+
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[FloatArray, dict[str, Any]]:
-        """Start episodes; see the class for the options. One seed s means s, s + 1, ... as in Gymnasium."""
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start episodes; see the class for the options. One seed s means s, s + 1, ... as in Gymnasium.
+
+        Without a goal, a training instruction is drawn; without an observation, a start at which the goal is not true.
+        """
         options = options or {}
         unknown = set(options) - _OPTIONS
         if unknown:
@@ -111,19 +124,42 @@ class DomainVectorEnv(gym.vector.VectorEnv[FloatArray, NDArray[Any], NDArray[Any
         chosen = np.asarray(self._per_env("reset_mask", options.get("reset_mask", [True] * self.num_envs)), np.bool_)
         for row in np.flatnonzero(chosen).tolist():
             if seeds[row] is not None:
-                self._rngs[row] = seeding.np_random(seeds[row])[0]
-            goal, instruction, observation = self._begin(
-                row, self._rngs[row], goals[row], instructions[row], observations[row]
-            )
-            self._goals[row], self._instructions[row], self._observation[row] = goal, instruction, observation
-            self._max_steps[row] = self.domain.max_steps(goal)
-            self._is_success[row] = self.domain.success(goal, observation)
-        self._num_steps[chosen] = 0
-        self._terminated[chosen] = False
-        self._truncated[chosen] = False
+                self.rngs[row] = seeding.np_random(seeds[row])[0]
+            self._begin(row, goals[row], instructions[row], observations[row])
         return self._observation.copy(), self._info()
 
-    def step(self, actions: NDArray[Any]) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
+    def _begin(self, row: int, goal: Any, instruction: str | None, observation: Any) -> None:
+        """Begin an episode in one environment, drawing what is None."""
+        goal, built_in = self._choose(self.rngs[row], goal)
+        if observation is None:
+            seen = self._draw_start(row, goal)
+        else:
+            seen = self._restore(row, goal, _checked(observation, self.single_observation_space))
+        self._goals[row], self._observation[row] = goal, seen
+        self._instructions[row] = built_in if instruction is None else instruction
+        self._max_steps[row] = goal.max_steps
+        self._is_success[row] = goal.success(seen)
+        self._num_steps[row], self._terminated[row], self._truncated[row] = 0, False, False
+
+    def _choose(self, rng: np.random.Generator, goal: Any) -> tuple[Goal, str]:
+        """A goal and a sentence for it."""
+        if goal is None:
+            training = self.domain.instructed_goals(self.domain.training_split)
+            drawn = training[rng.integers(len(training))]
+            return drawn.goal, drawn.instruction
+        goal = goal if isinstance(goal, Goal) else self.domain.goal_from_json(goal)
+        if not isinstance(goal, self.domain.goal_class):
+            raise TypeError(f"{goal!r} is a goal of another domain than {self.domain.name}")
+        return goal, self.domain.instruction_for(goal)
+
+    def _draw_start(self, row: int, goal: Goal) -> Array:
+        for _ in range(_MAX_STARTS):
+            seen = self._lay_out(row, self.rngs[row], goal)
+            if not goal.success(seen):
+                return seen
+        raise ValueError(f"goal {goal} was true at {_MAX_STARTS} random starts; give an observation to start from")
+
+    def step(self, actions: Array) -> tuple[Array, Array, BoolArray, BoolArray, dict[str, Any]]:
         """Act once in every episode that has not ended.
 
         In an episode that has, nothing changes: the action is ignored, the reward is zero, the flags stay.
@@ -136,8 +172,8 @@ class DomainVectorEnv(gym.vector.VectorEnv[FloatArray, NDArray[Any], NDArray[Any
             goals, before, taken = self._running_goals(running), self._observation[running], actions[running]
             self._check_actions(taken)
             after = self._observation[running] = self._simulate(running, taken)
-            is_success = success_of_each(self.domain, goals, after, before, taken)
-            rewards[running] = reward_of_each(self.domain, goals, before, taken, after)
+            is_success = success_of_each(goals, after, before, taken)
+            rewards[running] = reward_of_each(goals, before, taken, after)
             self._num_steps[running] += 1
             self._is_success[running] = is_success
             self._terminated[running] = is_success
@@ -150,7 +186,7 @@ class DomainVectorEnv(gym.vector.VectorEnv[FloatArray, NDArray[Any], NDArray[Any
             raise gym.error.ResetNeeded("step was called before every environment had been reset")
         return goals
 
-    def _check_actions(self, taken: NDArray[Any]) -> None:
+    def _check_actions(self, taken: Array) -> None:
         bad = [action for action in taken if not self.single_action_space.contains(action)]
         if bad:
             raise ValueError(f"actions hold {bad[0]!r}; each must be {_what_fits(self.single_action_space)}")
@@ -163,11 +199,39 @@ class DomainVectorEnv(gym.vector.VectorEnv[FloatArray, NDArray[Any], NDArray[Any
         return values
 
     def _info(self) -> dict[str, Any]:
-        return {"is_success": self._is_success.copy(), "instruction": list(self._instructions)}
+        instructions = list(self._instructions)
+        return {"is_success": self._is_success.copy(), "instruction": instructions, "row": np.arange(self.num_envs)}
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _blank(space: gym.Space[Any], num: int) -> Array:
+    """Room for elements of a space: an array of its numbers or, where it is of no numbers, of objects."""
+    return np.empty(num, dtype=object) if space.shape is None else np.zeros((num, *space.shape), dtype=space.dtype)
+
+
+def _checked(observation: Any, space: gym.Space[Any]) -> Any:
+    """An observation to start from: where observations are arrays, a fresh one.
+
+    Raises:
+        ValueError: If the shape is another or a value is not finite.
+    """
+    if space.shape is None:
+        return observation
+    checked = np.array(observation, dtype=space.dtype)
+    if checked.shape != space.shape:
+        raise ValueError(f"observation has shape {checked.shape}; it must be {space.shape}")
+    if not np.isfinite(checked).all():
+        raise ValueError(f"observation has {np.count_nonzero(~np.isfinite(checked))} values that are not finite")
+    return checked
 
 
 def _what_fits(space: gym.Space[Any]) -> str:
     if isinstance(space, gym.spaces.Discrete):
         return f"an integer in [0, {space.n})"
-    assert isinstance(space, gym.spaces.Box)
-    return f"{space.shape[0]} numbers in [{space.low.min():g}, {space.high.max():g}]"
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return f"{space.shape[0]} numbers in [{space.low.min():g}, {space.high.max():g}]"
+    return f"of {space}"

@@ -20,9 +20,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from kalm.core.names import PADDING_MASK, SOURCE, TaskSpec
+from kalm.core.names import PADDING_MASK, SOURCE
 from kalm.core.require import require
-from kalm.envs.evaluation import Episode, EpisodeResult
+from kalm.core.specs import TaskSpec
+from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.rl.training.attached_data import attached_data, check_fit
 from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, unstack
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind, WeightAverage
@@ -114,12 +115,9 @@ class OfflineRLModule(EvaluatedPolicy):
         self.automatic_optimization = False
         self.spec = spec
         self.hidden_sizes = tuple(hidden_sizes)
-        self.learning_rate = learning_rate
-        self.discount = discount
-        self.target_update_rate = target_update_rate
-        self.target_update_interval = target_update_interval
-        self.normalize_observation = normalize_observation
-        self.normalize_goal_embedding = normalize_goal_embedding
+        self.learning_rate, self.discount = learning_rate, discount
+        self.target_update_rate, self.target_update_interval = target_update_rate, target_update_interval
+        self.normalize_observation, self.normalize_goal_embedding = normalize_observation, normalize_goal_embedding
         self.gradient_clip_norm = gradient_clip_norm
         self.num_seeds = num_seeds
         self.compile_losses = compile

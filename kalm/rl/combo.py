@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import KalmError
-from kalm.core.names import TaskSpec
 from kalm.core.require import require
+from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
 from kalm.rl.dynamics.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size

@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.core.names import TaskSpec
 from kalm.core.require import require
+from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import (
     cql_penalty,

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kalm.core.errors import DataError
-from kalm.core.names import TaskSpec
 from kalm.core.require import require
-from kalm.envs.evaluation import Episode
+from kalm.core.specs import TaskSpec
 from kalm.envs.running_episodes import RunningEpisodes
+from kalm.envs.simulation import Episode
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import imitation_loss, squared_action_error
 from kalm.rl.networks.transformer import CausalTransformer
@@ -205,7 +205,6 @@ class DecisionTransformer(OfflineRLModule):
         """The policy with a history for each of ``episodes``."""
         last_step = int(self.last_step)
         running = RunningEpisodes(
-            domain,
             [episode.instructed.goal for episode in episodes],
             self.spec,
             min(self.sequence_length, last_step + 1),

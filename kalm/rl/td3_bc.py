@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import KalmError
-from kalm.core.names import TaskSpec
 from kalm.core.require import require
+from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import squared_action_error, td_target
 from kalm.rl.networks.mlp import critic_network, policy_network

@@ -10,7 +10,7 @@ from lightning import LightningModule
 
 from kalm.core.require import require
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode, EpisodeResult
+from kalm.envs.simulation import Episode, EpisodeResult
 
 
 class EvaluatedPolicy(LightningModule):

@@ -1,1 +1,1 @@
-"""Rollout stores: reading, writing, collecting, importing."""
+"""Rollout stores and the labels beside them: reading, writing, collecting, importing."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from kalm.core.errors import DataError
+from kalm.core.names import INSTRUCTION_ID
 from kalm.envs.base import Domain
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
@@ -35,9 +36,7 @@ def collect_store(
     made_by = {"verb": "collect", "num_rollouts": num_rollouts, "seed": seed, **domain.collection_settings}
     if is_finished_store(path):
         return _open_equal(path, made_by)
-    writer = RolloutStoreWriter(
-        path, domain.name, domain.observation_space, domain.action_space, domain.plausibility_flags, made_by
-    )
+    writer = RolloutStoreWriter(path, domain.name, domain.spec, domain.plausibility_flags, made_by)
     names = [f"{first:09d}" for first in range(0, num_rollouts, ROLLOUTS_PER_SHARD)]
     missing = [name for name in names if name not in writer.finished_shards]
     columns = (TextColumn("collect"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -57,9 +56,9 @@ def success_by_task(domain: Domain, store: RolloutStore) -> dict[str, tuple[int,
     """Successful rollouts and all rollouts of each task, sorted by its name."""
     goals = [row.goal for row in store.instructions]
     counts: dict[str, tuple[int, int]] = {}
-    columns = (store.rollouts[name].tolist() for name in ("instruction_id", "is_success"))
+    columns = store.rollouts[INSTRUCTION_ID].tolist(), store.is_success.tolist()
     for instruction_id, is_success in zip(*columns, strict=True):
-        task = domain.task(domain.goal_from_json(goals[instruction_id]))
+        task = domain.goal_from_json(goals[instruction_id]).task
         num_successes, num_rollouts = counts.get(task, (0, 0))
         counts[task] = num_successes + int(is_success), num_rollouts + 1
     return dict(sorted(counts.items()))

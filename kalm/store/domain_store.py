@@ -6,7 +6,6 @@ import logging
 
 from kalm.core.validation import raise_problems
 from kalm.envs.base import Domain
-from kalm.store.layout import describe_spaces
 from kalm.store.reader import RolloutStore, is_finished_store
 
 logger = logging.getLogger(__name__)
@@ -19,12 +18,9 @@ def open_domain_store(domain: Domain, path: str) -> RolloutStore:
         DataError: If there is no store, or its domain or spaces are others (all differences are listed).
     """
     store = RolloutStore(path)
-    expected = {"domain": domain.name, **describe_spaces(domain.observation_space, domain.action_space)}
-    problems = [
-        f"{key}: {store.manifest[key]!r}, expected {value!r}"
-        for key, value in expected.items()
-        if store.manifest[key] != value
-    ]
+    found = {"domain": store.domain, **store.spec.to_json()}
+    expected = {"domain": domain.name, **domain.spec.to_json()}
+    problems = [f"{key}: {found[key]!r}, expected {expected[key]!r}" for key in found if found[key] != expected[key]]
     raise_problems(
         f"rollout store {path} is not of the domain {domain.name}",
         problems,

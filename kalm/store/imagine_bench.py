@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 
 from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
+from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.validation import raise_problems
-from kalm.envs.base import Domain, InstructedGoal
+from kalm.envs.base import Domain
 from kalm.store.reader import RolloutStore
 from kalm.store.safe_npy import load_npy
 from kalm.store.writer import RolloutStoreWriter
@@ -91,8 +92,7 @@ def import_imagine_bench(
         writer = RolloutStoreWriter(
             store_path,
             domain.name,
-            domain.observation_space,
-            domain.action_space,
+            domain.spec,
             domain.plausibility_flags,
             made_by={"importer": "imagine_bench", "file_sha256": digest, "masks": masks.name},
         )
@@ -143,7 +143,7 @@ def _rollout(
         rewards=np.asarray(arrays["rewards"][row], dtype=np.float32).reshape(-1)[:num_steps],
         terminated=is_last & is_terminated,
         truncated=is_last & (not is_terminated),
-        is_success=bool(domain.success(instructed.goal, after, before, actions).any()),
+        is_success=bool(instructed.goal.success(after, before, actions).any()),
         violations={flag: int(marked.sum()) for flag, marked in flags.items()},
         provenance={"file_sha256": digest, "row": row},
     )

@@ -7,9 +7,15 @@ store/
   provenance.jsonl       row r: how rollout r was made
   transitions/           flat over transitions, rollouts contiguous (``TensorDict.load_memmap`` opens it too)
   rollouts/              one row a rollout
+  states/                only where observations are grids or texts: each that occurs, once; transitions hold its row
+  actions/               only where actions are texts: each that occurs, once
+  labels/<name>/         what a judge wrote about the rollouts or states (``labels.py``)
   shards/                only while unfinished: one safetensors file a shard
   unfinished.json        only while unfinished: what is being made, and the command that goes on with it
 ```
+
+A table of states or actions is ``rows.memmap``, the bytes of its rows one after the other. Rows of a grid all have the
+size of ``GridObservation.dtype``; texts are UTF-8, and ``end.memmap`` says behind which byte each ends.
 
 Shape letters: N transitions, R rollouts, O numbers in an observation, A numbers in a continuous action.
 """
@@ -21,20 +27,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from kalm.core import names
 from kalm.core.errors import DataError
+from kalm.core.specs import GridObservation, TaskSpec, TextAction, TextObservation, VectorAction, VectorObservation
 
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # the first kept the goal split of every row as a number too
+SCHEMA_VERSION = 3
+# The first kept the goal split of every row as a number too; the first two kept verdicts among the rollouts' columns.
+READABLE_VERSIONS = (1, 2, 3)
 MANIFEST = "manifest.json"
 INSTRUCTIONS = "instructions.jsonl"
 PROVENANCE = "provenance.jsonl"
 TRANSITIONS = "transitions"
 ROLLOUTS = "rollouts"
+STATES = "states"
+ACTIONS = "actions"
+LABELS = "labels"
 SHARDS = "shards"
 UNFINISHED = "unfinished.json"
 
@@ -54,14 +64,18 @@ class Column:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def transition_columns(spaces: Mapping[str, Any]) -> dict[Key, Column]:
-    """Columns of ``transitions/`` for spaces as ``describe_spaces`` gives them."""
-    observation = Column(torch.float32, (spaces["observation_size"],))
-    is_discrete = spaces["action"]["is_discrete"]
+def transition_columns(spec: TaskSpec) -> dict[Key, Column]:
+    """Columns of ``transitions/``."""
+    if isinstance(spec.observation, VectorObservation):
+        observation = Column(torch.float32, (spec.observation.size,))
+        before, after = (names.OBSERVATION, observation), (names.NEXT_OBSERVATION, observation)
+    else:
+        before, after = (names.STATE, Column(torch.int32)), (names.NEXT_STATE, Column(torch.int32))
+    is_vector = isinstance(spec.action, VectorAction)
     return {
-        names.OBSERVATION: observation,
-        names.ACTION: Column(torch.int64) if is_discrete else Column(torch.float32, (spaces["action"]["size"],)),
-        names.NEXT_OBSERVATION: observation,
+        before[0]: before[1],
+        names.ACTION: Column(torch.float32, (spec.action_size,)) if is_vector else Column(torch.int64),
+        after[0]: after[1],
         names.REWARD: Column(torch.float32),
         names.TERMINATED: Column(torch.bool),
         names.TRUNCATED: Column(torch.bool),
@@ -72,17 +86,46 @@ def transition_columns(spaces: Mapping[str, Any]) -> dict[Key, Column]:
     }
 
 
-def rollout_columns(plausibility_flags: Iterable[str]) -> dict[Key, Column]:
-    """Columns of ``rollouts/``; ``start`` is the row of a rollout's first transition."""
+def rollout_columns(verdicts_of: Iterable[str] | None = None) -> dict[Key, Column]:
+    """Columns of ``rollouts/``; ``start`` is the row of a rollout's first transition.
+
+    Args:
+        verdicts_of: For a store of schema version 1 or 2, whose verdicts lie here: its plausibility flags.
+    """
+    verdicts: dict[Key, Column] = {}
+    if verdicts_of is not None:
+        verdicts["is_success"] = Column(torch.bool)
+        verdicts |= {("violations", flag): Column(torch.int32) for flag in verdicts_of}
     return {
         "start": Column(torch.int64),
         "length": Column(torch.int32),
         names.INSTRUCTION_ID: Column(torch.int32),
         names.SOURCE: Column(torch.uint8),
-        "is_success": Column(torch.bool),
         "provenance_start": Column(torch.int64),
-        **{("violations", flag): Column(torch.int32) for flag in plausibility_flags},
+        **verdicts,
     }
+
+
+def row_tables(spec: TaskSpec) -> dict[str, int | None]:
+    """Tables in which rows stand once: folder -> bytes of a row; None where rows are texts of any length."""
+    tables: dict[str, int | None] = {}
+    if isinstance(spec.observation, GridObservation):
+        tables[STATES] = spec.observation.dtype.itemsize
+    elif isinstance(spec.observation, TextObservation):
+        tables[STATES] = None
+    if isinstance(spec.action, TextAction):
+        tables[ACTIONS] = None
+    return tables
+
+
+def label_columns(is_veto: bool) -> dict[Key, Column]:
+    """Columns of a label, as in ``kalm.judging.judge.Verdict``."""
+    columns: dict[Key, Column] = {
+        "met": Column(torch.bool),
+        "score": Column(torch.float32),
+        "abstained": Column(torch.bool),
+    }
+    return columns | ({"num_marked": Column(torch.int32)} if is_veto else {})
 
 
 def column_file(folder: str, key: Key) -> str:
@@ -90,24 +133,20 @@ def column_file(folder: str, key: Key) -> str:
     return "/".join((folder, *((key,) if isinstance(key, str) else key))) + ".memmap"
 
 
-def describe_spaces(observation_space: gym.spaces.Box, action_space: gym.spaces.Space[Any]) -> dict[str, Any]:
-    """Spaces as plain JSON types, for the manifest.
+def spec_of_manifest(manifest: Mapping[str, Any]) -> TaskSpec:
+    """What observations and actions are, by a manifest of any schema version.
 
     Raises:
-        DataError: If observations are no flat box, or actions neither ``Discrete`` nor a flat box.
+        DataError: If it does not say so.
     """
-    if not isinstance(observation_space, gym.spaces.Box) or len(observation_space.shape) != 1:
-        raise DataError(f"observation space {observation_space} is not a box of shape (O,); flatten the observation")
-    if isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0:
-        action = {"is_discrete": True, "size": int(action_space.n)}
-    elif isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1:
-        low, high = (np.broadcast_to(bound, action_space.shape) for bound in (action_space.low, action_space.high))
-        if not np.isfinite([low, high]).all():
-            raise DataError(f"action space {action_space} has no finite bounds; scale actions into [-1, 1]")
-        action = {"is_discrete": False, "size": action_space.shape[0], "low": low.tolist(), "high": high.tolist()}
-    else:
-        raise DataError(f"action space {action_space} is neither Discrete(A) from 0 nor a box of shape (A,)")
-    return {"observation_size": observation_space.shape[0], "action": action}
+    if manifest["schema_version"] >= 3:
+        return TaskSpec.from_json(manifest["spec"])
+    action = {key: value for key, value in manifest["action"].items() if key != "is_discrete"}
+    kind = "discrete" if manifest["action"]["is_discrete"] else "vector"
+    if kind == "vector":
+        action.pop("size")
+    observation = {"kind": "vector", "size": manifest["observation_size"]}
+    return TaskSpec.from_json({"observation": observation, "action": {"kind": kind, **action}})
 
 
 def check_name(what: str, name: str) -> str:

@@ -1,13 +1,13 @@
 """Reads a rollout store: columns by memory map, so that a store may be larger than memory.
 
-Shape letters: N transitions, R rollouts, O numbers in an observation, A numbers in a continuous action.
+Shape letters: N transitions, R rollouts, S states.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,15 +17,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tensordict import TensorDict
+from torch import Tensor
 
 from kalm.core import names
 from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.core.specs import GRID, TextAction
+from kalm.core.specs import NUMBERS as NUMBERS_PART
 from kalm.core.validation import raise_problems
+from kalm.judging.domain_rule import DOMAIN_RULE, rule_provenance
 from kalm.store import layout
+from kalm.store.labels import Labels, label_manifest, read_labels
+from kalm.store.row_tables import END_FILE, ROWS_FILE, RowTable
 
+# Which part of an observation a key asks for, and the column that says in which row of the state table it stands.
+_IN_STATE_TABLE: dict[layout.Key, tuple[str, layout.Key]] = {
+    names.OBSERVATION: (GRID, names.STATE),
+    names.NEXT_OBSERVATION: (GRID, names.NEXT_STATE),
+    names.NUMBERS: (NUMBERS_PART, names.STATE),
+    names.NEXT_NUMBERS: (NUMBERS_PART, names.NEXT_STATE),
+}
 _REMEDY = "Delete the folder and make the store again, or copy it again from where it came."
 
 
@@ -47,10 +60,11 @@ class RolloutStore:
     Attributes:
         path: Folder of the store.
         manifest: What it holds and how it was made.
-        fingerprint: SHA-256 of the manifest, which names the SHA-256 of every file: equal data, equal fingerprint.
-        transitions: Batch of N rows with the keys of ``kalm.core.names``.
-        rollouts: Batch of R rows: ``start``, ``length``, ``instruction_id``, ``source``, ``is_success``
-            and ``("violations", <flag>)``.
+        spec: What observations and actions are.
+        manifest_sha256: SHA-256 of the manifest, which names the SHA-256 of every file; labels name their store by it.
+        transitions: Batch of N rows with the keys of ``kalm.core.names``; where states have a table, it holds
+            ``state`` and ``("next", "state")`` instead of observations.
+        rollouts: Batch of R rows: ``start``, ``length``, ``instruction_id`` and ``source``.
     """
 
     def __init__(self, path: str | Path, verify: bool = False) -> None:
@@ -58,19 +72,21 @@ class RolloutStore:
 
         Args:
             path: Its folder.
-            verify: Read every file and compare its SHA-256, rather than its size only.
+            verify: Read every file, also of labels, and compare its SHA-256, rather than its size only.
 
         Raises:
             DataError: If the store is missing, unfinished (the message has the command that goes on with it) or
                 malformed (every bad file is named at once).
         """
-        self.path = Path(path)
+        self.path, self._verify = Path(path), verify
         content = _read_manifest(self.path)
-        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.manifest_sha256 = hashlib.sha256(content).hexdigest()
         self.manifest: dict[str, Any] = _parse_manifest(self.path, content)
+        self.spec = layout.spec_of_manifest(self.manifest)
+        self._has_labels = self.manifest["schema_version"] >= 3
         columns = {
-            layout.TRANSITIONS: layout.transition_columns(self.manifest),
-            layout.ROLLOUTS: layout.rollout_columns(self.manifest["plausibility_flags"]),
+            layout.TRANSITIONS: layout.transition_columns(self.spec),
+            layout.ROLLOUTS: layout.rollout_columns(None if self._has_labels else self.plausibility_flags),
         }
         problems = _file_problems(self.path, self.manifest, columns, verify)
         raise_problems(f"rollout store {self.path} is damaged", problems, _REMEDY)
@@ -78,6 +94,20 @@ class RolloutStore:
             _map_columns(self.path, table, columns[table], self.manifest[f"num_{table}"])
             for table in (layout.TRANSITIONS, layout.ROLLOUTS)
         )
+        # Indexing a TensorDict costs several times what indexing its tensors does.
+        self._columns: dict[layout.Key, Tensor] = dict(self.transitions.items(True, True))
+        self._tables = {
+            table: RowTable(
+                self.path / table,
+                row_bytes,
+                self.manifest[f"num_{table}"],
+                self.manifest["files"][f"{table}/{ROWS_FILE}"]["bytes"],
+            )
+            for table, row_bytes in layout.row_tables(self.spec).items()
+        }
+        if verify:
+            for name in self._verdicts:
+                self.labels(name)
 
     def __len__(self) -> int:
         """Number of transitions, N."""
@@ -94,9 +124,108 @@ class RolloutStore:
         return str(self.manifest["domain"])
 
     @property
+    def num_states(self) -> int:
+        """States that labels may be about, S: rows of the state table; of vectors, every next observation."""
+        return int(self.manifest.get(f"num_{layout.STATES}", len(self)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the manifest and of those of the verdicts that came with it: equal data, equal fingerprint."""
+        if not self._has_labels:
+            return self.manifest_sha256
+        manifests = (hashlib.sha256(label_manifest(self.path, name)).digest() for name in self._verdicts)
+        return hashlib.sha256(self.manifest_sha256.encode() + b"".join(manifests)).hexdigest()
+
+    def read(self, keys: Sequence[layout.Key], rows: Tensor) -> list[Tensor]:
+        """Columns of some transitions: the one way to gather them, which looks up the state table where there is one.
+
+        Args:
+            keys: Which columns, of ``kalm.core.names``. Observations that are texts are no tensors; read ``state``
+                and ask ``observations`` for them.
+            rows: Which transitions, int64 of any shape.
+
+        Returns:
+            For each key a tensor of the shape of ``rows`` and behind it that of one value.
+
+        Raises:
+            DataError: If the store cannot have a column.
+        """
+        return [self._read(key, rows) for key in keys]
+
+    def observations(self, states: Tensor) -> NDArray[Any]:
+        """States as a ``Rollout`` has them.
+
+        Args:
+            states: Which of the S states, int64 of any shape.
+        """
+        if layout.STATES in self._tables:
+            return self._tables[layout.STATES].observations(states, self.spec.observation)
+        vectors: NDArray[Any] = self._columns[names.NEXT_OBSERVATION][states].numpy()
+        return vectors
+
+    def action_texts(self, actions: Tensor) -> list[str]:
+        """Texts of some values of the column ``action``, where actions are texts; shape (B,)."""
+        return self._tables[layout.ACTIONS].texts(actions)
+
+    # --- verdicts ----------------------------------------------------------------------------------------------------
+
+    @property
     def plausibility_flags(self) -> list[str]:
-        """Names of the flags counted in ``rollouts["violations"]``."""
+        """Names of the vetoes that came with the rollouts: labels that count what is implausible."""
         return list(self.manifest["plausibility_flags"])
+
+    @property
+    def is_success(self) -> Tensor:
+        """Whether each rollout's own goal was met, by the domain's rule, bool of shape (R,)."""
+        return self.labels(DOMAIN_RULE).met
+
+    def violations(self, flag: str) -> Tensor:
+        """What a veto holds against each rollout: the number of its steps that it marks, int32 of shape (R,)."""
+        marked = self.labels(flag).num_marked
+        if marked is None:
+            raise DataError(f"label {flag!r} of {self.path} is no veto; those are {', '.join(self.plausibility_flags)}")
+        return marked
+
+    def labels(self, name: str) -> Labels:
+        """What a judge wrote about this store.
+
+        Args:
+            name: Of the label; ``domain_rule`` and ``plausibility_flags`` come with every store.
+
+        Raises:
+            DataError: If there is no such label, or it is damaged or about another store.
+        """
+        if name not in self._labels:
+            self._labels[name] = (
+                read_labels(self.path, name, self.manifest_sha256, self.num_rollouts, self._verify)
+                if self._has_labels
+                else self._old_verdicts(name)
+            )
+        return self._labels[name]
+
+    @cached_property
+    def _labels(self) -> dict[str, Labels]:
+        return {}
+
+    @property
+    def _verdicts(self) -> list[str]:
+        return [DOMAIN_RULE, *self.plausibility_flags]
+
+    def _old_verdicts(self, name: str) -> Labels:
+        """A label of a store of schema version 1 or 2, out of the columns that kept verdicts then."""
+        if name not in self._verdicts:
+            raise DataError(f"rollout store {self.path} has no label {name!r}; it has {', '.join(self._verdicts)}")
+        facts = {"is_veto": name != DOMAIN_RULE, "provenance": rule_provenance(self.domain)}
+        if name == DOMAIN_RULE:
+            columns = {"met": self.rollouts["is_success"]}
+            columns["score"] = columns["met"].float()
+        else:
+            marked = self.rollouts["violations", name]
+            score = (1 - marked.double() / self.rollouts["length"].maximum(marked)).float()
+            columns = {"met": marked == 0, "num_marked": marked, "score": score}
+        return Labels(facts, {**columns, "abstained": torch.zeros_like(columns["met"])})
+
+    # --- rollouts ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def instructions(self) -> list[InstructionRow]:
@@ -109,8 +238,9 @@ class RolloutStore:
 
     @cached_property
     def goal_splits(self) -> NDArray[np.str_]:
-        """Name of the split of each rollout's instruction, shape (R,)."""
-        of_instruction = np.array([row.goal_split for row in self.instructions])
+        """Name of the split of each rollout's instruction, shape (R,); empty for one without a goal."""
+        # A rollout without a goal has the instruction -1: the last.
+        of_instruction = np.array([*(row.goal_split for row in self.instructions), ""])
         splits: NDArray[np.str_] = of_instruction[self.rollouts[names.INSTRUCTION_ID].numpy()]
         return splits
 
@@ -127,24 +257,42 @@ class RolloutStore:
             index: Its row, in [0, R).
         """
         row = self.rollouts[index]
-        start = int(row["start"])
-        steps = self.transitions[start : start + int(row["length"])]
-        instruction = self.instructions[int(row[names.INSTRUCTION_ID])]
-        observations = torch.cat([steps[names.OBSERVATION], steps[names.NEXT_OBSERVATION][-1:]])
+        start, end = int(row["start"]), int(row["start"]) + int(row["length"])
+        steps = self.transitions[start:end]
+        number = int(row[names.INSTRUCTION_ID])
+        instruction = self.instructions[number] if number >= 0 else InstructionRow({}, "", "")
+        if layout.STATES in self._tables:
+            observations = self.observations(torch.cat([steps[names.STATE], steps[names.NEXT_STATE][-1:]]))
+        else:
+            observations = torch.cat([steps[names.OBSERVATION], steps[names.NEXT_OBSERVATION][-1:]]).numpy()
+        actions = steps[names.ACTION].numpy().copy()
+        if isinstance(self.spec.action, TextAction):
+            actions = np.array(self.action_texts(steps[names.ACTION]), dtype=np.str_)
         return Rollout(
             goal=instruction.goal,
             instruction=instruction.instruction,
             goal_split=instruction.goal_split,
             source=Source(int(row[names.SOURCE])),
-            observations=observations.numpy(),
-            actions=steps[names.ACTION].numpy().copy(),
+            observations=observations,
+            actions=actions,
             rewards=steps[names.REWARD].numpy().copy(),
             terminated=steps[names.TERMINATED].numpy().copy(),
             truncated=steps[names.TRUNCATED].numpy().copy(),
-            is_success=bool(row["is_success"]),
-            violations={flag: int(row["violations", flag]) for flag in self.plausibility_flags},
+            is_success=bool(self.is_success[index]),
+            violations={flag: int(self.violations(flag)[index]) for flag in self.plausibility_flags},
             provenance=self.provenance(index),
         )
+
+    def _read(self, key: layout.Key, rows: Tensor) -> Tensor:
+        if key in self._columns:
+            return self._columns[key][rows]
+        part, column = _IN_STATE_TABLE.get(key, ("", ""))
+        found = self.observations(self._columns[column][rows]) if column in self._columns else np.array("")
+        if part == GRID and found.dtype.kind in "iu":
+            return torch.from_numpy(found)
+        if part not in (found.dtype.names or ()):
+            raise DataError(f"the observations of {self.path} ({self.spec.observation}) have no {key!r}")
+        return torch.from_numpy(np.ascontiguousarray(found[part]))
 
 
 def is_finished_store(path: str | Path) -> bool:
@@ -191,11 +339,10 @@ def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
     if manifest["schema_version"] not in layout.READABLE_VERSIONS:
         readable = " and ".join(map(str, layout.READABLE_VERSIONS))
         yield f"schema_version: {manifest['schema_version']}, this kalm reads {readable}"
-    for key in ("num_rollouts", "num_transitions", "observation_size"):
+        return
+    for key in ("num_rollouts", "num_transitions", *(f"num_{table}" for table in _tables_of(manifest))):
         if not isinstance(manifest[key], int) or manifest[key] < 1:
             yield f"{key}: {manifest[key]!r}, expected a positive integer"
-    if not isinstance(manifest["action"]["size"], int) or not isinstance(manifest["action"]["is_discrete"], bool):
-        yield f"action: {manifest['action']!r}, expected is_discrete (true or false) and size (an integer)"
     for flag in manifest["plausibility_flags"]:
         layout.check_name("plausibility flag", flag)
     for file in manifest["files"]:
@@ -204,13 +351,23 @@ def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
     _ = manifest["domain"]
 
 
+def _tables_of(manifest: Mapping[str, Any]) -> dict[str, int | None]:
+    return layout.row_tables(layout.spec_of_manifest(manifest))
+
+
 def _file_problems(
     path: Path,
     manifest: Mapping[str, Any],
     columns: Mapping[str, Mapping[layout.Key, layout.Column]],
     verify: bool,
 ) -> list[str]:
-    expected = {layout.INSTRUCTIONS: None, layout.PROVENANCE: None} | {
+    expected = {layout.INSTRUCTIONS: None, layout.PROVENANCE: None}
+    for table, row_bytes in _tables_of(manifest).items():
+        num_rows = manifest[f"num_{table}"]
+        expected[f"{table}/{ROWS_FILE}"] = None if row_bytes is None else row_bytes * num_rows
+        if row_bytes is None:
+            expected[f"{table}/{END_FILE}"] = 8 * num_rows
+    expected |= {
         layout.column_file(table, key): column.row_bytes * manifest[f"num_{table}"]
         for table, keys in columns.items()
         for key, column in keys.items()

@@ -1,109 +1,145 @@
-"""Writes a rollout store: whole shards while rollouts come in, one merge at the end.
+"""Writes a rollout store: whole shards while rollouts come in, one merge at the end (``shards.py``).
 
-A shard is one file that is complete or absent, so a killed run loses at most the shard it was on and goes on with
-the next. The merge reads one shard at a time. Equal rollouts in equal order give equal files, however they were cut
-into shards and however often the run was killed.
+The merge reads one shard at a time and remembers 16 bytes of each different state. Equal rollouts in equal order give
+equal files, however they were cut into shards and however often the run was killed.
+
+A shard holds the columns of ``layout`` under the names they have in the store, but its rollouts, transitions,
+instructions, states and provenance are numbered from 0 in the shard; the merge renumbers them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shlex
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from tensordict import TensorDict
 from torch import Tensor
 
 from kalm.core import names
-from kalm.core.durable import HashedFile, file_sha256, sync_folder, write_durably
+from kalm.core.durable import HashedFile, file_sha256
 from kalm.core.errors import DataError
 from kalm.core.rollout import Rollout
+from kalm.core.specs import TaskSpec
 from kalm.core.validation import raise_problems, validate_rollout
+from kalm.judging.domain_rule import DOMAIN_RULE, rule_provenance
+from kalm.judging.judge import Judge, Verdict, verdict
 from kalm.store import layout
-from kalm.store.reader import RolloutStore, is_finished_store
-from kalm.store.shard import encode_shard, shard_counts, to_json
+from kalm.store.labels import label_folder, write_label_manifest
+from kalm.store.reader import RolloutStore
+from kalm.store.row_tables import END_FILE, ROWS_FILE, RowNumbers, joined, split, to_rows
+from kalm.store.shards import ShardFolder, bytes_tensor, column, listed, shard_facts, to_json
+
+Columns = Mapping[str, Mapping[layout.Key, layout.Column]]
 
 
 class RolloutStoreWriter:
-    """Appends shards of rollouts to a folder and finishes it into a ``RolloutStore``."""
+    """Appends shards of rollouts to a folder and finishes it into a ``RolloutStore`` with labels beside it."""
 
     def __init__(
         self,
         path: str | Path,
         domain: str,
-        observation_space: gym.spaces.Box,
-        action_space: gym.spaces.Discrete | gym.spaces.Box,
+        spec: TaskSpec,
         plausibility_flags: Sequence[str],
         made_by: Mapping[str, Any],
         command: str | None = None,
+        judges: Sequence[Judge] = (),
     ) -> None:
         """Begin a store, or go on with one that was begun with the same settings.
 
         Args:
             path: Folder of the store.
             domain: Name of the domain that the rollouts come from.
-            observation_space: Box of shape (O,).
-            action_space: ``Discrete(A)`` or a box of shape (A,).
-            plausibility_flags: Names of the flags that every rollout's ``violations`` holds.
+            spec: What observations and actions are.
+            plausibility_flags: Names of the domain's flags, which every rollout's ``violations`` holds.
             made_by: Plain JSON types that say how the rollouts are made; goes into the manifest, so nothing that
                 differs between two equal runs (times, hosts) belongs here.
             command: Command line that goes on with the store when it is found unfinished; None takes that of this
                 process.
+            judges: Whose verdicts come with each shard, besides the domain's own.
 
         Raises:
             DataError: If the store is finished already, or was begun with other settings.
         """
-        self.path = Path(path)
-        self._spaces = (observation_space, action_space)
+        self.path, self._spec = Path(path), spec
         self._flags = tuple(layout.check_name("plausibility flag", flag) for flag in plausibility_flags)
+        by_rule = rule_provenance(domain)
+        self._judges = {DOMAIN_RULE: (False, by_rule), **dict.fromkeys(self._flags, (True, by_rule))}
+        self._judges |= {layout.check_name("label", judge.name): (judge.is_veto, judge.provenance) for judge in judges}
+        self._given = {judge.name for judge in judges}
         self._description = {
             "schema_version": layout.SCHEMA_VERSION,
             "domain": layout.check_name("domain", domain),
-            **layout.describe_spaces(observation_space, action_space),
-            "plausibility_flags": list(self._flags),
+            "spec": spec.to_json(),
+            "plausibility_flags": [name for name, (is_veto, _) in self._judges.items() if is_veto],
             "made_by": json.loads(json.dumps(dict(made_by))),
         }
-        self._columns = {
-            layout.TRANSITIONS: layout.transition_columns(self._description),
-            layout.ROLLOUTS: layout.rollout_columns(self._flags),
+        self._columns: Columns = {
+            layout.TRANSITIONS: layout.transition_columns(spec),
+            layout.ROLLOUTS: layout.rollout_columns(),
+            **{label_folder(name): layout.label_columns(is_veto) for name, (is_veto, _) in self._judges.items()},
         }
-        if is_finished_store(self.path):
-            raise DataError(f"rollout store {self.path} is finished; delete the folder to make it anew")
-        self._begin(shlex.join(sys.orig_argv) if command is None else command)
+        self._tables = layout.row_tables(spec)
+        self._shards = ShardFolder(self.path, layout.MANIFEST, "rollout store", self._description, command)
 
     @property
     def finished_shards(self) -> set[str]:
         """Names of the shards that are complete on disk."""
-        return {path.stem for path in self._shard_files()}
+        return self._shards.finished
 
-    def append(self, shard: str, rollouts: Sequence[Rollout]) -> None:
+    @property
+    def rejected(self) -> dict[str, Counter[str]]:
+        """Rollouts that were left out, by reason, of each finished shard."""
+        return {path.stem: Counter(shard_facts(path)["rejected"]) for path in self._shards.files()}
+
+    def append(
+        self,
+        shard: str,
+        rollouts: Sequence[Rollout],
+        verdicts: Mapping[str, Verdict] | None = None,
+        rejected: Mapping[str, int] | None = None,
+    ) -> None:
         """Store a shard, whole or not at all.
 
         Args:
             shard: Its name; shards are merged in the order of their names, so pad numbers with zeros.
             rollouts: Its rollouts; may be empty, so that a shard whose every rollout was rejected counts as done.
+            verdicts: Of each judge that the writer was begun with, about these rollouts.
+            rejected: Rollouts that were left out of it, by reason.
 
         Raises:
-            DataError: If any rollout is malformed (every problem of every rollout is listed), or the shard exists.
+            DataError: If any rollout is malformed (every problem of every rollout is listed), the shard exists, or a
+                judge's verdicts are missing.
         """
-        name = layout.check_name("shard", shard)
-        if name in self.finished_shards:
-            raise DataError(f"shard {name!r} is in {self.path} already; ask finished_shards before making one")
-        problems = (
+        name = self._shards.check_new(shard)
+        problems = [
             f"rollout {index}: {problem}"
             for index, rollout in enumerate(rollouts)
-            for problem in [*validate_rollout(rollout, *self._spaces), *self._flag_problems(rollout)]
-        )
+            for problem in [*validate_rollout(rollout, self._spec), *self._flag_problems(rollout)]
+        ]
+        given = {label: len(said) for label, said in (verdicts or {}).items()}
+        if given != dict.fromkeys(self._given, len(rollouts)):
+            problems.append(
+                f"verdicts: {given}, expected {len(rollouts)} of each of {', '.join(self._given) or 'none'}"
+            )
         raise_problems(f"shard {name!r} of {self.path} cannot be stored", problems, "Mend what makes these rollouts.")
-        write_durably(self.path / layout.SHARDS / f"{name}.safetensors", encode_shard(rollouts, self._columns))
+        said = {**self._recorded_verdicts(rollouts), **(verdicts or {})}
+        facts = {
+            layout.ROLLOUTS: len(rollouts),
+            layout.TRANSITIONS: sum(map(len, rollouts)),
+            "rejected": dict(rejected or {}),
+        }
+        self._shards.write(name, self._encode(rollouts, said), facts)
 
     def finish(self) -> RolloutStore:
         """Merge the shards, in the order of their names, and seal the store.
@@ -111,111 +147,212 @@ class RolloutStoreWriter:
         Raises:
             DataError: If there is no rollout in any shard.
         """
-        shards = sorted(self._shard_files())
-        totals = {table: sum(shard_counts(shard)[table] for shard in shards) for table in self._columns}
+        shards = self._shards.files()
+        facts = [shard_facts(shard) for shard in shards]
+        totals = {table: sum(fact[table] for fact in facts) for table in (layout.ROLLOUTS, layout.TRANSITIONS)}
         if not totals[layout.ROLLOUTS]:
             raise DataError(f"no rollout was stored in {self.path}; a store needs at least one")
         for table, columns in self._columns.items():
             shutil.rmtree(self.path / table, ignore_errors=True)
-            _allocate(self.path / table, columns, totals[table])
-        digests = self._merge(shards)
-        for relative in [f"{path.relative_to(self.path)}" for path in sorted(self.path.glob("*/**/meta.json"))]:
-            digests[relative] = file_sha256(self.path / relative)
-        self._seal(totals, digests)
+            if table in totals:
+                _allocate(self.path / table, columns, totals[table])
+            else:
+                (self.path / table).mkdir(parents=True)
+        for table in self._tables:
+            (self.path / table).mkdir(exist_ok=True)
+        digests, num_rows = self._merge(shards, facts)
+        for table in totals:
+            for meta in sorted((self.path / table).rglob("meta.json")):
+                digests[f"{meta.relative_to(self.path)}"] = file_sha256(meta)
+        self._seal(totals, num_rows, digests)
         return RolloutStore(self.path)
-
-    def _begin(self, command: str) -> None:
-        header = self.path / layout.UNFINISHED
-        (self.path / layout.SHARDS).mkdir(parents=True, exist_ok=True)
-        if header.is_file():
-            begun = json.loads(header.read_text(encoding="utf-8"))["description"]
-            changed = [
-                f"{key}: {begun.get(key)!r} -> {value!r}"
-                for key, value in self._description.items()
-                if begun.get(key) != value
-            ]
-            raise_problems(
-                f"the unfinished rollout store {self.path} was begun with other settings",
-                changed,
-                "Use the first settings to finish it, or delete the folder.",
-            )
-        for leftover in (*self.path.glob(".*.tmp"), *(self.path / layout.SHARDS).glob(".*.tmp")):
-            leftover.unlink()
-        write_durably(header, to_json({"description": self._description, "command": command}))
-
-    def _shard_files(self) -> list[Path]:
-        return list((self.path / layout.SHARDS).glob("[!.]*.safetensors"))
 
     def _flag_problems(self, rollout: Rollout) -> list[str]:
         if isinstance(rollout.violations, Mapping) and set(rollout.violations) == set(self._flags):
             return []
         return [f"violations: {rollout.violations!r}, expected a count for each of {', '.join(self._flags) or 'none'}"]
 
-    def _merge(self, shards: Sequence[Path]) -> dict[str, str]:
-        """Append every shard to the store's files; returns the SHA-256 of each file."""
+    def _recorded_verdicts(self, rollouts: Sequence[Rollout]) -> dict[str, Verdict]:
+        """What the domain's rule said when the rollouts were made: it is not asked twice."""
+        length = np.array([len(rollout) for rollout in rollouts], dtype=np.int64)
+        met = [rollout.is_success for rollout in rollouts]
+        said = {DOMAIN_RULE: verdict(met, abstained=[not rollout.goal for rollout in rollouts])}
+        for flag in self._flags:
+            marked = np.array([rollout.violations[flag] for rollout in rollouts], dtype=np.int32)
+            said[flag] = verdict(marked == 0, 1 - marked / np.maximum(length, marked), num_marked=marked)
+        return said
+
+    def _encode(self, rollouts: Sequence[Rollout], verdicts: Mapping[str, Verdict]) -> dict[str, Tensor]:
+        """The columns of a shard, by the names of their files."""
+        lines, instructions = RowNumbers(), []
+        instruction_id = []
+        for rollout in rollouts:
+            number, new = lines.add([_instruction_line(rollout)] if rollout.goal else [])
+            instruction_id.append(int(number[0]) if len(number) else -1)
+            instructions += new
+        provenance = [to_json(dict(rollout.provenance)) + b"\n" for rollout in rollouts]
+        length = [len(rollout) for rollout in rollouts]
+        per_transition: dict[layout.Key, Iterable[NDArray[Any]]] = {
+            names.OBSERVATION: (rollout.observations[:-1] for rollout in rollouts),
+            names.ACTION: (rollout.actions for rollout in rollouts),
+            names.NEXT_OBSERVATION: (rollout.observations[1:] for rollout in rollouts),
+            names.REWARD: (rollout.rewards for rollout in rollouts),
+            names.TERMINATED: (rollout.terminated for rollout in rollouts),
+            names.TRUNCATED: (rollout.truncated for rollout in rollouts),
+            names.ROLLOUT_ID: [np.repeat(np.arange(len(rollouts)), length)],
+            names.STEP: (np.arange(steps) for steps in length),
+            names.INSTRUCTION_ID: [np.repeat(np.array(instruction_id, dtype=np.int64), length)],
+            names.SOURCE: (np.full(len(rollout), rollout.source) for rollout in rollouts),
+        }
+        columns: dict[str, Tensor] = {}
+        for table in self._tables:
+            of_rollouts = [
+                to_rows(rollout.observations, self._spec.observation)
+                if table == layout.STATES
+                else to_rows(rollout.actions)
+                for rollout in rollouts
+            ]
+            numbering = RowNumbers()
+            numbers, new_rows = [], []
+            for rows in of_rollouts:
+                number, new = numbering.add(rows)
+                numbers.append(number)
+                new_rows += new
+            content, end = joined(new_rows)
+            columns |= {f"{table}/{ROWS_FILE}": bytes_tensor(content), f"{table}/{END_FILE}": torch.from_numpy(end)}
+            if table == layout.STATES:
+                per_transition[names.STATE] = [number[:-1] for number in numbers]
+                per_transition[names.NEXT_STATE] = [number[1:] for number in numbers]
+            else:
+                per_transition[names.ACTION] = numbers
+        per_rollout: dict[layout.Key, Sequence[Any]] = {
+            "start": _starts(length),
+            "length": length,
+            names.INSTRUCTION_ID: instruction_id,
+            names.SOURCE: [rollout.source for rollout in rollouts],
+            "provenance_start": _starts([len(line) for line in provenance]),
+        }
+        for table, forms in self._columns.items():
+            for key, form in forms.items():
+                parts: Iterable[NDArray[Any]]
+                if table == layout.TRANSITIONS:
+                    parts = per_transition[key]
+                elif table == layout.ROLLOUTS:
+                    parts = [np.array(per_rollout[key], dtype=np.int64)]
+                else:
+                    parts = [getattr(verdicts[table.removeprefix(f"{layout.LABELS}/")], str(key))]
+                columns[layout.column_file(table, key)] = column(parts, form)
+        columns[layout.INSTRUCTIONS] = bytes_tensor(b"".join(instructions))
+        columns[layout.PROVENANCE] = bytes_tensor(b"".join(provenance))
+        return columns
+
+    def _merge(
+        self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, str], dict[str, int]]:
+        """Append every shard to the store's files; returns the SHA-256 of each file and the rows of each table."""
         offsets = dict.fromkeys((layout.ROLLOUTS, layout.TRANSITIONS, layout.PROVENANCE), 0)
-        table: dict[bytes, int] = {}
-        names = [layout.column_file(t, key) for t, columns in self._columns.items() for key in columns]
+        lines, tables = RowNumbers(), {table: RowNumbers() for table in self._tables}
+        num_bytes = dict.fromkeys(tables, 0)
+        columns = [layout.column_file(table, key) for table, forms in self._columns.items() for key in forms]
+        files_of_tables = [
+            f"{table}/{file}"
+            for table, row_bytes in self._tables.items()
+            for file in ([ROWS_FILE, END_FILE] if row_bytes is None else [ROWS_FILE])
+        ]
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(HashedFile(self.path / name))
-                for name in (*names, layout.INSTRUCTIONS, layout.PROVENANCE)
+                for name in (*columns, *files_of_tables, layout.INSTRUCTIONS, layout.PROVENANCE)
             }
-            for shard in shards:
+            for shard, fact in zip(shards, facts, strict=True):
                 with safe_open(shard, framework="pt") as tensors:
-                    lines = _lines(tensors.get_tensor(layout.INSTRUCTIONS))
-                    new = [line for line in lines if line not in table]
-                    table |= {line: len(table) + index for index, line in enumerate(new)}
+                    text = tensors.get_tensor(layout.INSTRUCTIONS).numpy().tobytes()
+                    numbers, new = lines.add(text.splitlines(keepends=True))
                     files[layout.INSTRUCTIONS].write(b"".join(new))
-                    instruction_id = torch.tensor([table[line] for line in lines], dtype=torch.int32)
-                    for name in names:
-                        values = _renumber(name, tensors.get_tensor(name), instruction_id, offsets)
+                    renumbered = {names.INSTRUCTION_ID: numbers}
+                    for table, row_bytes in self._tables.items():
+                        ends = tensors.get_tensor(f"{table}/{END_FILE}")
+                        rows = split(tensors.get_tensor(f"{table}/{ROWS_FILE}"), row_bytes, ends)
+                        numbers, new = tables[table].add(rows)
+                        content, end = joined(new, num_bytes[table])
+                        files[f"{table}/{ROWS_FILE}"].write(content)
+                        if row_bytes is None:
+                            files[f"{table}/{END_FILE}"].write(end.tobytes())
+                        num_bytes[table] += len(content)
+                        keys = (names.STATE, "next/state") if table == layout.STATES else (names.ACTION,)
+                        renumbered |= dict.fromkeys(keys, numbers)
+                    for name in columns:
+                        values = _renumber(name, tensors.get_tensor(name), renumbered, offsets)
                         files[name].write(values.numpy().tobytes())
                     provenance = tensors.get_tensor(layout.PROVENANCE).numpy().tobytes()
                     files[layout.PROVENANCE].write(provenance)
-                counts = shard_counts(shard)
-                offsets = {key: offsets[key] + counts.get(key, len(provenance)) for key in offsets}
-            return {name: file.close() for name, file in files.items()}
+                offsets = {key: offsets[key] + fact.get(key, len(provenance)) for key in offsets}
+            digests = {name: file.close() for name, file in files.items()}
+        return digests, {f"num_{table}": len(numbers) for table, numbers in tables.items()}
 
-    def _seal(self, totals: Mapping[str, int], digests: Mapping[str, str]) -> None:
-        row_bytes = sum(column.row_bytes for column in self._columns[layout.TRANSITIONS].values())
+    def _seal(self, totals: Mapping[str, int], num_rows: Mapping[str, int], digests: Mapping[str, str]) -> None:
+        of_labels = {name: digest for name, digest in digests.items() if name.startswith(f"{layout.LABELS}/")}
+        own = {name: digest for name, digest in digests.items() if name not in of_labels}
         manifest = {
             **self._description,
             "num_rollouts": totals[layout.ROLLOUTS],
             "num_transitions": totals[layout.TRANSITIONS],
-            "bytes_per_transition": row_bytes,
-            "files": {
-                name: {"bytes": (self.path / name).stat().st_size, "sha256": digest}
-                for name, digest in sorted(digests.items())
-            },
+            **num_rows,
+            "bytes_per_transition": sum(form.row_bytes for form in self._columns[layout.TRANSITIONS].values()),
+            "files": listed(self.path, own),
         }
-        for folder in {(self.path / name).parent for name in digests}:
-            sync_folder(folder)
-        write_durably(self.path / layout.MANIFEST, to_json(manifest, indent=1) + b"\n")
-        shutil.rmtree(self.path / layout.SHARDS)
-        (self.path / layout.UNFINISHED).unlink()
+        content = to_json(manifest, indent=1) + b"\n"
+        # Before the store's own: a store that is finished has its verdicts.
+        for name, (is_veto, provenance) in self._judges.items():
+            folder = label_folder(name)
+            files = {
+                file.removeprefix(f"{folder}/"): of_labels[file] for file in of_labels if file.startswith(f"{folder}/")
+            }
+            write_label_manifest(
+                self.path / folder,
+                {
+                    "shape": "rollout",
+                    "is_veto": is_veto,
+                    "provenance": provenance,
+                    "store_manifest_sha256": hashlib.sha256(content).hexdigest(),
+                    "num_rows": totals[layout.ROLLOUTS],
+                },
+                files,
+            )
+        self._shards.seal(content, digests)
+
+
+def _instruction_line(rollout: Rollout) -> bytes:
+    row = {"goal": dict(rollout.goal), "instruction": rollout.instruction, "goal_split": rollout.goal_split}
+    return to_json(row) + b"\n"
+
+
+def _starts(length: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(length[:-1], dtype=np.int64).tolist()] if length else []
 
 
 def _allocate(folder: Path, columns: Mapping[layout.Key, layout.Column], num_rows: int) -> None:
     """Make the files that TensorDict's memory-mapped format needs; their content comes with the merge."""
     rows = TensorDict(batch_size=[num_rows])
-    for key, column in columns.items():
-        rows[key] = torch.zeros((), dtype=column.dtype).expand(num_rows, *column.shape)
+    for key, form in columns.items():
+        rows[key] = torch.zeros((), dtype=form.dtype).expand(num_rows, *form.shape)
     rows.memmap_like(str(folder))
 
 
-def _renumber(name: str, values: Tensor, instruction_id: Tensor, offsets: Mapping[str, int]) -> Tensor:
+def _renumber(
+    name: str, values: Tensor, numbers_of: Mapping[str, NDArray[np.int64]], offsets: Mapping[str, int]
+) -> Tensor:
     """Turn a shard's own numbering into the store's."""
-    column = name.removesuffix(".memmap").split("/", 1)[1]
-    if column == names.INSTRUCTION_ID:
-        return instruction_id[values.long()]
+    if name.startswith(f"{layout.LABELS}/"):
+        return values
+    key = name.removesuffix(".memmap").split("/", 1)[1]
+    if key in numbers_of:
+        # Behind the numbers stands that of no instruction, so that -1 stays -1.
+        numbers = torch.from_numpy(np.append(numbers_of[key], -1))
+        return numbers[values.long()].to(values.dtype)
     table = {
         names.ROLLOUT_ID: layout.ROLLOUTS,
         "start": layout.TRANSITIONS,
         "provenance_start": layout.PROVENANCE,
-    }.get(column)
+    }.get(key)
     return values if table is None else values + offsets[table]
-
-
-def _lines(content: Tensor) -> list[bytes]:
-    return content.numpy().tobytes().splitlines(keepends=True)

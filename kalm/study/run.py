@@ -2,8 +2,8 @@
 
 A stage is done when its outputs exist and a marker holds the fingerprint of all that decides them: the command, the
 configuration files, the inputs, the version of kalm. Markers belong to outputs rather than to a study, so two studies
-share the stages that they have in common, and what another stage has written over is done again. There is no scheduler
-here: to spread seeds over machines, run with ``--seeds`` on each.
+share the stages that they have in common, and neither takes what the other has written over for its own. There is no
+scheduler here: to spread seeds over machines, run with ``--seeds`` on each.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class Marker:
     """What is known about the last attempt at a stage.
 
     Attributes:
+        study: Name of the study that made it.
         fingerprint: Of all that decides the result.
         is_finished: Whether the stage came to its end.
         seconds: How long the attempt took; 0 while it runs.
     """
 
+    study: str
     fingerprint: str
     is_finished: bool
     seconds: float
@@ -77,11 +79,14 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
         if _is_done(stage, marker, fingerprint) and stage.name not in redo:
             outcomes.append((stage, "done before", marker.seconds if marker else 0.0))
             continue
-        command, outcome = _prepare(stage, marker, fingerprint, is_redone=stage.name in redo)
+        is_same = marker is not None and marker.fingerprint == fingerprint and stage.name not in redo
+        is_own = marker is not None and (marker.fingerprint == fingerprint or marker.study == study.name)
+        command, outcome = _prepare(stage, is_same, is_own)
         console.rule(Text(f"{number}/{len(study.stages)} {stage.label}"))
         console.print(f"python -m kalm {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.monotonic()
-        _write_marker(_marker_path(study, stage), Marker(fingerprint, is_finished=False, seconds=0.0))
+        if is_own or not any(Path(path).exists() for path in stage.outputs):
+            _write_marker(_marker_path(study, stage), Marker(study.name, fingerprint, is_finished=False, seconds=0.0))
         code = call(command)
         if code:
             console.print(
@@ -93,22 +98,27 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
             return code
         _check_outputs(stage)
         seconds = time.monotonic() - start
-        _write_marker(_marker_path(study, stage), Marker(fingerprint, is_finished=True, seconds=seconds))
+        _write_marker(_marker_path(study, stage), Marker(study.name, fingerprint, is_finished=True, seconds=seconds))
         outcomes.append((stage, outcome, seconds))
         gc.collect()  # a model and its optimizer hang in reference cycles until somebody looks
     return _finish(study, outcomes, console)
 
 
-def _prepare(stage: Stage, marker: Marker | None, fingerprint: str, is_redone: bool) -> tuple[list[str], Outcome]:
-    """The command to give, which depends on what an earlier attempt has left."""
-    is_same = marker is not None and marker.fingerprint == fingerprint and not is_redone
+def _prepare(stage: Stage, is_same: bool, is_own: bool) -> tuple[list[str], Outcome]:
+    """The command to give, which depends on what an earlier attempt has left.
+
+    Args:
+        stage: What is to be run.
+        is_same: Whether that attempt would have come to the same, so that it can go on.
+        is_own: Whether it was this study's. What another study or a person has made is left to the verb itself, which
+            refuses to touch it.
+    """
     checkpoint = next((Path(path) for path in stage.outputs if path.endswith("last.ckpt")), None)
-    if stage.verb == "fit" and checkpoint is not None and checkpoint.exists() and marker is not None:
-        # Without a marker the folder is somebody's own run: the verb itself refuses to touch it.
+    if stage.verb == "fit" and checkpoint is not None and checkpoint.exists() and is_own:
         if is_same:
             return [*stage.command, "--ckpt_path", "last"], "resumed"
         return [*stage.command, "--overwrite", "true"], "done"
-    if stage.verb in _REMADE_VERBS and marker is not None and not is_same:
+    if stage.verb in _REMADE_VERBS and is_own and not is_same:
         for path in map(Path, stage.outputs):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -145,7 +155,7 @@ def _finish(study: Study, outcomes: list[tuple[Stage, Outcome, float]], console:
 
         durations = {stage.label: seconds for stage, _, seconds in outcomes}
         write_report([study.root], output, study=study.definition, durations=durations, console=console)
-        _write_marker(marker_path, Marker(fingerprint, is_finished=True, seconds=0.0))
+        _write_marker(marker_path, Marker(study.name, fingerprint, is_finished=True, seconds=0.0))
     if is_new:
         console.print(_summary(study, outcomes))
     else:
@@ -183,7 +193,7 @@ def _marker_path(study: Study, stage: Stage) -> Path:
 def _read_marker(path: Path) -> Marker | None:
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Marker(str(data["fingerprint"]), bool(data["is_finished"]), float(data["seconds"]))
+        return Marker(str(data["study"]), str(data["fingerprint"]), bool(data["is_finished"]), float(data["seconds"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -54,14 +54,14 @@ def good_rollout(domain: Domain, store_path: str, goal_split: str, steps: range,
     return found
 
 
-def joined(columns: Sequence[Sequence[Image.Image]]) -> list[Image.Image]:
-    """Panels from left to right; one that has ended waits for the others."""
+def joined(columns: Sequence[Sequence[Image.Image]], num_frames: int) -> list[Image.Image]:
+    """Panels from left to right; all begin and end together, however many steps they have."""
     width, height = columns[0][0].size
     frames = []
-    for index in range(max(map(len, columns))):
+    for index in range(num_frames):
         frame = Image.new("RGB", (width * len(columns), height))
         for number, column in enumerate(columns):
-            frame.paste(column[min(index, len(column) - 1)], (width * number, 0))
+            frame.paste(column[round(index * (len(column) - 1) / (num_frames - 1))], (width * number, 0))
         frames.append(frame.quantize(_COLORS))
     return frames
 
@@ -74,9 +74,10 @@ def main() -> None:
     parser.add_argument("--skip", type=int, nargs="*", default=[], help="good rollouts to leave out, a panel each")
     parser.add_argument("--steps", type=int, nargs=2, default=(4, 60), help="fewest and most steps of a rollout")
     parser.add_argument("--size", type=int, default=240)
-    parser.add_argument("--seconds_per_step", type=float, default=0.3)
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--seconds_per_frame", type=float, default=0.2)
     arguments = parser.parse_args()
-    style = GifStyle(arguments.steps[1], arguments.size, arguments.seconds_per_step)
+    style = GifStyle(arguments.steps[1], arguments.size, arguments.seconds_per_frame)
     columns = []
     for number, (class_path, store, goal_split) in enumerate(arguments.panel):
         module, _, name = class_path.rpartition(".")
@@ -84,8 +85,8 @@ def main() -> None:
         skip = arguments.skip[number] if number < len(arguments.skip) else 0
         steps = range(arguments.steps[0], arguments.steps[1] + 1)
         columns.append(panel_frames(domain, good_rollout(domain, store, goal_split, steps, skip), style))
-    first, *rest = joined(columns)
-    durations = [round(1000 * arguments.seconds_per_step)] * len(rest) + [_LAST_MILLISECONDS]
+    first, *rest = joined(columns, arguments.frames)
+    durations = [round(1000 * arguments.seconds_per_frame)] * len(rest) + [_LAST_MILLISECONDS]
     first.save(arguments.output, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
     sys.stdout.write(
         f"{arguments.output}: {Path(arguments.output).stat().st_size / 1e3:.0f} kB, {len(durations)} frames\n"

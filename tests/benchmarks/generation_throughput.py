@@ -33,9 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kalm.core.names import TaskSpec
+from kalm.core.goal import Goal, InstructedGoal
+from kalm.core.specs import vector_spec
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Goal, InstructedGoal
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
@@ -48,7 +48,7 @@ from tests.llm.small_models import backbone, save_small_model
 NUM_STEPS = 50
 LEAST_OVER_NO_CACHE, LEAST_OVER_GENERATE = 20.0, 1.5
 SIZES = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
-SPEC = TaskSpec(observation_size=10, action_size=40, is_discrete=True, goal_embedding_size=16)
+SPEC = vector_spec(observation_size=10, action_size=40, is_discrete=True, goal_embedding_size=16)
 INSTRUCTION = "please move the ball to the left end of the row and leave the others where they are"
 
 

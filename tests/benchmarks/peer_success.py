@@ -39,7 +39,8 @@ from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.clevr_robot import ClevrRobot
-from kalm.envs.evaluation import EpisodeResult, wilson_interval
+from kalm.envs.evaluation import wilson_interval
+from kalm.envs.simulation import EpisodeResult
 from kalm.language.encoder import SentenceEncoder
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC

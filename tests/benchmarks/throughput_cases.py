@@ -80,9 +80,7 @@ class SizedDomain(ChainDomain):
 def write_random_store(path: Path, is_discrete: bool) -> None:
     """Rollouts of 3 to 9 steps with random numbers in them."""
     domain, random = SizedDomain(is_discrete), np.random.default_rng(0)
-    store = RolloutStoreWriter(
-        path, domain.name, domain.observation_space, domain.action_space, domain.plausibility_flags, {}
-    )
+    store = RolloutStoreWriter(path, domain.name, domain.spec, domain.plausibility_flags, {})
     rollouts = []
     for index in range(NUM_ROLLOUTS):
         num_steps = int(random.integers(3, 10))

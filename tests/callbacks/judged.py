@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
+from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import InstructedGoal
 from tests.chain_domain import CELL_NAMES, CellGoal, ChainDomain, one_hot
 from tests.rl.helpers import trainer
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
 from kalm.core.errors import DataError
 from kalm.core.rollout import Rollout
+from kalm.core.specs import vector_spec
 from kalm.core.validation import validate_rollout
 from tests.data.rollouts import DOMAIN, broken, imagined_rollouts, real_rollouts, writer
 
-SPACES = (DOMAIN.observation_space, DOMAIN.action_space)
+SPEC = DOMAIN.spec
 WALK = next(r for r in imagined_rollouts(60, "easy") if len(r) == 6)
 
 
@@ -28,7 +28,7 @@ def altered(field: str, place: Any, value: Any) -> Rollout:
 def test_well_formed_rollouts_have_no_problem() -> None:
     """What the chain world makes passes."""
     for rollout in [*real_rollouts(20), *imagined_rollouts(20, "hard")]:
-        assert validate_rollout(rollout, *SPACES) == []
+        assert validate_rollout(rollout, SPEC) == []
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_well_formed_rollouts_have_no_problem() -> None:
 )
 def test_each_fault_is_named(rollout: Rollout, problem: str) -> None:
     """One fault, one line: the field, what was found and where."""
-    problems = validate_rollout(rollout, *SPACES)
+    problems = validate_rollout(rollout, SPEC)
     assert len(problems) == 1
     assert problems[0].startswith(problem)
 
@@ -70,12 +70,12 @@ def test_each_fault_is_named(rollout: Rollout, problem: str) -> None:
 def test_a_step_cannot_end_for_two_reasons() -> None:
     """Terminated and truncated are never merged."""
     last = np.arange(6) == 5
-    problems = validate_rollout(broken(WALK, terminated=last, truncated=last), *SPACES)
+    problems = validate_rollout(broken(WALK, terminated=last, truncated=last), SPEC)
     assert problems == ["terminated, truncated: both True at step 5; a step ends for one reason"]
 
 
 def test_a_rollout_without_steps_is_named() -> None:
-    """Zero length (I1)."""
+    """Zero length is an error of its own."""
     flags = np.zeros(0, dtype=np.bool_)
     empty = broken(
         WALK,
@@ -85,24 +85,24 @@ def test_a_rollout_without_steps_is_named() -> None:
         terminated=flags,
         truncated=flags,
     )
-    assert validate_rollout(empty, *SPACES) == ["actions: the rollout has no step; at least one is needed"]
+    assert validate_rollout(empty, SPEC) == ["actions: the rollout has no step; at least one is needed"]
 
 
 def test_continuous_actions_are_checked_against_their_bounds() -> None:
     """First offending step, column and value; NaN is found too."""
-    space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    spec = vector_spec(observation_size=5, action_size=2, is_discrete=False)
     actions = np.zeros((6, 2), dtype=np.float32)
-    assert validate_rollout(broken(WALK, actions=actions), DOMAIN.observation_space, space) == []
+    assert validate_rollout(broken(WALK, actions=actions), spec) == []
     actions[3, 1] = 1.5
-    (problem,) = validate_rollout(broken(WALK, actions=actions), DOMAIN.observation_space, space)
+    (problem,) = validate_rollout(broken(WALK, actions=actions), spec)
     assert problem == "actions: 1.5 at step 3, column 1; allowed are numbers in [-1, 1]"
     actions[3, 1] = np.nan
-    (problem,) = validate_rollout(broken(WALK, actions=actions), DOMAIN.observation_space, space)
+    (problem,) = validate_rollout(broken(WALK, actions=actions), spec)
     assert problem.startswith("actions: nan at step 3, column 1")
 
 
 def test_the_writer_names_every_fault_of_every_rollout_and_stores_nothing(tmp_path: Path) -> None:
-    """I1: all at once, by rollout, field and step."""
+    """All at once, by rollout, field and step."""
     store_writer = writer(tmp_path / "store")
     faulty = [
         WALK,

@@ -62,8 +62,7 @@ def imagined_rollouts(num_rollouts: int, goal_split: str, seed: int = 0) -> list
 
 def writer(path: Path, domain: Domain = DOMAIN, **made_by: Any) -> RolloutStoreWriter:
     """A writer for rollouts of the chain, or of another world."""
-    spaces = (domain.observation_space, domain.action_space)
-    return RolloutStoreWriter(path, domain.name, *spaces, domain.plausibility_flags, made_by, command="make chains")
+    return RolloutStoreWriter(path, domain.name, domain.spec, domain.plausibility_flags, made_by, command="make chains")
 
 
 def write_store(

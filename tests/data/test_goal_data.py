@@ -74,7 +74,7 @@ def test_items_start_where_real_rollouts_did_with_the_goal_not_met(tmp_path: Pat
     for item in data.all_shards[0].items:
         assert item.start.dtype == np.float32
         assert tuple(item.start) in starts
-        assert not data.domain.success(item.instructed.goal, item.start)
+        assert not item.instructed.goal.success(item.start)
         assert item.max_steps == MAX_STEPS
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kalm.core.errors import CheckpointError, DataError
+from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts, join_batches
 from kalm.data.grounding_data import GroundingData, GroundingTasks
@@ -21,8 +22,7 @@ from kalm.data.statistics import Moments
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, TaskTexts
 from kalm.data.work_item import make_work_items
-from kalm.envs.base import Goal
-from kalm.envs.symmetry import Relabelling
+from kalm.envs.symmetry import Symmetry
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, GENERATION, UNSEEN_EXPLANATION, generation_prompt
 from kalm.store.reader import RolloutStore
 from tests.chain_domain import CellGoal, ChainDomain, step
@@ -115,9 +115,9 @@ def test_a_cropped_rollout_is_the_end_of_a_rollout(tmp_path: Path) -> None:
 
 def test_rollouts_under_symmetries_stay_true(tmp_path: Path) -> None:
     """Mirrored or not, by chance: each rollout still walks as the chain does, to the end that its prompt names."""
-    batches, rollouts = task_batches(tmp_path, symmetries=DOMAIN.relabellings)
+    batches, rollouts = task_batches(tmp_path, symmetries=DOMAIN.symmetries)
     shown = [entry for index in range(6) for entry in rollouts_of(batches(index))]
-    mirror = DOMAIN.relabellings[1]
+    mirror = DOMAIN.symmetries[1]
     as_recorded = {
         (generation_prompt(r.instruction), tuple(r.observations[:-1].argmax(-1)), tuple(r.actions)) for r in rollouts
     }
@@ -138,7 +138,7 @@ def test_mirrored_vectors_change_sign(tmp_path: Path) -> None:
     rollouts = list(domain.collect(50, seed=0))
     write_store(tmp_path / "line", rollouts, domain=domain)
     same, sides = np.ones(1, np.float32), {"left": "right", "right": "left"}
-    images = Relabelling(np.arange(1), same, {}), Relabelling(np.arange(1), -same, sides, observation_sign=-same)
+    images = Symmetry(np.arange(1), same, {}), Symmetry(np.arange(1), -same, sides, observation_sign=-same)
     batches = TaskBatches(
         Selection.whole([RolloutStore(tmp_path / "line")]),
         GroundingTask.GENERATION,
@@ -242,7 +242,7 @@ def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
     """Statistics and batches come from the others; only rollouts that pass the filter are used."""
     data = chain_grounding_data(tmp_path, num_rollouts=100, num_held_out=30)
     store = data.store
-    used = [store.rollout(row) for row in range(100) if store.rollouts["is_success"][row]]
+    used = [store.rollout(row) for row in range(100) if store.is_success[row]]
     held_out = [rollout for batch in data.val_dataloader()[0] for rollout in batch.rollouts]
     assert [r.actions.tolist() for r in held_out] == [r.actions.tolist() for r in used[-30:]]
     observations = np.concatenate([r.observations[:-1] for r in used[:-30]])
@@ -347,7 +347,7 @@ def test_work_items_cover_instructions_evenly_from_starts_that_need_work() -> No
     items = make_work_items(DOMAIN, goals, 14, one_hot_starts([0, 1, 2, 3, 4]), (0, 1))
     counts = Counter(item.instructed.instruction for item in items)
     assert [counts[goal.instruction] for goal in goals] == [3, 2, 2, 3, 2, 2]
-    assert not any(DOMAIN.success(item.instructed.goal, item.start) for item in items)
+    assert not any(item.instructed.goal.success(item.start) for item in items)
     assert {item.max_steps for item in items} == {12}
     assert len({item.seed for item in items}) == 14
     again = make_work_items(DOMAIN, goals, 3, one_hot_starts([0, 1, 2, 3, 4]), (0, 1))

@@ -168,7 +168,7 @@ def test_symmetries_are_drawn_apart_from_rows(real: RealRollouts) -> None:
 class TwoKinds(ChainDomain):
     """Has other mirror images than exchanges of names."""
 
-    mirror_images = ChainDomain().relabellings[::-1]
+    mirror_images = ChainDomain().symmetries[::-1]
 
 
 def test_each_kind_of_symmetry_is_the_domains(real: RealRollouts) -> None:

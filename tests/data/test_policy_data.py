@@ -16,6 +16,7 @@ from torchrl.data import ReplayBufferEnsemble
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.names import Source
+from kalm.core.specs import vector_spec
 from kalm.data.choice import RolloutFilter
 from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.policy_data import PolicyData
@@ -92,7 +93,7 @@ def test_transitions_come_from_the_buffer_ensemble_and_from_kept_rollouts_only(f
     expected: dict[tuple[int, int], TensorDict] = {}
     first_rollout = 0
     for number, store in enumerate(data.stores):
-        kept = range(50) if number == 0 else store.rollouts["is_success"].nonzero().squeeze(-1).tolist()
+        kept = range(50) if number == 0 else store.is_success.nonzero().squeeze(-1).tolist()
         for row in store.transitions:
             if int(row["rollout_id"]) in kept:
                 expected[first_rollout + int(row["rollout_id"]), int(row["step"])] = row
@@ -117,7 +118,7 @@ def test_transitions_of_one_part_are_equally_likely(folder: Path) -> None:
     """Of three imagined stores each is drawn in proportion to its kept transitions (chi-square, 3 sigma each)."""
     data = make_data(folder, batch_size=200, updates_per_step=50)
     splits = np.concatenate([splits_of(data, data.batch(index))[:, 100:].ravel() for index in range(4)])
-    lengths = [store.rollouts["length"][store.rollouts["is_success"]].sum().item() for store in data.stores[1:]]
+    lengths = [store.rollouts["length"][store.is_success].sum().item() for store in data.stores[1:]]
     for split, length in zip(("rephrase", "easy", "hard"), lengths, strict=True):
         share = length / sum(lengths)
         sigma = (share * (1 - share) / len(splits)) ** 0.5
@@ -201,7 +202,7 @@ def test_normalisation_is_that_of_the_real_rollouts_in_use(folder: Path) -> None
 def test_spec_needs_no_data() -> None:
     """Sizes are known before anything is read."""
     data = PolicyData(DOMAIN, WordEncoder(), RealRollouts("nowhere"))
-    assert data.spec == names.TaskSpec(5, 2, is_discrete=True, goal_embedding_size=16)
+    assert data.spec == vector_spec(5, 2, is_discrete=True, goal_embedding_size=16)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_policies_side_by_side_get_the_minibatches_of_their_own_seeds(folder: Pa
 def test_rows_under_a_symmetry_are_the_recorded_ones_under_other_names(folder: Path) -> None:
     """Half of the rows are mirrored: cells, actions and the words of the sentence; the rest of a row stays."""
     plain, shown = make_data(folder), make_data(folder, symmetry=SymmetryKind.names)
-    mirror = DOMAIN.relabellings[1]
+    mirror = DOMAIN.symmetries[1]
     num_mirrored, num_rows = 0, 0
     for index in range(20):
         recorded, turned = plain.batch(index).flatten(), shown.batch(index).flatten()
@@ -358,12 +359,12 @@ def test_rows_under_a_symmetry_are_the_recorded_ones_under_other_names(folder: P
 
 def test_no_sentence_is_shown_that_the_stores_do_not_have(tmp_path: Path) -> None:
     """Of two sentences and one mirror image, the pair is exchanged and the third is never mirrored."""
-    mirror = DOMAIN.relabellings[1]
+    mirror = DOMAIN.symmetries[1]
     pair = next(g.instruction for g in DOMAIN.instructed_goals("train") if mirror.text(g.instruction) != g.instruction)
     alone = "nobody ever said left of this"
     assert mirror.text(alone) != alone
     sentences = [pair, mirror.text(pair), alone]
-    shown = SymmetricTransitions(sentences, DOMAIN.relabellings)
+    shown = SymmetricTransitions(sentences, DOMAIN.symmetries)
     columns = {
         names.INSTRUCTION_ID: torch.tensor([0, 0, 1, 1, 2, 2]),
         names.OBSERVATION: torch.eye(6, len(mirror.observation_order)),

@@ -104,7 +104,7 @@ def test_each_source_keeps_its_own_share(tmp_path: Path) -> None:
     )
     batch = data.batch(0).view(-1)
     is_real = batch[SOURCE] == Source.REAL
-    num_passing = int(imagined.rollouts["is_success"].sum())
+    num_passing = int(imagined.is_success.sum())
     assert len(batch["rollout_id"][is_real].unique()) == 6
     assert len(batch["rollout_id"][~is_real].unique()) == round(0.1 * num_passing)
     expected = top_returns(Selection.whole([real]), 0.1, 0.9).rollouts

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.choice import RolloutFilter, rollout_tasks, verified_rollouts
 from kalm.data.selection import Selection
-from kalm.envs.base import InstructedGoal
 from kalm.store.reader import RolloutStore
 from tests.chain_domain import CellGoal, ChainDomain, one_hot
 from tests.data.rollouts import broken, write_store

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from kalm.core.goal import InstructedGoal
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import InstructedGoal
 from tests.chain_domain import CellGoal
 
 ITEM = WorkItem(InstructedGoal(CellGoal(1), "step left", "easy"), np.eye(5, dtype=np.float32)[2], 12, 7)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kalm.core.errors import DataError
+from kalm.core.goal import reward_of_each, success_of_each
 from kalm.core.names import Source
-from kalm.envs.base import reward_of_each, success_of_each
 from tests.chain_domain import LEFT, RIGHT, CellGoal, ChainDomain, one_hot
 
 CHAIN = ChainDomain()
@@ -25,7 +25,7 @@ def test_rollout_is_cut_after_the_step_that_meets_the_goal() -> None:
     assert rollout.observations.argmax(-1).tolist() == [2, 3, 4]
     assert rollout.terminated.tolist() == [False, True]
     assert rollout.truncated.tolist() == [False, False]
-    assert rollout.rewards.tolist() == [0.0, CHAIN.terminal_reward]
+    assert rollout.rewards.tolist() == [0.0, 1.0]
 
 
 def test_rollout_without_success_is_truncated_not_terminated() -> None:
@@ -57,8 +57,8 @@ def test_a_batch_of_mixed_goals_is_judged_row_by_row() -> None:
     goals = [CellGoal(0), CellGoal(0), CellGoal(4)]
     before, after = one_hot(np.array([1, 3, 1])), one_hot(np.array([0, 4, 0]))
     action = np.array([LEFT, RIGHT, LEFT])
-    assert success_of_each(CHAIN, goals, after, before, action).tolist() == [True, False, False]
-    assert reward_of_each(CHAIN, goals, before, action, after).tolist() == [1.0, 0.0, 0.0]
+    assert success_of_each(goals, after, before, action).tolist() == [True, False, False]
+    assert reward_of_each(goals, before, action, after).tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

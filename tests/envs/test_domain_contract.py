@@ -1,4 +1,7 @@
-"""Every domain under kalm/envs keeps the contract that learning relies on. Domains are found by looking, not listed."""
+"""Every domain under kalm/envs keeps the contract that learning relies on, and breaches of it are seen.
+
+Domains are found by looking, not listed.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,24 @@ import importlib
 import inspect
 import json
 import pkgutil
-import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 import kalm.envs
 from kalm.core.errors import DataError
-from kalm.core.names import Source
-from kalm.core.validation import validate_rollout
-from kalm.envs.base import Domain, InstructedGoal
+from kalm.core.goal import InstructedGoal
+from kalm.envs.base import Domain
+from kalm.envs.contract import check_domain
+from kalm.envs.simulation import MAX_COLLECTION_SEED
+from tests.chain_domain import CellGoal, ChainDomain, ChainVectorEnv, one_hot, step
+from tests.line_domain import LineDomain
 
 
 def domains() -> list[type[Domain]]:
@@ -39,14 +46,6 @@ def domain(request: pytest.FixtureRequest) -> Domain:
     return request.param()
 
 
-def some_of_each_task(domain: Domain, goal_split: str) -> list[InstructedGoal]:
-    """The first instruction of every task of a split."""
-    first: dict[str, InstructedGoal] = {}
-    for instructed in domain.instructed_goals(goal_split):
-        first.setdefault(domain.task(instructed.goal), instructed)
-    return list(first.values())
-
-
 def test_every_package_under_envs_has_a_domain() -> None:
     """The search finds one domain for each package, KALM's two among them."""
     packages = [module.name for module in pkgutil.iter_modules(kalm.envs.__path__) if module.ispkg]
@@ -54,150 +53,150 @@ def test_every_package_under_envs_has_a_domain() -> None:
     assert {"clevr_robot", "metaworld"} <= set(packages)
 
 
-def test_environment_passes_gymnasiums_checker(domain: Domain) -> None:
-    """``check_env`` raises nothing."""
-    env = gym.make(domain.env_id)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # gymnasium advises on choices, such as non-symmetric boxes
-        check_env(env.unwrapped, skip_render_check=True)
-    env.close()
+def test_domain_keeps_the_contract(domain: Domain) -> None:
+    """Nothing is wrong with it."""
+    assert check_domain(domain) == []
 
 
-def test_spaces_of_environment_and_domain_agree(domain: Domain) -> None:
-    """The environment acts and observes in the domain's spaces, which are flat."""
-    env = gym.make(domain.env_id)
-    assert env.observation_space == domain.observation_space
-    assert env.action_space == domain.action_space
-    assert domain.observation_space.shape is not None
-    assert len(domain.observation_space.shape) == 1
+@pytest.mark.parametrize("domain", [ChainDomain(), LineDomain()], ids=["chain", "line"])
+def test_the_worlds_of_the_tests_keep_it_too(domain: Domain) -> None:
+    """Discrete and continuous actions, with symmetries and without."""
+    assert check_domain(domain) == []
 
 
-def test_every_split_has_goals_that_round_trip_through_json(domain: Domain) -> None:
-    """Goals are hashable and survive JSON; instructions are distinct sentences of the split asked for."""
-    for goal_split in domain.goal_splits:
-        _check_split(domain, goal_split)
+def chain_with(**changed: Any) -> Domain:
+    """The chain with another simulator: methods of it, by name."""
+
+    class Env(ChainVectorEnv):
+        pass
+
+    for name, method in changed.items():
+        setattr(Env, name, method)
+
+    class World(ChainDomain):
+        def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> ChainVectorEnv:
+            return Env(self, num_envs)
+
+    return World()
 
 
-def _check_split(domain: Domain, goal_split: str) -> None:
-    instructed = domain.instructed_goals(goal_split)
-    assert instructed == domain.instructed_goals(goal_split)
-    assert {row.goal_split for row in instructed} == {goal_split}
-    assert len({row.instruction for row in instructed}) == len(instructed) > 0
-    for goal in {row.goal for row in instructed}:
-        data = json.loads(json.dumps(goal.to_json()))
-        assert domain.goal_from_json(data) == goal
-        assert domain.task(goal)
-        assert domain.max_steps(goal) >= 1
+def spoiled(change: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    """A ``step`` whose observation, reward, terminated, truncated and info are changed before they are returned."""
+
+    def step(self: ChainVectorEnv, actions: Any) -> Any:
+        parts = list(ChainVectorEnv.step(self, actions))
+        change(parts)
+        return tuple(parts)
+
+    return step
 
 
-def test_no_instruction_is_in_two_splits(domain: Domain) -> None:
-    """What a learner is tested on was not in its training sentences."""
-    instructions = [
-        row.instruction.casefold() for split in domain.goal_splits for row in domain.instructed_goals(split)
-    ]
-    assert len(set(instructions)) == len(instructions)
+def _late(self: ChainVectorEnv, row: int, *begin: Any) -> None:
+    ChainVectorEnv._begin(self, row, *begin)
+    self._max_steps[row] += 1
 
 
-def test_reset_honours_its_options_and_starts_unsolved(domain: Domain) -> None:
-    """``goal`` and ``instruction`` are taken, ``info`` says so, and success is yet to come."""
-    env = gym.make(domain.env_id)
-    rows = [row for split in domain.goal_splits for row in some_of_each_task(domain, split)]
-    for instructed in rows:
-        for goal in (instructed.goal, instructed.goal.to_json()):
-            first, info = env.reset(seed=3, options={"goal": goal, "instruction": instructed.instruction})
-            assert info["instruction"] == instructed.instruction
-            assert not info["is_success"]
-            assert not domain.success(instructed.goal, first)
-        again, _ = env.reset(seed=4, options={"goal": instructed.goal, "observation": first})
-        np.testing.assert_array_equal(again, first)
+def _by_row(self: ChainVectorEnv, row: int, rng: np.random.Generator, goal: CellGoal) -> Any:
+    return one_hot(np.array([cell for cell in range(5) if cell != goal.cell][row % 4]))
 
 
-def test_goal_rules_are_batched(domain: Domain) -> None:
-    """Success, reward and plausibility of a batch are those of its rows."""
-    instructed = domain.instructed_goals(domain.training_split)[0]
-    rollout = next(domain.collect(1, seed=0))
-    before, after, action = rollout.observations[:-1], rollout.observations[1:], rollout.actions
-    success = domain.success(instructed.goal, after, before, action)
-    reward = domain.reward(instructed.goal, before, action, after)
-    flags = domain.plausibility(before, action, after)
-    assert success.shape == reward.shape == (len(rollout),)
-    assert success.dtype == np.bool_
-    assert set(flags) == set(domain.plausibility_flags)
-    for step in range(len(rollout)):
-        row = slice(step, step + 1)
-        assert domain.success(instructed.goal, after[row], before[row], action[row])[0] == success[step]
-        assert domain.reward(instructed.goal, before[row], action[row], after[row])[0] == reward[step]
-        for name, flag in domain.plausibility(before[row], action[row], after[row]).items():
-            assert flag[0] == flags[name][step]
+def _shared(self: ChainVectorEnv, rows: Any, actions: Any) -> Any:
+    self.luck = getattr(self, "luck", np.random.default_rng())
+    return one_hot(step(self._observation[rows].argmax(-1), np.where(self.luck.random(len(rows)) < 0.5, 0, actions)))
 
 
-def test_same_seed_gives_the_same_episode(domain: Domain) -> None:
-    """Two environments under one seed agree in every observation, and another seed differs (R1, R2)."""
-    seen = []
-    for seed in (11, 11, 12):
-        env = gym.make(domain.env_id)
-        env.action_space.seed(5)
-        observation, info = env.reset(seed=seed)
-        observations = [observation]
-        for _ in range(5):
-            observation, _, terminated, truncated, _ = env.step(env.action_space.sample())
-            observations.append(observation)
-            if terminated or truncated:
-                break
-        seen.append((info["instruction"], np.stack(observations)))
-    assert seen[0][0] == seen[1][0]
-    np.testing.assert_array_equal(seen[0][1], seen[1][1])
-    assert not np.array_equal(seen[0][1][0], seen[2][1][0])
+class RewoundEnv(ChainVectorEnv):
+    """Copies of it begin at the left end."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but where the episodes are."""
+        return {**super().__getstate__(), "_observation": one_hot(np.zeros(self.num_envs, dtype=int))}
 
 
-@pytest.mark.parametrize(("num_envs", "num_threads"), [(1, 1), (3, 1), (5, 2)])
-def test_vector_environment_equals_single_ones(domain: Domain, num_envs: int, num_threads: int) -> None:
-    """Each episode is that of the single environment, for any number of environments and threads."""
-    seeds = [21 + row for row in range(num_envs)]
-    chosen = [some_of_each_task(domain, split)[0] for split in domain.goal_splits]
-    instructed = [chosen[row % len(chosen)] for row in range(num_envs)]
-    goals, instructions = [i.goal for i in instructed], [i.instruction for i in instructed]
-    env = domain.make_vector_env(num_envs, num_threads)
-    assert env.metadata["autoreset_mode"] == gym.vector.AutoresetMode.DISABLED
-    observations, info = env.reset(seed=seeds, options={"goals": goals, "instructions": instructions})
-    assert list(info["instruction"]) == instructions
-    env.action_space.seed(0)
-    actions = [env.action_space.sample() for _ in range(4)]
-    steps = [env.step(action) for action in actions]
-    for row in range(num_envs):
-        single = gym.make(domain.env_id)
-        first, _ = single.reset(seed=seeds[row], options={"goal": goals[row]})
-        np.testing.assert_array_equal(observations[row], first)
-        for action, (after, reward, terminated, truncated, info) in zip(actions, steps, strict=True):
-            expected = single.step(action[row])
-            np.testing.assert_array_equal(after[row], expected[0])
-            assert (reward[row], terminated[row], truncated[row]) == expected[1:4]
-            assert info["is_success"][row] == expected[4]["is_success"]
-            if terminated[row] or truncated[row]:
-                break
+class Rewound(ChainDomain):
+    """The chain of such environments."""
+
+    def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> ChainVectorEnv:
+        """Whose copies forget."""
+        return RewoundEnv(self, num_envs)
 
 
-def test_collection_gives_valid_rollouts_that_depend_on_seed_and_number_alone(domain: Domain) -> None:
-    """A later start or a smaller collection changes no rollout; all pass the store's validation."""
-    rollouts = list(domain.collect(6, seed=9))
-    assert len(rollouts) == 6
-    for rollout in rollouts:
-        assert rollout.source == Source.REAL
-        assert rollout.goal_split == "train"
-        assert validate_rollout(rollout, domain.observation_space, domain.action_space) == []
-    for part, expected in ((domain.collect(6, 9, first=4), rollouts[4:]), (domain.collect(2, 9), rollouts[:2])):
-        for rollout, same in zip(part, expected, strict=True):
-            assert rollout.instruction == same.instruction
-            np.testing.assert_array_equal(rollout.observations, same.observations)
-            np.testing.assert_array_equal(rollout.actions, same.actions)
-    other = next(domain.collect(1, seed=10))
-    assert not np.array_equal(other.observations[0], rollouts[0].observations[0])
+class Twice(ChainDomain):
+    """A sentence of the training split is tested on."""
+
+    def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:
+        """With the first training sentence in the hard split."""
+        first = super().instructed_goals("train")[0]
+        return super().instructed_goals(goal_split) + [
+            InstructedGoal(first.goal, first.instruction.upper(), "hard")
+        ] * (goal_split == "hard")
+
+
+class Forgetful(ChainDomain):
+    """JSON gives back another goal."""
+
+    def goal_from_json(self, data: Any) -> CellGoal:
+        """Always the same one."""
+        return CellGoal(0)
+
+
+class Unmarked(ChainDomain):
+    """It marks less than it names."""
+
+    def plausibility(self, observation: Any, action: Any, next_observation: Any) -> dict[str, Any]:
+        """Jumps only."""
+        return {"jumped": super().plausibility(observation, action, next_observation)["jumped"]}
+
+
+class Restless(ChainDomain):
+    """Rollouts depend on where a collection begins."""
+
+    def collect(self, num_rollouts: int, seed: int, first: int = 0, mistake_rate: float = 0.3) -> Any:
+        """Numbers count from the first."""
+        return super().collect(num_rollouts - first, seed + first, 0, mistake_rate)
+
+
+@dataclass(frozen=True)
+class SumGoal(CellGoal):
+    """Its reward mixes the rows of a batch."""
+
+    def reward(self, observation: Any, action: Any, next_observation: Any) -> Any:
+        """Of all steps together."""
+        return np.full(len(action), float(np.sum(action)))
+
+
+class Mixed(ChainDomain):
+    """The chain of such goals."""
+
+    goal_class = SumGoal
+
+
+@pytest.mark.parametrize(
+    ("domain", "sentence"),
+    [
+        (chain_with(_begin=_late), "step 12 of 12 is truncated False"),
+        (chain_with(step=spoiled(lambda parts: parts[3].__ior__(parts[2]))), "terminated True"),
+        (chain_with(step=spoiled(lambda parts: parts[1].__imul__(2))), "earns 2.0, and the goal says 1.0"),
+        (chain_with(_lay_out=_by_row), "rows: the episode in row 1 of 3 is not what it is alone"),
+        (chain_with(_simulate=_shared), "seeds: two episodes under one seed and the same actions differ"),
+        (chain_with(_lay_out=lambda self, row, rng, goal: one_hot(np.array(1 + (goal.cell == 1)))), "all begin alike"),
+        (chain_with(_restore=lambda self, row, goal, seen: one_hot(np.array(2))), "shows another one"),
+        (Rewound(), "a pickled RewoundEnv goes on otherwise"),
+        (Twice(), "is in the split 'train' too"),
+        (Forgetful(), "is another goal after to_json"),
+        (Unmarked(), "plausibility marks ['jumped'"),
+        (Restless(), "depends on more than the seed and its number"),
+        (Mixed(), "reward of a batch is not that of its rows"),
+    ],
+)
+def test_a_breach_is_told_in_a_sentence(domain: Domain, sentence: str) -> None:
+    """Truncation a step late, both ends at once, a reward of its own, chance shared by rows, and so on."""
+    problems = check_domain(domain)
+    assert any(sentence in problem for problem in problems), problems
 
 
 def test_reset_seeds_of_a_collection_stay_clear_of_evaluation(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
     """No rollout begins from a seed at or above the offset from which evaluation takes its own."""
-    from kalm.envs.evaluation import EVALUATION_SEED_OFFSET
-
     used: list[int] = []
     real_make = type(domain).make_vector_env
     vector_class = type(real_make(domain, 1, 1))
@@ -210,23 +209,13 @@ def test_reset_seeds_of_a_collection_stay_clear_of_evaluation(domain: Domain, mo
     monkeypatch.setattr(vector_class, "reset", reset)
     assert len(list(islice(domain.collect(20, seed=123), 20))) == 20
     assert len(used) == 20
-    assert max(used) < EVALUATION_SEED_OFFSET
-
-
-def test_draws_a_picture_without_gl(domain: Domain) -> None:
-    """``draw`` gives an RGB picture that changes with the observation and with the instruction."""
-    first, second = (rollout.observations[0] for rollout in domain.collect(2, seed=0))
-    plain = domain.draw(first, size=96)
-    assert plain.shape == (96, 96, 3)
-    assert plain.dtype == np.uint8
-    assert (plain != domain.draw(second, size=96)).any()
-    assert (plain != domain.draw(first, "some words", size=96)).any()
+    assert max(used) < MAX_COLLECTION_SEED
 
 
 def test_reads_a_users_goals(domain: Domain, tmp_path: Path) -> None:
     """A JSON-lines file of a user gives the goals it names, in order."""
     path = tmp_path / "goals.jsonl"
-    wanted = [InstructedGoal(i.goal, "in my words", i.goal_split) for i in some_of_each_task(domain, "hard")]
+    wanted = [InstructedGoal(i.goal, "in my words", i.goal_split) for i in domain.instructed_goals("hard")[::7]]
     path.write_text("\n\n".join(json.dumps(row.to_json()) for row in wanted), encoding="utf-8")
     assert domain.load_instructed_goals(path) == wanted
 
@@ -245,34 +234,3 @@ def test_names_every_bad_line_of_a_users_goals(domain: Domain, tmp_path: Path) -
     assert "line 1:" not in message
     assert all(f"line {number}:" in message for number in (2, 3, 4, 5))
     assert "rephrase" in message, "an unknown split is answered with the known ones"
-
-
-def test_a_relabelled_rollout_is_what_the_simulator_does(domain: Domain) -> None:
-    """Replayed from its relabelled start, a rollout passes through its relabelled observations and meets its goal."""
-    relabellings = domain.relabellings
-    goal_of = {row.instruction: row.goal for row in domain.instructed_goals(domain.training_split)}
-    env = gym.make(domain.env_id)
-    for index, rollout in enumerate(rollout for rollout in domain.collect(10, seed=5) if rollout.is_success):
-        if not relabellings:
-            break
-        relabelling = relabellings[(index * 37 + 1) % len(relabellings)]
-        instruction = relabelling.text(rollout.instruction)
-        expected = rollout.observations[:, relabelling.observation_order]
-        start = {"observation": expected[0], "goal": goal_of[instruction], "instruction": instruction}
-        seen, info = [env.reset(seed=0, options=start)[0]], {}
-        for action in relabelling.action_of[rollout.actions]:
-            observation, _, _, _, info = env.step(action)
-            seen.append(observation)
-        np.testing.assert_allclose(np.stack(seen), expected, atol=1e-3)
-        assert info["is_success"]
-    env.close()
-
-
-def test_relabellings_are_permutations_of_instructions_too(domain: Domain) -> None:
-    """No entry and no action gets lost, and every training instruction becomes a training instruction."""
-    instructions = {row.instruction for row in domain.instructed_goals(domain.training_split)}
-    for relabelling in domain.relabellings:
-        assert sorted(relabelling.observation_order) == list(range(domain.observation_space.shape[0]))
-        assert sorted(relabelling.action_of) == list(range(domain.action_space.n))
-    for relabelling in list(domain.relabellings)[::17]:
-        assert {relabelling.text(instruction) for instruction in instructions} == instructions

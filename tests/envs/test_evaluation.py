@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,20 @@ from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
 from kalm.envs.clevr_robot import ClevrRobot
-from kalm.envs.evaluation import (
-    EVALUATION_SEED_OFFSET,
-    Episode,
-    EpisodeResult,
-    evaluate,
-    evaluation_episodes,
-    summarize,
-    wilson_interval,
-)
+from kalm.envs.evaluation import EVALUATION_SEED_OFFSET, evaluation_episodes, summarize, wilson_interval
+from kalm.envs.simulation import Act, Episode, EpisodeResult, evaluate
 from tests.chain_domain import LEFT, MAX_STEPS, RIGHT, CellGoal, ChainDomain
 
 DOMAIN = ChainDomain()
 ALL_SPLITS = list(DOMAIN.goal_splits)
 
 
-def walk(direction: int) -> Callable[[NDArray[np.float32], list[int]], NDArray[Any]]:
+def walk(direction: int) -> Act:
     """A policy that always steps the same way."""
-    return lambda observations, rows: np.full(len(rows), direction)
+    return lambda observations, rows, info: np.full(len(rows), direction)
 
 
-def wander(observations: NDArray[np.float32], rows: list[int]) -> NDArray[Any]:
+def wander(observations: NDArray[Any], rows: list[int], info: dict[str, Any]) -> NDArray[Any]:
     """A policy that depends on the observation and the episode, so that a mix-up of either shows."""
     return (observations.argmax(-1) * 7 + np.array(rows) * 3) % 5 % 2
 
@@ -46,7 +38,7 @@ def result(split: str, cell: int, is_success: bool) -> EpisodeResult:
     instructed = next(row for row in DOMAIN.instructed_goals(split) if row.goal == CellGoal(cell))
     return EpisodeResult(
         episode=Episode(instructed, 0),
-        task=DOMAIN.task(instructed.goal),
+        task=instructed.goal.task,
         is_success=is_success,
         num_steps=1,
         episode_return=float(is_success),
@@ -58,7 +50,7 @@ def result(split: str, cell: int, is_success: bool) -> EpisodeResult:
 def test_every_task_of_a_split_gets_its_share_and_every_instruction_comes_before_a_repeat() -> None:
     """Training has 2 tasks with 3 instructions each: 9 episodes are 5 and 4, no instruction more than twice."""
     episodes = evaluation_episodes(DOMAIN, ["train"], 9, seed=0)
-    tasks = Counter(DOMAIN.task(episode.instructed.goal) for episode in episodes)
+    tasks = Counter(episode.instructed.goal.task for episode in episodes)
     instructions = Counter(episode.instructed.instruction for episode in episodes)
     assert sorted(tasks.values()) == [4, 5]
     assert len(instructions) == 6
@@ -66,7 +58,7 @@ def test_every_task_of_a_split_gets_its_share_and_every_instruction_comes_before
 
 
 def test_no_two_episodes_share_a_start_within_or_across_evaluation_seeds() -> None:
-    """L4: each (split, task, seed) once; and none below the offset that collection stays under."""
+    """Each (split, task, seed) once; and none below the offset that collection stays under."""
     seeds = [e.seed for s in range(3) for e in evaluation_episodes(DOMAIN, ALL_SPLITS, 40, seed=s)]
     assert len(set(seeds)) == len(seeds) == 3 * 4 * 40
     assert min(seeds) >= EVALUATION_SEED_OFFSET
@@ -110,20 +102,20 @@ def same(one: EpisodeResult, other: EpisodeResult) -> bool:
 
 @pytest.mark.parametrize("num_envs", [1, 3, 7, 64])
 def test_results_do_not_depend_on_the_number_of_environments(num_envs: int) -> None:
-    """L4, with a policy that would notice rows and episodes being mixed up."""
+    """With a policy that would notice rows and episodes being mixed up."""
     episodes = evaluation_episodes(DOMAIN, ALL_SPLITS, 6, seed=1)
-    expected = [evaluate(lambda o, r, i=i: wander(o, [i]), DOMAIN, [e])[0] for i, e in enumerate(episodes)]
+    expected = [evaluate(lambda o, r, info, i=i: wander(o, [i], info), DOMAIN, [e])[0] for i, e in enumerate(episodes)]
     found = evaluate(wander, DOMAIN, episodes, num_envs)
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_results_do_not_depend_on_threads_in_a_simulator() -> None:
-    """L4 on CLEVR-Robot: one environment and one thread against five and two."""
+    """On CLEVR-Robot: one environment and one thread against five and two."""
     domain = ClevrRobot()
     episodes = evaluation_episodes(domain, ["train", "easy"], 4, seed=2)
 
-    def push(observations: NDArray[np.float32], rows: list[int]) -> NDArray[Any]:
-        assert observations.dtype == np.float32
+    def push(observations: NDArray[Any], rows: list[int], info: dict[str, Any]) -> NDArray[Any]:
+        assert observations.dtype == np.float64, "nothing is cast on the way"
         return (np.abs(observations).sum(-1) * 1000).astype(int) % 40
 
     alone = evaluate(push, domain, episodes, num_envs=1, num_threads=1)
@@ -141,7 +133,7 @@ def test_a_finished_row_takes_the_next_episode_at_once() -> None:
     episodes = [Episode(to_the_left[0], seed) for seed in range(4)]
     num_rows: list[int] = []
 
-    def act(observations: NDArray[np.float32], rows: list[int]) -> NDArray[Any]:
+    def act(observations: NDArray[Any], rows: list[int], info: dict[str, Any]) -> NDArray[Any]:
         num_rows.append(len(rows))
         return np.full(len(rows), RIGHT)
 
@@ -162,7 +154,7 @@ def test_a_result_holds_what_happened() -> None:
 
 
 def test_evaluation_leaves_global_random_numbers_alone() -> None:
-    """R3: what is drawn after an evaluation is what would have been drawn without it."""
+    """What is drawn after an evaluation is what would have been drawn without it."""
 
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002 - global on purpose

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import vector_spec
 from kalm.envs.running_episodes import RunningEpisodes
-from tests.chain_domain import LEFT, RIGHT, CellGoal, ChainDomain
+from tests.chain_domain import LEFT, RIGHT, CellGoal
 
-SPEC = TaskSpec(observation_size=5, action_size=2, is_discrete=True, goal_embedding_size=4)
+SPEC = vector_spec(observation_size=5, action_size=2, is_discrete=True, goal_embedding_size=4)
 
 
-class StepReward(ChainDomain):
-    """The chain with a reward of 1 for every step to the right and 10 more for reaching the goal."""
+class StepGoal(CellGoal):
+    """A cell with a reward of 1 for every step to the right and 10 more for reaching it."""
 
-    def reward(self, goal, observation, action, next_observation):  # type: ignore[no-untyped-def]
+    def reward(self, observation, action, next_observation):  # type: ignore[no-untyped-def]
         """By goal, action and the observation after it."""
-        return 1.0 * (action == RIGHT) + 10.0 * self.success(goal, next_observation)
+        return 1.0 * (action == RIGHT) + 10.0 * self.success(next_observation)
 
 
 def cells(*numbers: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ def cells(*numbers: int) -> torch.Tensor:
 
 def running(num_kept_steps: int, num_episodes: int = 2) -> RunningEpisodes:
     """Episodes that want a return of 20; the goal is the right end."""
-    return RunningEpisodes(StepReward(), [CellGoal(4)] * num_episodes, SPEC, num_kept_steps, target_return=20.0)
+    return RunningEpisodes([StepGoal(4)] * num_episodes, SPEC, num_kept_steps, target_return=20.0)
 
 
 def test_what_is_wanted_shrinks_by_what_was_earned() -> None:

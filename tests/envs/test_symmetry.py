@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from kalm.envs.symmetry import Relabelling, relabelled_texts
+from kalm.envs.symmetry import Symmetry, texts_under
 
 NOTHING = np.arange(1)
 
 
-def _renaming(**word_of: str) -> Relabelling:
-    return Relabelling(
+def _renaming(**word_of: str) -> Symmetry:
+    return Symmetry(
         NOTHING, NOTHING, {name.replace("_", " "): word.replace("_", " ") for name, word in word_of.items()}
     )
 
@@ -23,15 +23,15 @@ def test_names_are_exchanged_at_once_and_only_whole_words():
     assert _renaming().text("red") == "red"
 
 
-def test_each_relabelling_knows_its_own_names_only():
-    """Three relabellings of two texts; the second leaves green alone, the third changes nothing."""
+def test_each_symmetry_knows_its_own_names_only():
+    """Three symmetries of two texts; the second leaves green alone, the third changes nothing."""
     cycle, swap, same = _renaming(red="blue", blue="green", green="red"), _renaming(red="blue", blue="red"), _renaming()
-    assert relabelled_texts(["red green", "blue"], [cycle, swap, same]) == [
+    assert texts_under(["red green", "blue"], [cycle, swap, same]) == [
         ["blue red", "green"],
         ["blue green", "red"],
         ["red green", "blue"],
     ]
-    assert relabelled_texts(["red"], []) == []
+    assert texts_under(["red"], []) == []
 
 
 def test_of_two_names_the_longer_one_counts():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec, vector_spec
 from kalm.data.choice import RolloutFilter
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.grounding_data import GroundingData, GroundingTasks
@@ -20,8 +20,8 @@ from tests.chain_domain import ChainDomain
 from tests.data.rollouts import arguments, real_rollouts, write_store
 from tests.llm.token_encoder import TokenEncoder
 
-DISCRETE = TaskSpec(observation_size=5, action_size=2, is_discrete=True, goal_embedding_size=16)
-CONTINUOUS = TaskSpec(observation_size=5, action_size=2, is_discrete=False, goal_embedding_size=16)
+DISCRETE = vector_spec(observation_size=5, action_size=2, is_discrete=True, goal_embedding_size=16)
+CONTINUOUS = vector_spec(observation_size=5, action_size=2, is_discrete=False, goal_embedding_size=16)
 ANSWERS = ["go to the left end", "walk to the right end"]
 
 

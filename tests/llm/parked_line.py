@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.goal import BoolArray, FloatArray
 from kalm.core.rollout import Rollout
-from kalm.envs.base import BoolArray, FloatArray
 from tests.line_domain import LineDomain, step
 
 ABSENT, CONSTANT, PARKED, TREMBLING = 1, 2, 3, 4  # columns of an observation; 0 is the walker's position

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.core.specs import vector_spec
 from kalm.report.rollout_tables import (
     StoreVerdicts,
     imagination_table,
@@ -19,6 +19,7 @@ from kalm.report.rollout_tables import (
 from kalm.runs.folder import REJECTED_FILE
 from kalm.store.writer import RolloutStoreWriter
 
+SPEC = vector_spec(observation_size=2, action_size=2, is_discrete=True)
 FLAGS = ("out_of_workbench", "beyond_dynamics_limits")
 
 
@@ -49,9 +50,8 @@ def root(tmp_path):
     Easy: success and plausible (4 steps); success, 1 of 2 steps out; failure, plausible (3 steps); failure, 1 of 1
     beyond. So 2 of 4 meet their goal, 2 of 4 are plausible, 1 of 4 is both; of 10 transitions 1 and 1 are flagged.
     """
-    box = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
     path = tmp_path / "clevr_robot" / "imagine" / "store"
-    writer = RolloutStoreWriter(path, "clevr_robot", box, gym.spaces.Discrete(2), FLAGS, made_by={})
+    writer = RolloutStoreWriter(path, "clevr_robot", SPEC, FLAGS, made_by={})
     writer.append(
         "0",
         [
@@ -94,8 +94,7 @@ def test_a_store_found_twice_counts_once(root):
 
 def test_unfinished_and_damaged_stores_are_reported_not_raised(root):
     """Generation was killed in one store; a file of the other is gone."""
-    box = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    writer = RolloutStoreWriter(root / "half", "clevr_robot", box, gym.spaces.Discrete(2), FLAGS, made_by={})
+    writer = RolloutStoreWriter(root / "half", "clevr_robot", SPEC, FLAGS, made_by={})
     writer.append("0", [_rollout(1, True, (0, 0))])
     (root / "clevr_robot" / "imagine" / "store" / "instructions.jsonl").unlink()
     verdicts, problems = load_verdicts([root])

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 
 import kalm.rl
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec, vector_spec
 from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.indexed_batches import IndexedBatches
 from kalm.data.policy_data import PolicyData
@@ -28,8 +28,8 @@ from tests.data.rollouts import arguments, write_store
 from tests.line_domain import LineDomain
 from tests.word_encoder import WordEncoder
 
-DISCRETE = TaskSpec(observation_size=5, action_size=3, is_discrete=True, goal_embedding_size=4)
-CONTINUOUS = TaskSpec(observation_size=5, action_size=3, is_discrete=False, goal_embedding_size=4)
+DISCRETE = vector_spec(observation_size=5, action_size=3, is_discrete=True, goal_embedding_size=4)
+CONTINUOUS = vector_spec(observation_size=5, action_size=3, is_discrete=False, goal_embedding_size=4)
 MAX_NOISE_SIZE = 256  # more than any algorithm asks for
 
 

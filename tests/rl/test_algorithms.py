@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import CheckpointError, KalmError
-from kalm.core.names import TaskSpec
-from kalm.envs.evaluation import evaluate, evaluation_episodes, summarize
+from kalm.core.specs import TaskSpec
+from kalm.envs.evaluation import evaluation_episodes, summarize
+from kalm.envs.simulation import evaluate
 from kalm.rl.base import OfflineRLModule
 from tests.rl.helpers import (
     CONTINUOUS,

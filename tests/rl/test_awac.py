@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kalm.core.errors import KalmError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.awac import AWAC
 from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant

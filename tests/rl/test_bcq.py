@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kalm.core.errors import KalmError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.bcq import BCQ
 from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant

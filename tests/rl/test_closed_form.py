@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import nn
 from torch.nn import functional
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec, vector_spec
 from kalm.rl.awac import AWAC
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bcq import BCQ
@@ -25,8 +25,8 @@ from tests.rl.helpers import FixedData, build, stacked_batch, trainer
 from tests.rl.test_algorithms import CASES as ALGORITHM_CASES
 from tests.rl.test_algorithms import each_case
 
-TWO_STATES = TaskSpec(observation_size=2, action_size=2, is_discrete=True, goal_embedding_size=1)
-TWO_STATES_CONTINUOUS = TaskSpec(observation_size=2, action_size=1, is_discrete=False, goal_embedding_size=1)
+TWO_STATES = vector_spec(observation_size=2, action_size=2, is_discrete=True, goal_embedding_size=1)
+TWO_STATES_CONTINUOUS = vector_spec(observation_size=2, action_size=1, is_discrete=False, goal_embedding_size=1)
 
 # Q(A, stay), Q(A, move), Q(B, stay), Q(B, move) of the world of ``two_state_transitions``, discount 1/2.
 #

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 
 from kalm.core.errors import KalmError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.cql import CQL
 from kalm.rl.training.batches import TransitionBatch, unstack
 from tests.rl.constant_networks import SumCritics, make_constant

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.decision_transformer import DecisionTransformer
 from kalm.rl.training.batches import WindowBatch
 from tests.rl.helpers import CONTINUOUS, DISCRETE, FixedData, chain_data, loss_batch, stacked_batch, trainer
@@ -247,7 +247,7 @@ def test_evaluation_remembers_the_episode(tmp_path: Path) -> None:
         goal, observation = result.episode.instructed.goal, torch.from_numpy(result.observations).float()
         action = torch.from_numpy(result.actions)
         rewards = [
-            float(data.domain.reward(goal, *(o[None] for o in (a, b, c)))[0])
+            float(goal.reward(*(o[None] for o in (a, b, c)))[0])
             for a, b, c in zip(result.observations, result.actions, result.observations[1:], strict=False)
         ]
         wanted = policy.target_return - torch.tensor([0.0, *rewards]).cumsum(0)

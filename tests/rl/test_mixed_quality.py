@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import RealRollouts

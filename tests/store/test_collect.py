@@ -44,7 +44,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path) -> None:
-    """R1: two collections agree byte for byte; another seed gives other data."""
+    """Two collections agree byte for byte; another seed gives other data."""
     for name, seed in (("first", 3), ("second", 3), ("other", 4)):
         collect_store(ChainDomain(), tmp_path / name, 35, seed, show_progress=False)
     assert files(tmp_path / "first") == files(tmp_path / "second")

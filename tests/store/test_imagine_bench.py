@@ -60,7 +60,7 @@ def load(path: Path, tmp_path: Path, masks: MaskMeaning | None = MaskMeaning.pad
 @pytest.mark.parametrize("suffix", [".npy", ".h5"])
 @pytest.mark.parametrize("embedding_size", [0, 7])
 def test_padded_rollouts_give_the_analytic_counts(tmp_path: Path, suffix: str, embedding_size: int) -> None:
-    """N9. 6, 4, 1 and 3 recorded steps have 5 + 3 + 0 + 2 = 10 whole transitions; no end says that the task ended."""
+    """6, 4, 1 and 3 recorded steps have 5 + 3 + 0 + 2 = 10 whole transitions; no end says that the task ended."""
     content = arrays(embedding_size)
     store = load(save(tmp_path / f"file{suffix}", content), tmp_path)
     assert store.rollouts["length"].tolist() == [5, 3, 2]
@@ -99,12 +99,12 @@ def test_verdicts_are_the_domains(tmp_path: Path) -> None:
         rollout = store.rollout(index)
         before, after = rollout.observations[:-1], rollout.observations[1:]
         flags = DOMAIN.plausibility(before, rollout.actions, after)
-        assert rollout.is_success == bool(DOMAIN.success(GOALS[row].goal, after).any())
+        assert rollout.is_success == bool(GOALS[row].goal.success(after).any())
         assert rollout.violations == {flag: int(marked.sum()) for flag, marked in flags.items()}
 
 
 def test_undeclared_masks_are_refused_and_both_meanings_explained(tmp_path: Path) -> None:
-    """I3."""
+    """Two conventions exist, and the wrong one would spoil the values."""
     with pytest.raises(DataError, match=r"padding \(1 = a recorded step.*bootstrap \(0 = the task ended"):
         load(save(tmp_path / "file.npy", arrays()), tmp_path, masks=None)
 
@@ -121,7 +121,7 @@ def test_masks_that_contradict_their_declared_meaning_are_refused(tmp_path: Path
 
 
 def test_every_malformed_array_is_named_at_once(tmp_path: Path) -> None:
-    """I1: missing key, wrong rank, wrong size, wrong type, too few goals."""
+    """Missing key, wrong rank, wrong size, wrong type, too few goals."""
     content = arrays()
     del content["masks"]
     content["observations"] = content["observations"][:, :, :4]
@@ -150,7 +150,7 @@ def test_extra_columns_that_change_are_no_embedding(tmp_path: Path) -> None:
 
 
 def test_bad_actions_are_named_with_rollout_and_step(tmp_path: Path) -> None:
-    """I4: by the store's own validation."""
+    """By the store's own validation."""
     content = arrays()
     content["actions"][1, 2] = 7
     with pytest.raises(DataError, match="rollout 1: actions: 7 at step 2"):
@@ -180,7 +180,7 @@ def write_pickle(path: Path, content: bytes) -> Path:
 
 @pytest.mark.parametrize("depth", ["top", "dictionary", "array"])
 def test_a_pickle_that_runs_a_command_is_refused_and_not_run(tmp_path: Path, depth: str) -> None:
-    """X3: wherever it hides; the message names what it asked for."""
+    """Wherever it hides; the message names what it asked for."""
     attack = Attack(os.system, f"touch {tmp_path / 'ran'}")
     content: Any = {
         "top": attack,
@@ -214,7 +214,7 @@ def test_callables_besides_the_six_known_names_are_refused(tmp_path: Path, targe
 
 
 def test_a_declared_shape_allocates_nothing(tmp_path: Path) -> None:
-    """X4 for pickles: an array of 10**15 numbers with 28 bytes behind it."""
+    """An array of 10**15 numbers with 28 bytes behind it."""
     honest = pickle.dumps(np.arange(7, dtype=np.float32), protocol=3)
     assert load_npy(write_pickle(tmp_path / "honest.npy", honest)).tolist() == list(range(7))
     seven, huge = b"K\x07\x85", b"\x8a\x08" + (10**15).to_bytes(8, "little") + b"\x85"  # (7,) and (10**15,)
@@ -254,7 +254,7 @@ def test_what_is_no_npy_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_hdf5_that_reaches_outside_or_declares_too_much_is_refused_before_reading(tmp_path: Path) -> None:
-    """X4: a link to another file, data in another file, a view of another file, a petabyte with nothing stored."""
+    """A link to another file, data in another file, a view of another file, a petabyte with nothing stored."""
     (tmp_path / "secret.bin").write_bytes(bytes(48))
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["observations"] = np.zeros((4, 6, 5))

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from kalm.core import names
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.core.specs import vector_spec
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
 from tests.data.rollouts import DOMAIN, broken, imagined_rollouts, real_rollouts, write_store, writer
@@ -97,10 +97,8 @@ def test_bytes_a_transition_are_those_on_the_disk(tmp_path: Path) -> None:
 
 def test_continuous_actions_are_kept_as_floats(tmp_path: Path) -> None:
     """A box of two numbers an action."""
-    space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
-    store_writer = RolloutStoreWriter(
-        tmp_path / "store", "chain", DOMAIN.observation_space, space, DOMAIN.plausibility_flags, {}
-    )
+    spec = vector_spec(observation_size=5, action_size=2, is_discrete=False)
+    store_writer = RolloutStoreWriter(tmp_path / "store", "chain", spec, DOMAIN.plausibility_flags, {})
     rollout = real_rollouts(1)[0]
     actions = np.linspace(-1, 1, 2 * len(rollout), dtype=np.float32).reshape(-1, 2)
     store_writer.append("0", [broken(rollout, actions=actions)])
@@ -110,7 +108,7 @@ def test_continuous_actions_are_kept_as_floats(tmp_path: Path) -> None:
 
 
 def test_equal_rollouts_give_equal_files(tmp_path: Path) -> None:
-    """R1: however they were cut into shards."""
+    """However they were cut into shards."""
     rollouts = [*real_rollouts(20), *imagined_rollouts(20, "hard")]
     first = write_store(tmp_path / "first", rollouts, shard_size=40)
     second = write_store(tmp_path / "second", rollouts, shard_size=3)
@@ -141,8 +139,8 @@ def test_opening_and_reading_rows_takes_no_memory_of_its_own(tmp_path: Path) -> 
     """A store of 16 MiB: opened and read all over, the process's own (anonymous) memory grows by less than 3 MiB."""
     rollout = real_rollouts(1)[0]
     size = 2**11
-    wide = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-    store_writer = RolloutStoreWriter(tmp_path / "store", "chain", wide, DOMAIN.action_space, (), {})
+    wide = vector_spec(observation_size=size, action_size=2, is_discrete=True)
+    store_writer = RolloutStoreWriter(tmp_path / "store", "chain", wide, (), {})
     steps = 250
     long = broken(
         rollout,
@@ -213,11 +211,12 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
         ({"domain": None}, "lacks the key 'domain'"),
         ({"files": {"../../etc/passwd": {"bytes": 1, "sha256": ""}}}, "leads out of the store"),
         ({"plausibility_flags": ["../../etc"]}, "plausibility flag '../../etc' cannot be a file name"),
-        ({"action": 3}, "is not a manifest"),
+        ({"spec": 3}, "is not a manifest"),
+        ({"spec": {"observation": {"kind": "smell"}}}, "expected the fields of one of the kinds vector, grid, text"),
     ],
 )
 def test_a_malformed_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    """Whatever it says, nothing outside the store is read and nothing is mapped beyond a file's end (X4, X6)."""
+    """Whatever it says, nothing outside the store is read and nothing is mapped beyond a file's end."""
     write_store(tmp_path / "store", real_rollouts(3))
     edit_manifest(tmp_path / "store", **changes)
     with pytest.raises(DataError, match=message):
@@ -242,8 +241,7 @@ def test_an_unfinished_store_names_the_command_that_goes_on(tmp_path: Path) -> N
 
 def test_the_command_is_this_process_by_default(tmp_path: Path) -> None:
     """Whoever writes a store need not know how it was started."""
-    spaces = (DOMAIN.observation_space, DOMAIN.action_space)
-    RolloutStoreWriter(tmp_path / "store", "chain", *spaces, (), {})
+    RolloutStoreWriter(tmp_path / "store", "chain", DOMAIN.spec, (), {})
     with pytest.raises(DataError) as caught:
         RolloutStore(tmp_path / "store")
     assert shlex.join(sys.orig_argv) in str(caught.value)
@@ -277,7 +275,7 @@ def test_empty_shards_count_as_done_and_an_empty_store_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "", ".hidden", "a\n"])
 def test_shard_names_with_path_parts_are_refused(tmp_path: Path, name: str) -> None:
-    """X6."""
+    """They could lead out of the store's folder, or hide in it."""
     with pytest.raises(DataError, match="cannot be a file name"):
         writer(tmp_path / "store").append(name, real_rollouts(1))
 
@@ -322,7 +320,7 @@ for kill_at in range(1, 200, 3):
 
 
 def test_a_writer_killed_at_any_flush_goes_on_and_ends_with_equal_files(tmp_path: Path) -> None:
-    """SIGKILL at every third flush or rename, from the first byte to the last; then run again (K15)."""
+    """SIGKILL at every third flush or rename, from the first byte to the last; then run again."""
     expected = write_store(tmp_path / "expected", [r for seed in range(3) for r in real_rollouts(4, seed)])
     command = [sys.executable, "-c", KILLED_AT_EVERY_FLUSH, str(tmp_path)]
     output = subprocess.run(

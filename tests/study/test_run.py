@@ -398,12 +398,15 @@ class TestChainStudy:
     ) -> None:
         """The study overwrites its own outdated run; a run that it did not make is refused."""
         assert kalm("fit", "--config", "bc.yaml", "--trainer.max_steps", "5") == 0
-        assert kalm("run", "study.yaml") == 4
-        assert "already holds a run" in capsys.readouterr().err
-        (path,) = (tmp_path / "study/stages").iterdir()
-        assert kalm("fit", "--config", "bc.yaml", "--trainer.max_steps", "5", "--overwrite", "true") == 0
-        marker = {"fingerprint": "of another configuration", "is_finished": True, "seconds": 1.0}
+        for _ in range(2):  # a refusal does not make it the study's own
+            assert kalm("run", "study.yaml") == 4
+            assert "already holds a run" in capsys.readouterr().err
+        path = tmp_path / "study/stages/fit+chain+bc+mixed+seed=3+last.ckpt.json"
+        path.parent.mkdir(parents=True)
+        marker = {"study": "other", "fingerprint": "of another configuration", "is_finished": True, "seconds": 1.0}
         path.write_text(json.dumps(marker), encoding="utf-8")
+        assert kalm("run", "study.yaml") == 4, "what another study made is not overwritten"
+        path.write_text(json.dumps({**marker, "study": "chain"}), encoding="utf-8")
         assert kalm("run", "study.yaml") == 0
         assert (run_folder_of(tmp_path) / "update=100.ckpt").exists()
 

@@ -9,15 +9,27 @@ the data the long, hopeless rollouts that a cloned policy would learn to repeat.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.envs.clevr_robot.layout import BALL_RADIUS, COLORS, DIRECTIONS, NUM_BALLS, PUSH_DIRECTIONS, WALL_X, WALL_Y
+from kalm.core.goal import FloatArray, Goal
+from kalm.envs.clevr_robot.goals import PlaceGoal
+from kalm.envs.clevr_robot.layout import (
+    BALL_RADIUS,
+    COLORS,
+    DIRECTIONS,
+    NUM_ACTIONS,
+    NUM_BALLS,
+    OBSERVATION_SIZE,
+    PUSH_DIRECTIONS,
+    WALL_X,
+    WALL_Y,
+)
 
 # Shapes: B batch, C = 16 candidate pushes, eight of the source and eight of the target ball.
-FloatArray = NDArray[np.floating[Any]]
 
 SLIDE_LENGTH = 0.2  # how far a push is taken to move a ball; the median of free pushes is 0.19 to 0.25
 SPOT_DISTANCE = 0.32  # centre of the source to centre of the target, aimed at
@@ -36,6 +48,54 @@ _SHOVES = 3  # rounds of shoving overlapping balls apart
 _UNIT_PUSHES = PUSH_DIRECTIONS / np.linalg.norm(PUSH_DIRECTIONS, axis=1, keepdims=True)
 _LOWEST = np.array([WALL_X[0], WALL_Y[0]]) + BALL_RADIUS
 _HIGHEST = np.array([WALL_X[1], WALL_Y[1]]) - BALL_RADIUS
+
+
+class Expert:
+    """Acts in many episodes at once, by guess or, where the last push moved nothing, by looking ahead."""
+
+    def __init__(
+        self,
+        try_actions: Callable[[NDArray[np.int64], NDArray[np.int64]], FloatArray],
+        goals: Sequence[Goal],
+        luck: Sequence[np.random.Generator],
+        action_noise: float,
+    ) -> None:
+        """Plan for some episodes; none has begun.
+
+        Args:
+            try_actions: ``ClevrRobotVectorEnv.try_actions`` of where they run.
+            goals: Of each episode, placements all.
+            luck: Source of chance of each episode.
+            action_noise: Share of uniformly random actions.
+        """
+        self._try_actions, self._luck, self._action_noise = try_actions, luck, action_noise
+        placements = [goal for goal in goals if isinstance(goal, PlaceGoal)]
+        if len(placements) < len(goals):
+            raise TypeError("the expert solves placements only, and the training goals hold others")
+        names = list(DIRECTIONS)
+        self._task = np.array(
+            [(COLORS.index(g.source), COLORS.index(g.target), names.index(g.direction)) for g in placements]
+        )
+        self._last_observation = np.zeros((len(goals), OBSERVATION_SIZE))
+        self._last_action = np.full(len(goals), -1)  # none yet
+
+    def __call__(self, observation: FloatArray, episodes: list[int], info: dict[str, Any]) -> NDArray[np.int64]:
+        """Actions, shape (B,), for what is seen in some episodes now, shape (B, 10)."""
+        source, target, direction = self._task[episodes].T
+        action = place_action(observation, source, target, direction)
+        before, pushed = self._last_observation[episodes], self._last_action[episodes]
+        stuck = np.flatnonzero((pushed >= 0) & has_failed(before, pushed, observation))
+        if len(stuck):
+            rows = np.array(info["row"])[stuck]
+            outcome = self._try_actions(rows, candidate_pushes(source[stuck], target[stuck]))
+            action[stuck] = look_ahead_action(
+                observation[stuck], outcome, source[stuck], target[stuck], direction[stuck]
+            )
+        for place, episode in enumerate(episodes if self._action_noise > 0 else ()):
+            if self._luck[episode].random() < self._action_noise:
+                action[place] = self._luck[episode].integers(NUM_ACTIONS)
+        self._last_observation[episodes], self._last_action[episodes] = observation, action
+        return action
 
 
 def place_action(

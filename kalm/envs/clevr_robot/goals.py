@@ -5,89 +5,83 @@ An observation is the (x, y) of the red, blue, green, purple and cyan ball, seen
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import re
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
+from kalm.core.goal import Array, BoolArray, FloatArray, Goal
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS, NUM_BALLS, PUSH_DIRECTIONS
-
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.floating[Any]]
 
 PLACE_DISTANCE = 0.39 + 0.001  # nearer than this counts as beside
 ZERO_OFFSET = 1e-3  # offsets smaller than this count as exactly aligned
 GATHER_DISTANCE = 0.325
 ROW_HALF_ANGLE = np.pi / 6
 MOVE_DISTANCE = 0.15  # how far a ball must have gone for the move to count, when only the states are known
+SUCCESS_REWARD = 100.0  # of the step that meets the goal, in place of what it gained
 PLACE_REWARD = 10.0  # a unit of distance gained
-HARD_REWARD = 10.0  # a sub-goal gained
-MOVE_REWARD = 1.0
+SUB_GOAL_REWARD = 10.0  # a sub-goal gained
+
+# Words that name each side; a text names a side if it holds any of them.
+DIRECTION_WORDS = {
+    "behind": {"behind", "back", "backward", "backwards", "rear"},
+    "left": {"left", "leftward", "leftwards"},
+    "front": {"front", "forward", "forwards"},
+    "right": {"right", "rightward", "rightwards"},
+}
+_ROW_WORDS = {"row", "line"}
+_GATHER_WORDS = {"around", "gather", "surround", "cluster", "huddle", "near", "close"}
 
 
-class ClevrRobotGoal(ABC):
-    """What the goals share: each has a ``kind`` in its JSON form, a ``task`` name, and its two rules.
+class ClevrRobotGoal(Goal):
+    """What the goals share: each has a ``kind`` in its JSON form and earns rewards on the way.
 
     Attributes:
         kind: Value of ``goal`` in the JSON form.
-        max_steps: Steps after which an episode ends without success.
     """
 
     kind: ClassVar[str]
     max_steps: ClassVar[int] = 50
 
-    @property
-    @abstractmethod
-    def task(self) -> str:
-        """Name under which success is averaged."""
+    def reward(self, observation: Array, action: Array, next_observation: Array) -> FloatArray:
+        """``SUCCESS_REWARD`` where the goal is met, else the ``progress``, shape (...)."""
+        is_success = self.success(next_observation, observation, action)
+        return np.where(is_success, SUCCESS_REWARD, self.progress(observation, next_observation))
 
     @abstractmethod
+    def progress(self, observation: Array, next_observation: Array) -> FloatArray:
+        """What a step is worth that does not meet the goal, shape (...), from observations of shape (..., 10)."""
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types from which ``goal_from_json`` rebuilds this goal."""
-
-    @abstractmethod
-    def success(
-        self,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
-    ) -> BoolArray:
-        """Whether the goal is true after a step.
-
-        Args:
-            observation: After the step, shape (..., 10).
-            previous_observation: Before the step, shape (..., 10); None right after a reset.
-            action: Action of the step, shape (...); None right after a reset or when unknown.
-
-        Returns:
-            Verdicts, shape (...).
-        """
-
-    @abstractmethod
-    def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
-        """What a step is worth, shape (...).
-
-        Args:
-            observation: Before the step, shape (..., 10).
-            action: Shape (...).
-            next_observation: After the step, shape (..., 10).
-        """
+        """The kind and the fields."""
+        return {"goal": self.kind, **super().to_json()}
 
 
 class _HardGoal(ClevrRobotGoal):
     """A goal of several sub-goals, each of which earns a reward."""
 
+    @property
+    def num_sub_goals(self) -> int:
+        """How many sub-goals make it up; unless told otherwise, every ball must be where another asks for it."""
+        return NUM_BALLS - 1
+
     @abstractmethod
-    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+    def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many sub-goals hold, shape (...)."""
 
-    def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
-        """The change in the number of sub-goals that hold, shape (...), times ``HARD_REWARD``."""
-        return HARD_REWARD * (self.sub_goals_met(next_observation) - self.sub_goals_met(observation))
+    def success(
+        self, observation: Array, previous_observation: Array | None = None, action: Array | None = None
+    ) -> BoolArray:
+        return self.sub_goals_met(observation) == self.num_sub_goals
+
+    def progress(self, observation: Array, next_observation: Array) -> FloatArray:
+        """The change in the number of sub-goals that hold, shape (...), times ``SUB_GOAL_REWARD``."""
+        return SUB_GOAL_REWARD * (self.sub_goals_met(next_observation) - self.sub_goals_met(observation))
 
 
 @dataclass(frozen=True)
@@ -117,24 +111,23 @@ class PlaceGoal(ClevrRobotGoal):
     def task(self) -> str:  # noqa: D102
         return f"place_{self.direction}"
 
-    def to_json(self) -> dict[str, Any]:  # noqa: D102
-        return {"goal": self.kind, "source": self.source, "target": self.target, "direction": self.direction}
-
     def success(
-        self,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
+        self, observation: Array, previous_observation: Array | None = None, action: Array | None = None
     ) -> BoolArray:
         """Whether the source lies within reach of the target, in the half-open quarter around the side."""
         offset = ball(observation, self.source) - ball(observation, self.target)
         return is_placed(offset, np.array(DIRECTIONS[self.direction]))
 
-    def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
+    def progress(self, observation: Array, next_observation: Array) -> FloatArray:
         """Distance gained towards the target, whatever the side, shape (...), times ``PLACE_REWARD``."""
         return PLACE_REWARD * (self._distance(observation) - self._distance(next_observation))
 
-    def _distance(self, observation: FloatArray) -> FloatArray:
+    def explained_by(self, text: str) -> bool:
+        """Whether the colours are named in their order and nothing else, and with them words of the one side."""
+        _, colors, sides = _words(text)
+        return colors == [self.source, self.target] and set(sides) == {self.direction}
+
+    def _distance(self, observation: Array) -> FloatArray:
         offset = ball(observation, self.source) - ball(observation, self.target)
         return np.hypot(offset[..., 0], offset[..., 1])
 
@@ -166,9 +159,6 @@ class MoveGoal(ClevrRobotGoal):
     def task(self) -> str:  # noqa: D102
         return f"move_{self.direction}"
 
-    def to_json(self) -> dict[str, Any]:  # noqa: D102
-        return {"goal": self.kind, "ball": self.ball, "direction": self.direction}
-
     @property
     def actions(self) -> NDArray[np.int64]:
         """The three actions that meet this goal."""
@@ -176,10 +166,7 @@ class MoveGoal(ClevrRobotGoal):
         return COLORS.index(self.ball) * len(PUSH_DIRECTIONS) + pushes
 
     def success(
-        self,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
+        self, observation: Array, previous_observation: Array | None = None, action: Array | None = None
     ) -> BoolArray:
         """Whether the step was the right push or, with no action known, the ball went far enough that way."""
         if action is not None:
@@ -189,9 +176,14 @@ class MoveGoal(ClevrRobotGoal):
         moved = ball(observation, self.ball) - ball(previous_observation, self.ball)
         return moved @ np.array(DIRECTIONS[self.direction]) >= MOVE_DISTANCE
 
-    def reward(self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray) -> FloatArray:
-        """``MOVE_REWARD`` on success, else zero, shape (...)."""
-        return MOVE_REWARD * self.success(next_observation, observation, action)
+    def progress(self, observation: Array, next_observation: Array) -> FloatArray:
+        """Nothing, for a single step either meets the goal or does not, shape (...)."""
+        return np.zeros(observation.shape[:-1])
+
+    def explained_by(self, text: str) -> bool:
+        """Whether the ball's colour is the only one named, and with it words of the one direction."""
+        _, colors, sides = _words(text)
+        return colors == [self.ball] and set(sides) == {self.direction}
 
 
 @dataclass(frozen=True)
@@ -204,22 +196,15 @@ class RowGoal(_HardGoal):
     def task(self) -> str:  # noqa: D102
         return self.kind
 
-    def to_json(self) -> dict[str, Any]:  # noqa: D102
-        return {"goal": self.kind}
-
-    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+    def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many balls lie to the right of the one before, within 30 degrees, shape (...), at most 4."""
         centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
         step = np.diff(centers, axis=-2)
         return (np.abs(np.arctan2(step[..., 1], step[..., 0])) <= ROW_HALF_ANGLE).sum(axis=-1)
 
-    def success(  # noqa: D102
-        self,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
-    ) -> BoolArray:
-        return self.sub_goals_met(observation) == NUM_BALLS - 1
+    def explained_by(self, text: str) -> bool:
+        """Whether a word is there that is the row's alone."""
+        return bool(_ROW_WORDS & set(_words(text)[0]))
 
 
 @dataclass(frozen=True)
@@ -232,22 +217,16 @@ class GatherGoal(_HardGoal):
     def task(self) -> str:  # noqa: D102
         return self.kind
 
-    def to_json(self) -> dict[str, Any]:  # noqa: D102
-        return {"goal": self.kind}
-
-    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+    def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many of the other four are near the green ball, shape (...)."""
         centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
         offset = centers - ball(observation, "green")[..., None, :]
         return (np.hypot(offset[..., 0], offset[..., 1]) < GATHER_DISTANCE).sum(axis=-1) - 1  # green is near itself
 
-    def success(  # noqa: D102
-        self,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
-    ) -> BoolArray:
-        return self.sub_goals_met(observation) == NUM_BALLS - 1
+    def explained_by(self, text: str) -> bool:
+        """Whether green is named, and with it a word that is the gathering's alone."""
+        words, colors, _ = _words(text)
+        return "green" in colors and bool(_GATHER_WORDS & set(words))
 
 
 @dataclass(frozen=True)
@@ -274,17 +253,20 @@ class AllOf(_HardGoal):
     def to_json(self) -> dict[str, Any]:  # noqa: D102
         return {"goal": self.kind, "goals": [goal.to_json() for goal in self.goals]}
 
-    def sub_goals_met(self, observation: FloatArray) -> NDArray[np.int64]:
+    @property
+    def num_sub_goals(self) -> int:
+        """Each placement is one."""
+        return len(self.goals)
+
+    def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many of the placements hold, shape (...)."""
         return np.sum([goal.success(observation) for goal in self.goals], axis=0, dtype=np.int64)
 
-    def success(  # noqa: D102
-        self,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
-    ) -> BoolArray:
-        return self.sub_goals_met(observation) == len(self.goals)
+    def explained_by(self, text: str) -> bool:
+        """Whether the colours and the sides of all placements are named, in their order and nothing else."""
+        _, colors, sides = _words(text)
+        wanted = [color for goal in self.goals for color in (goal.source, goal.target)]
+        return colors == wanted and sides == [goal.direction for goal in self.goals]
 
 
 def is_placed(offset: FloatArray, side: FloatArray) -> BoolArray:
@@ -306,7 +288,7 @@ def is_placed(offset: FloatArray, side: FloatArray) -> BoolArray:
     return near & (aside >= -ahead) & (aside < ahead)
 
 
-def ball(observation: FloatArray, color: str) -> FloatArray:
+def ball(observation: Array, color: str) -> FloatArray:
     """The (x, y) of one ball, shape (..., 2), from observations, shape (..., 10)."""
     column = 2 * COLORS.index(color)
     return observation[..., column : column + 2]
@@ -319,19 +301,19 @@ def goal_from_json(data: Mapping[str, Any]) -> ClevrRobotGoal:
         DataError: If ``data`` describes no goal; the message names the field and what is allowed.
     """
     if not isinstance(data, Mapping) or "goal" not in data:
-        raise DataError(f"a goal is {data!r}; it must be an object with the key 'goal', one of {', '.join(_FIELDS)}")
+        raise DataError(f"a goal is {data!r}; it must be an object with the key 'goal', one of {', '.join(_CLASSES)}")
     kind = data["goal"]
-    _check_name("goal", kind, _FIELDS)
-    goal_class, fields = _FIELDS[kind]
-    missing, unknown = set(fields) - set(data), set(data) - {"goal", *fields}
-    if missing or unknown:
-        found = sorted(set(data) - {"goal"})
-        raise DataError(f"goal {kind!r} has the fields {found}; it needs exactly {list(fields)}")
+    _check_name("goal", kind, _CLASSES)
+    goal_class = _CLASSES[kind]
+    needed = [field.name for field in fields(goal_class)]  # type: ignore[arg-type]  # all are dataclasses
+    found = [name for name in data if name != "goal"]
+    if set(found) != set(needed):
+        raise DataError(f"goal {kind!r} has the fields {sorted(found)}; it needs exactly {needed}")
     if goal_class is AllOf:
         if not isinstance(data["goals"], list):
             raise DataError(f"goals is {data['goals']!r}; it must be a list of place goals")
         return AllOf(tuple(goal_from_json(part) for part in data["goals"]))  # type: ignore[misc]  # AllOf checks
-    return goal_class(**{name: data[name] for name in fields})
+    return goal_class(**{name: data[name] for name in needed})
 
 
 def _check_name(field: str, value: object, known: Any) -> None:
@@ -339,10 +321,13 @@ def _check_name(field: str, value: object, known: Any) -> None:
         raise DataError(f"{field} is {value!r}; it must be one of {', '.join(known)}")
 
 
-_FIELDS: dict[str, tuple[type[ClevrRobotGoal], tuple[str, ...]]] = {
-    PlaceGoal.kind: (PlaceGoal, ("source", "target", "direction")),
-    MoveGoal.kind: (MoveGoal, ("ball", "direction")),
-    RowGoal.kind: (RowGoal, ()),
-    GatherGoal.kind: (GatherGoal, ()),
-    AllOf.kind: (AllOf, ("goals",)),
+def _words(text: str) -> tuple[list[str], list[str], list[str]]:
+    """The words of a text; of them, in order, the colours, and the sides that they name."""
+    words = re.findall(r"[a-z]+", text.lower())
+    colors = [word for word in words if word in COLORS]
+    return words, colors, [side for word in words for side, names in DIRECTION_WORDS.items() if word in names]
+
+
+_CLASSES: dict[str, type[ClevrRobotGoal]] = {
+    goal_class.kind: goal_class for goal_class in (PlaceGoal, MoveGoal, RowGoal, GatherGoal, AllOf)
 }

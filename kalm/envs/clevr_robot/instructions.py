@@ -1,30 +1,19 @@
-"""Instructions of the four splits, filled in from the JSON files beside this one, and the key-word test of texts."""
+"""Instructions of the four splits, filled in from the JSON files beside this one."""
 
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from kalm.envs.base import Goal, InstructedGoal
+from kalm.core.goal import InstructedGoal
 from kalm.envs.clevr_robot.goals import AllOf, ClevrRobotGoal, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
 
 # From what the data hold to what they never showed (KALM, section 4).
 GOAL_SPLITS = ("train", "rephrase", "easy", "hard")
-
-# Words that name each side; a text names a side if it holds any of them.
-DIRECTION_WORDS = {
-    "behind": {"behind", "back", "backward", "backwards", "rear"},
-    "left": {"left", "leftward", "leftwards"},
-    "front": {"front", "forward", "forwards"},
-    "right": {"right", "rightward", "rightwards"},
-}
-_ROW_WORDS = {"row", "line"}
-_GATHER_WORDS = {"around", "gather", "surround", "cluster", "huddle", "near", "close"}
 
 
 @cache
@@ -34,16 +23,6 @@ def instructed_goals(goal_split: str) -> tuple[InstructedGoal, ...]:
     path = Path(__file__).parent / "instructions" / f"{goal_split}.json"
     pairs = fill[goal_split](json.loads(path.read_text(encoding="utf-8")))
     return tuple(InstructedGoal(goal, text, goal_split) for goal, text in pairs)
-
-
-@cache
-def first_instructions() -> dict[Goal, str]:
-    """The first built-in instruction of every built-in goal."""
-    first: dict[Goal, str] = {}
-    for split in GOAL_SPLITS:
-        for instructed in instructed_goals(split):
-            first.setdefault(instructed.goal, instructed.instruction)
-    return first
 
 
 def _train(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
@@ -92,24 +71,3 @@ def _hard(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
     pairs += [(RowGoal(), text) for text in data["row"]]
     pairs += [(GatherGoal(), text) for text in data["gather"]]
     return pairs
-
-
-def explains(goal: ClevrRobotGoal, text: str) -> bool:
-    """Whether a text describes a goal, by its key words (KALM, figure 7).
-
-    The colours must be named in the goal's order and nothing else, and with them the words of the right side or
-    sides in order. For the row and the gathering a word that is theirs alone is enough.
-    """
-    words = re.findall(r"[a-z]+", text.lower())
-    colors = [word for word in words if word in COLORS]
-    sides = [side for word in words for side, names in DIRECTION_WORDS.items() if word in names]
-    if isinstance(goal, AllOf):
-        wanted = [name for part in goal.goals for name in (part.source, part.target)]
-        return colors == wanted and sides == [part.direction for part in goal.goals]
-    if isinstance(goal, PlaceGoal):
-        return colors == [goal.source, goal.target] and set(sides) == {goal.direction}
-    if isinstance(goal, MoveGoal):
-        return colors == [goal.ball] and set(sides) == {goal.direction}
-    if isinstance(goal, RowGoal):
-        return bool(_ROW_WORDS & set(words))
-    return "green" in colors and bool(_GATHER_WORDS & set(words))

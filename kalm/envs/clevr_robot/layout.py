@@ -1,11 +1,15 @@
-"""Facts about the CLEVR-Robot world that physics, goals, expert and drawing share: colours, sizes, directions."""
+"""Facts about the CLEVR-Robot world that all its parts share: colours, sizes, directions, starts, symmetries."""
 
 from __future__ import annotations
 
 import math
+from functools import cache
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kalm.envs.symmetry import Symmetry
 
 COLORS = ("red", "blue", "green", "purple", "cyan")  # the order of an observation: x and y of each ball in turn
 RGB = {
@@ -71,3 +75,20 @@ def _is_apart(x: float, y: float) -> bool:
     """Whether two centres whose offset is so large along each axis may be in one layout."""
     nearly_aligned = 0 < x < MIN_RESET_AXIS_OFFSET or 0 < y < MIN_RESET_AXIS_OFFSET
     return math.hypot(x, y) >= MIN_RESET_DISTANCE and not nearly_aligned
+
+
+@cache
+def ball_permutations() -> tuple[Symmetry, ...]:
+    """All 120 orders of the balls, which differ in colour only; the first changes nothing."""
+    return tuple(_exchange(np.array(order)) for order in permutations(range(NUM_BALLS)))
+
+
+def _exchange(order: NDArray[np.int64]) -> Symmetry:
+    """Ball i takes the place, and so the name, of what was ball ``order[i]``."""
+    new_of_old = np.argsort(order)
+    balls, pushes = np.divmod(np.arange(NUM_BALLS * len(PUSH_DIRECTIONS)), len(PUSH_DIRECTIONS))
+    return Symmetry(
+        observation_order=(2 * order[:, None] + np.arange(2)).reshape(-1),
+        action_of=new_of_old[balls] * len(PUSH_DIRECTIONS) + pushes,
+        word_of={COLORS[old]: COLORS[new] for old, new in enumerate(new_of_old) if old != new},
+    )

@@ -9,7 +9,6 @@ Contacts are listed pair by pair, which spares the search for them, and a whole 
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import mujoco
@@ -25,6 +24,7 @@ from kalm.envs.clevr_robot.layout import (
     RGB,
     WALLS,
 )
+from kalm.envs.vector_env import usable_cores
 
 # Shapes: B batch, S numbers in one simulator state.
 FloatArray = NDArray[np.float64]
@@ -111,8 +111,7 @@ class ClevrRobotPhysics:
 
     def __init__(self, num_threads: int | None = None) -> None:
         """Compile the world and start the threads."""
-        if num_threads is None:
-            num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_threads = usable_cores() if num_threads is None else num_threads
         if num_threads < 1:
             raise ValueError(f"num_threads is {num_threads}; it must be 1 or more, or None for all cores")
         self.model = mujoco.MjModel.from_xml_string(world_xml())
@@ -122,6 +121,10 @@ class ClevrRobotPhysics:
         self._pool = mujoco.rollout.Rollout(nthread=num_threads if num_threads > 1 else 0)
         self._rest = np.zeros(self.state_size)
         self._rest[_POSITIONS:_VELOCITIES] = self.model.qpos0
+
+    def __reduce__(self) -> tuple[type, tuple[int]]:
+        """A copy is built anew: states live outside, and threads belong to one process."""
+        return type(self), (len(self._data),)
 
     def initial_state(self, observation: NDArray[Any]) -> FloatArray:
         """States at rest with the balls where the observations say.

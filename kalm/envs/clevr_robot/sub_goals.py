@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.goal import Goal
 from kalm.envs.clevr_robot.goals import (
     GATHER_DISTANCE,
     ROW_HALF_ANGLE,
@@ -32,7 +33,7 @@ _OPPOSITE = {"behind": "front", "front": "behind", "left": "right", "right": "le
 _CENTER = "green"
 
 
-def next_sub_goal(goal: ClevrRobotGoal, observation: FloatArray) -> ClevrRobotGoal | None:
+def next_sub_goal(goal: Goal, observation: FloatArray) -> ClevrRobotGoal | None:
     """The placement or move to pursue from ``observation``, shape (10,).
 
     Returns:

@@ -22,9 +22,16 @@ What differs from the paper's v2 scenes, in all tasks:
   that stand still.
 - Whatever is in a scene is seen: the coffee machine's button also when the mug is what matters, and the other way
   round.
+
+Importing the package registers ``kalm/MetaWorld-v0``, and so does
+``gymnasium.make("kalm.envs.metaworld:kalm/MetaWorld-v0")``; the settings of ``MetaWorld`` may follow.
 """
+
+import gymnasium as gym
 
 from kalm.envs.metaworld.domain import MetaWorld
 from kalm.envs.metaworld.goals import TaskGoal
 
 __all__ = ["MetaWorld", "TaskGoal"]
+
+gym.register("kalm/MetaWorld-v0", "kalm.envs.single_env:SingleEnv", kwargs={"domain": f"{__name__}:MetaWorld"})

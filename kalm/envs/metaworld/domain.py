@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.core.rollout import Rollout
-from kalm.envs.base import BoolArray, Domain, FloatArray, Goal, InstructedGoal
-from kalm.envs.metaworld.goals import TaskGoal, goal_from_json
-from kalm.envs.metaworld.instructions import GOAL_SPLITS, explains, instructed_goals
-from kalm.envs.metaworld.layout import ACTION_SIZE, ENTITIES, OBSERVATION_SIZE, pose_slice
-from kalm.envs.metaworld.mirror import mirror_images
+from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
+from kalm.envs.base import Domain
+from kalm.envs.metaworld.goals import HORIZON, TaskGoal, goal_from_json
+from kalm.envs.metaworld.instructions import GOAL_SPLITS, instructed_goals
+from kalm.envs.metaworld.layout import ACTION_SIZE, ENTITIES, OBSERVATION_SIZE, mirror_images, pose_slice
 from kalm.envs.metaworld.plausibility import FLAGS, violations
-from kalm.envs.metaworld.potential import POTENTIALS
-from kalm.envs.metaworld.success import SUCCESS
-from kalm.envs.symmetry import Relabelling
+from kalm.envs.simulation import Act
+from kalm.envs.symmetry import Symmetry
 
-SUCCESS_REWARD = 10.0  # on top of the change of the potential, as in the paper
+if TYPE_CHECKING:
+    from kalm.envs.metaworld.vector_env import MetaWorldVectorEnv
+    from kalm.envs.vector_env import DomainVectorEnv
 
 
 class MetaWorld(Domain):
@@ -36,12 +36,12 @@ class MetaWorld(Domain):
     """
 
     name: ClassVar[str] = "metaworld"
-    env_id: ClassVar[str] = "kalm/MetaWorld-v0"
     goal_splits: ClassVar[tuple[str, ...]] = GOAL_SPLITS
+    goal_class: ClassVar[type[Any]] = TaskGoal
     plausibility_flags: ClassVar[tuple[str, ...]] = FLAGS
-    terminal_reward: ClassVar[float | None] = None  # ``reward`` pays for success itself
+    render_fps: ClassVar[int] = 80
 
-    def __init__(self, action_noise: float = 0.1, horizon: int = 100, absent_entity_noise: bool = False) -> None:
+    def __init__(self, action_noise: float = 0.1, horizon: int = HORIZON, absent_entity_noise: bool = False) -> None:
         """Check the numbers; no simulator is imported yet."""
         if not 0.0 <= action_noise <= 2.0:
             raise ValueError(f"action_noise is {action_noise}; it is a standard deviation, in [0, 2]")
@@ -55,62 +55,35 @@ class MetaWorld(Domain):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
 
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
-        return list(instructed_goals(goal_split))
+        return list(instructed_goals(goal_split, self.horizon))
 
-    def goal_from_json(self, data: Mapping[str, Any]) -> TaskGoal:  # noqa: D102
-        return goal_from_json(data)
-
-    def task(self, goal: Goal) -> str:  # noqa: D102
-        return _ours(goal).task
-
-    def max_steps(self, goal: Goal) -> int:  # noqa: D102
-        return self.horizon
-
-    def explains(self, goal: Goal, text: str) -> bool:  # noqa: D102
-        return explains(_ours(goal), text)
-
-    def success(
-        self,
-        goal: Goal,
-        observation: FloatArray,
-        previous_observation: FloatArray | None = None,
-        action: NDArray[Any] | None = None,
-    ) -> BoolArray:
-        """Whether the task is done, from the observation after the step alone, shape (...)."""
-        return SUCCESS[_ours(goal).task](observation)
-
-    def reward(
-        self, goal: Goal, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray
-    ) -> FloatArray:
-        """Change of the task's potential, plus ``SUCCESS_REWARD`` where the task is done afterwards, shape (...)."""
-        potential = POTENTIALS[_ours(goal).task]
-        is_success = SUCCESS[_ours(goal).task](next_observation)
-        return potential(next_observation) - potential(observation) + SUCCESS_REWARD * is_success
+    def goal_from_json(self, data: Mapping[str, Any] | str) -> TaskGoal:  # noqa: D102
+        return goal_from_json(data, self.horizon)
 
     def plausibility(  # noqa: D102
-        self, observation: FloatArray, action: NDArray[Any], next_observation: FloatArray
+        self, observation: Array, action: Array, next_observation: Array
     ) -> dict[str, BoolArray]:
         return violations(observation, action, next_observation)
 
-    def first_observation(self, goal: Goal, rng: np.random.Generator) -> FloatArray:
+    def first_observation(self, goal: Goal, rng: np.random.Generator) -> Array:
         """The task's own scene, laid out anew: no other task's shows what the goal is about."""
-        from kalm.envs.metaworld.episode import start_episode  # brings MuJoCo
+        env = self.make_vector_env(1, 1)
+        env.rngs[0] = rng
+        return env.reset(options={"goals": [goal]})[0][0]
 
-        return start_episode(self, rng, goal=goal).observation
-
-    def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> gym.vector.VectorEnv:  # noqa: D102
+    def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> MetaWorldVectorEnv:  # noqa: D102
         from kalm.envs.metaworld.vector_env import MetaWorldVectorEnv  # brings MuJoCo
 
         return MetaWorldVectorEnv(self, num_envs, num_threads)
 
-    def collect(self, num_rollouts: int, seed: int, first: int = 0) -> Iterator[Rollout]:
-        """Rollouts of the experts under training instructions, each drawn from ``seed`` and its number alone."""
-        from kalm.envs.metaworld.collection import expert_rollouts  # brings MuJoCo
+    def expert(self, env: DomainVectorEnv, goals: Sequence[Goal], luck: Sequence[np.random.Generator]) -> Act:
+        """The package's scripted policies, with noise on their actions."""
+        from kalm.envs.metaworld.expert import noisy_experts  # brings the package
 
-        return expert_rollouts(self, range(first, num_rollouts), seed, self.action_noise)
+        return noisy_experts([goal.task for goal in goals], luck, self.action_noise)
 
     @property
-    def mirror_images(self) -> Sequence[Relabelling]:
+    def mirror_images(self) -> Sequence[Symmetry]:
         """As it is, and left and right exchanged."""
         return mirror_images()
 
@@ -127,13 +100,7 @@ class MetaWorld(Domain):
             "absent_entity_noise": self.absent_entity_noise,
         }
 
-    def draw(self, observation: FloatArray, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
+    def draw(self, observation: Array, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
         from kalm.envs.metaworld.drawing import draw_observation  # brings pillow
 
         return draw_observation(observation, instruction, size)
-
-
-def _ours(goal: Goal) -> TaskGoal:
-    if not isinstance(goal, TaskGoal):
-        raise TypeError(f"{goal!r} is a goal of another domain than metaworld")
-    return goal

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from kalm.envs.clevr_robot.drawing import Picture, write_instruction
+from kalm.envs.drawing import Picture, write_instruction
 from kalm.envs.metaworld.layout import ENTITIES, HAND, OPENING, TARGET, is_present, position
 
 _VIEW_X, _VIEW_Y, _VIEW_Z = (-0.6, 0.6), (0.3, 1.1), (-0.05, 0.6)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.goal import Array
 from kalm.envs.metaworld.installation import import_metaworld
-from kalm.envs.metaworld.layout import HAND, OPENING, TARGET, lock_angle, pose_slice, position, quaternion
+from kalm.envs.metaworld.layout import ACTION_SIZE, HAND, OPENING, TARGET, lock_angle, pose_slice, position, quaternion
 from kalm.envs.metaworld.success import distance
 from kalm.envs.metaworld.tasks import TASKS
+from kalm.envs.simulation import Act
 
 Observation = NDArray[np.floating[Any]]
 Expert = Callable[[Observation], NDArray[np.float32]]
@@ -26,6 +29,29 @@ _UNDER_BUTTON = np.array([0.0, 0.0, -0.07])  # where the hand is when its knuckl
 _STAND_OFF = 0.07  # the hand's way to the button that leaves it room to rise
 _TURNED_WELL = 0.2  # angle of the lever that survives a brush of the hand
 _BEHIND_HANDLE = np.array([0.01, 0.02])  # where the hand goes down, seen from the handle
+
+
+def noisy_experts(tasks: Sequence[str], luck: Sequence[np.random.Generator], action_noise: float) -> Act:
+    """Acts in many episodes at once.
+
+    Args:
+        tasks: Of each episode.
+        luck: Source of chance of each episode.
+        action_noise: Standard deviation of normal noise on each number of an action.
+    """
+    experts = [expert(task) for task in tasks]
+
+    def act(observation: Array, episodes: list[int], info: dict[str, Any]) -> NDArray[np.float32]:
+        with warnings.catch_warnings():
+            # The package's policies ask for more than an action may hold, and say so at every step.
+            warnings.filterwarnings("ignore", message="Constant.s. may be too high")
+            actions = np.stack([experts[episode](seen) for episode, seen in zip(episodes, observation, strict=True)])
+        for place, episode in enumerate(episodes if action_noise > 0 else ()):
+            noise = action_noise * luck[episode].standard_normal(ACTION_SIZE)
+            actions[place] = np.clip(actions[place] + noise, -1.0, 1.0)
+        return actions
+
+    return act
 
 
 @cache

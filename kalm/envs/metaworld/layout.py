@@ -6,14 +6,14 @@ are (w, x, y, z). An entity that is not in the scene is seven zeros; a real quat
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
+
+from kalm.core.goal import BoolArray, FloatArray
+from kalm.envs.symmetry import Symmetry
 
 # Shapes: ... any batch shape.
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.floating[Any]]
 
 ENTITIES = (
     "target_object",
@@ -80,3 +80,30 @@ def lock_angle(observation: FloatArray) -> FloatArray:
     turned_w = w * lever_w + x * lever_x + y * lever_y + z * lever_z
     turned_y = w * lever_y + x * lever_z - y * lever_w - z * lever_x
     return np.abs(2.0 * np.arctan(turned_y / np.where(np.abs(turned_w) < 1e-9, 1e-9, turned_w)))
+
+
+_SIDES = {"left": "right", "right": "left", "leftwards": "rightwards", "rightwards": "leftwards"}
+
+
+@cache
+def mirror_images() -> tuple[Symmetry, ...]:
+    """The world as it is, and mirrored at the plane x = 0 through the middle of the table.
+
+    The hand obeys the same laws in a mirror, and so does what it pushes, pulls and turns. A rollout of the mirror world
+    has the other side's motions, such as a window that slides to the left. Its furniture may not exist here, which is
+    why these are mirror images and no symmetries of the simulator.
+    """
+    order, same = np.arange(OBSERVATION_SIZE), np.ones(ACTION_SIZE, np.float32)
+    action_sign = same.copy()
+    action_sign[0] = -1
+    return Symmetry(order, same, {}), Symmetry(order, action_sign, _SIDES, _observation_sign())
+
+
+def _observation_sign() -> np.ndarray:
+    """-1 for x, and for the parts of a quaternion (w, x, y, z) that turn about the axes within the mirror's plane."""
+    sign = np.ones(OBSERVATION_SIZE, np.float32)
+    for place in (HAND, TARGET, *map(pose_slice, ENTITIES)):
+        sign[place.start] = -1
+    for pose in map(pose_slice, ENTITIES):
+        sign[pose.start + 5 : pose.stop] = -1
+    return sign

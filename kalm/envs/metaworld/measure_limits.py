@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.goal import InstructedGoal
 from kalm.core.rollout import Rollout
-from kalm.envs.base import InstructedGoal
-from kalm.envs.metaworld.collection import run_experts
 from kalm.envs.metaworld.domain import MetaWorld
-from kalm.envs.metaworld.instructions import first_instructions
 from kalm.envs.metaworld.layout import (
     ENTITIES,
     HAND,
@@ -33,6 +31,7 @@ from kalm.envs.metaworld.layout import (
     quaternion,
 )
 from kalm.envs.metaworld.plausibility import PATH, EntityLimits, PlausibilityLimits
+from kalm.envs.simulation import collect_for
 
 # Shapes: N transitions.
 TAIL = 0.0005  # share of real values beyond a limit, before the margin
@@ -58,15 +57,12 @@ def real_transitions(
     Returns:
         Observations (N, 91), actions (N, 4), next observations (N, 91).
     """
-    domain = MetaWorld(horizon=horizon)
     rollouts: list[Rollout] = []
     for noise, count in rollouts_of_noise.items():
-        goals = [
-            InstructedGoal(goal, sentence, "train")
-            for goal, sentence in first_instructions().items()
-            for _ in range(count)
-        ]
-        rollouts += run_experts(domain, goals, seed, range(len(goals)), noise)
+        domain = MetaWorld(action_noise=noise, horizon=horizon)
+        goals = list(dict.fromkeys(row.goal for split in domain.goal_splits for row in domain.instructed_goals(split)))
+        rows = [InstructedGoal(goal, domain.instruction_for(goal), "train") for goal in goals for _ in range(count)]
+        rollouts += collect_for(domain, rows, seed, range(len(rows)))
     before, after = [r.observations[:-1] for r in rollouts], [r.observations[1:] for r in rollouts]
     return np.concatenate(before), np.concatenate([r.actions for r in rollouts]), np.concatenate(after)
 

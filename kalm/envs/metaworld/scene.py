@@ -8,6 +8,9 @@ build, serves any number of episodes, and any thread that holds it can go on wit
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from kalm.envs.metaworld.installation import import_metaworld
 from kalm.envs.metaworld.layout import OBSERVATION_SIZE, POSE_SIZE, TARGET, pose_slice
-from kalm.envs.metaworld.tasks import REWARD_FUNCTION_VERSION, Entity, Task
+from kalm.envs.metaworld.tasks import REWARD_FUNCTION_VERSION, TASKS, Entity, Task
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # all that decides how the simulation goes on
 _MOCAP_QUATERNION = (1.0, 0.0, 1.0, 0.0)  # the package holds the hand pointing down
@@ -159,6 +162,25 @@ class Scene:
         physics = np.empty(mujoco.mj_stateSize(self.model, _STATE))
         mujoco.mj_getState(self.model, self.data, physics, _STATE)
         return physics
+
+
+_idle: dict[str, list[Scene]] = {}
+_lock = threading.Lock()
+
+
+@contextmanager
+def borrowed_scene(task: str) -> Iterator[Scene]:
+    """A scene of a task, built once in a process and lent to one thread at a time; another one if all are lent out."""
+    with _lock:
+        waiting = _idle.setdefault(task, [])
+        scene = waiting.pop() if waiting else None
+    if scene is None:
+        scene = Scene(TASKS[task])
+    try:
+        yield scene
+    finally:
+        with _lock:
+            _idle[task].append(scene)
 
 
 class _EntityReader:

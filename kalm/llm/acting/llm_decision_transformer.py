@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.errors import KalmError
-from kalm.core.names import TaskSpec
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
+from kalm.core.specs import TaskSpec, VectorObservation
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode, EpisodeResult, evaluate
 from kalm.envs.running_episodes import RunningEpisodes
+from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.llm_policy import Actor
 from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
@@ -93,7 +93,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
         require(is_one, "backbone", type(backbone).__name__, "one language model: a second would predict nothing here")
         self.spec = spec
         self.backbone, self._inner_size = backbone, inner_size
-        seen = replace(spec, observation_size=spec.observation_size + 1, entities=())
+        seen = replace(spec, observation=VectorObservation(spec.observation_size + 1))
         self.codec = RolloutCodec(seen, [backbone.hidden_size], inner_size)
         for head in (self.codec.change_head, self.codec.end_head):
             head.requires_grad_(False)  # nothing but actions is predicted
@@ -199,7 +199,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
 
     def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
         """Act in every episode, asking for ``target_return`` of each; there is one model, whatever ``number``."""
-        return evaluate(_ReturnActor(self, domain, episodes), domain, episodes, self.num_evaluation_envs)
+        return evaluate(_ReturnActor(self, episodes), domain, episodes, self.num_evaluation_envs)
 
     def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
         prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
@@ -219,18 +219,18 @@ class LLMDecisionTransformer(EvaluatedPolicy):
 class _ReturnActor:
     """Gives the model, with what is seen of an episode, the return that is still wanted of it."""
 
-    def __init__(self, model: LLMDecisionTransformer, domain: Domain, episodes: Sequence[Episode]) -> None:
+    def __init__(self, model: LLMDecisionTransformer, episodes: Sequence[Episode]) -> None:
         num_rows = min(model.num_evaluation_envs, len(episodes))
-        self._actor = Actor(model.backbone, model.codec, domain, episodes, num_rows)
+        self._actor = Actor(model.backbone, model.codec, episodes, num_rows)
         goals = [episode.instructed.goal for episode in episodes]
         # The latest step is all that is needed for the next reward; earlier ones are in the model's cache.
-        self._running = RunningEpisodes(domain, goals, model.spec, 1, float(model.target_return))
+        self._running = RunningEpisodes(goals, model.spec, 1, float(model.target_return))
 
-    def __call__(self, observations: NDArray[np.float32], episodes: list[int]) -> NDArray[Any]:
+    def __call__(self, observations: NDArray[Any], episodes: list[int], info: dict[str, Any]) -> NDArray[Any]:
         """Actions of shape (B,) or (B, A) for observations of shape (B, O), given the number of each episode."""
-        seen, numbers = torch.from_numpy(observations), torch.tensor(episodes)
+        seen, numbers = torch.from_numpy(observations.astype(np.float32)), torch.tensor(episodes)
         wanted = self._running.observe(seen, numbers).return_to_go[:, 0]
-        actions = self._actor(_with_return(seen, wanted).numpy(), episodes)
+        actions = self._actor(_with_return(seen, wanted).numpy(), episodes, info)
         self._running.act(torch.from_numpy(actions), numbers)
         return actions
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode, EpisodeResult, evaluate
+from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.backbone import Backbone, require_same_backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
@@ -58,7 +58,7 @@ class LLMPolicy(EvaluatedPolicy):
 
     def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
         """Act in every episode, likeliest action first; there is one model, whatever ``number``."""
-        actor = Actor(self.backbone, self.codec, domain, episodes, min(self.num_evaluation_envs, len(episodes)))
+        actor = Actor(self.backbone, self.codec, episodes, min(self.num_evaluation_envs, len(episodes)))
         return evaluate(actor, domain, episodes, self.num_evaluation_envs)
 
 
@@ -69,15 +69,12 @@ class Actor:
     was taken, each token once thanks to the cache. When it is over, its row goes to a new one.
     """
 
-    def __init__(
-        self, backbone: Backbone, codec: RolloutCodec, domain: Domain, episodes: Sequence[Episode], num_rows: int
-    ) -> None:
+    def __init__(self, backbone: Backbone, codec: RolloutCodec, episodes: Sequence[Episode], num_rows: int) -> None:
         """Plan for the episodes; none has begun.
 
         Args:
             backbone: The language model.
             codec: Its inputs and outputs for observations and actions.
-            domain: The world, for the most steps of each episode.
             episodes: What will be run; their prompts are those of rollout generation.
             num_rows: Most of them that run at the same time.
         """
@@ -85,22 +82,23 @@ class Actor:
         self._reader = CachedReader(backbone, num_rows)
         self._reader.begin(num_rows)
         self._prompts = [generation_prompt(episode.instructed.instruction) for episode in episodes]
-        self._num_tokens = [2 * domain.max_steps(episode.instructed.goal) for episode in episodes]
+        self._num_tokens = [2 * episode.instructed.goal.max_steps for episode in episodes]
         self._row_of: dict[int, int] = {}  # episode -> row
         # Rows without an episode read on as well, what they saw last: shapes stay, and nobody looks at them.
         self._observation = codec.observation_mean.expand(num_rows, -1).clone()
 
     @torch.inference_mode()
-    def __call__(self, observations: NDArray[np.float32], episodes: list[int]) -> NDArray[Any]:
+    def __call__(self, observations: NDArray[Any], episodes: list[int], info: dict[str, Any]) -> NDArray[Any]:
         """The likeliest actions, shape (B,) or (B, A).
 
         Args:
             observations: What is seen now, shape (B, O).
             episodes: The number of each one's episode, length B.
+            info: What the environment says besides; nothing of it is read.
         """
         self._admit(episodes)
         rows = torch.tensor([self._row_of[episode] for episode in episodes], device=self._observation.device)
-        self._observation[rows] = torch.from_numpy(observations).to(self._observation.device)
+        self._observation[rows] = torch.from_numpy(observations.astype(np.float32)).to(self._observation.device)
         self._reader.make_room(2)
         hidden = self._reader.extend(self._codec.encode_observation(self._observation))
         action = choose_action(self._codec, hidden, noise=None, temperature=0.0)

@@ -26,8 +26,8 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from kalm.core.names import TaskSpec
 from kalm.core.rollout import Rollout
+from kalm.core.specs import TaskSpec
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.work_item import WorkItem, WorkShard
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash

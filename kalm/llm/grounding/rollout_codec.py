@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.llm.backbones.backbone import TOKEN_STD
 
 # Further from the mean than this many standard deviations, an observation says no more. Numbers that hardly vary in the

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Domain, Goal, InstructedGoal
+from kalm.envs.base import Domain
 from kalm.llm.imagination.rows import Generated, GoalTest
 
 _MAX_LINK_STEPS = 15  # then the sub-goal is chosen anew; an expert's placement takes six
@@ -85,7 +86,7 @@ class ChainedRollout:
             return None
         sentences = self._sentences[sub_goal]
         instructed = sentences[int(self._rng.integers(len(sentences)))]
-        num_steps = min(num_left, self._domain.max_steps(sub_goal), _MAX_LINK_STEPS)
+        num_steps = min(num_left, sub_goal.max_steps, _MAX_LINK_STEPS)
         return WorkItem(instructed, observation, num_steps, int(self._rng.integers(2**31)))
 
 

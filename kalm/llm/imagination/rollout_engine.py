@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from kalm.core.errors import KalmError
+from kalm.core.goal import success_of_each
 from kalm.core.names import Source
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Domain, success_of_each
+from kalm.envs.base import Domain
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.chained_rollout import ChainedRollout, sentences_of_goals
@@ -90,7 +91,7 @@ class RolloutEngine:
         self._domain, self._settings = domain, settings
         self._device = codec.observation_mean.device
         self._reader = CachedReader(backbone, settings.batch_size, _COMPILED_COLUMN_STEP if settings.compile else 1)
-        self._is_met = make_goal_test(settings.goal_test, domain)
+        self._is_met = make_goal_test(settings.goal_test)
         self._generation = Generation(
             self._reader,
             codec,
@@ -162,10 +163,10 @@ class WholeRollout:
 RolloutPlan = WholeRollout | ChainedRollout
 
 
-def make_goal_test(name: GoalTestName, domain: Domain) -> GoalTest:
+def make_goal_test(name: GoalTestName) -> GoalTest:
     """Who says after each step which goals have been met; whoever else can tell joins here."""
     if name == "rule":
-        return lambda goals, before, action, after: success_of_each(domain, goals, after, before, action)
+        return lambda goals, before, action, after: success_of_each(goals, after, before, action)
     return lambda goals, *step: np.zeros(len(goals), dtype=np.bool_)  # the end head alone, by its threshold
 
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kalm.core.goal import Goal
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Goal
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 
 # Whether goals have been met, bool of shape (B,), by one step of a rollout for each: observations before it, shape

@@ -16,9 +16,8 @@ Shape letters: B transitions, R rollouts, N members, O numbers in an observation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +28,11 @@ from torch.nn import functional
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.names import TaskSpec
+from kalm.core.goal import success_of_each
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
-from kalm.data.rollout_data import dynamics_spec
-from kalm.envs.base import Domain, success_of_each
+from kalm.core.specs import TaskSpec
+from kalm.envs.base import Domain
 from kalm.rl.networks.mlp import EnsembleMLP
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 
@@ -43,12 +42,11 @@ _JUDGE = "kalm_dynamics_check"
 class DynamicsCheck(LightningModule):
     """The ensemble, how it is trained on ``TransitionData``, and the limit that its held-out rollouts give.
 
+    ``kalm.judging.dynamics_veto`` makes two judges of it.
+
     Attributes:
-        flags: Names of the verdicts, which join the domain's plausibility flags.
         error_limit: Error above which a step is marked; known once a checkpoint was loaded by ``load_dynamics_check``.
     """
-
-    flags: ClassVar[tuple[str, ...]] = ("off_learned_dynamics", "unconfirmed")
 
     def __init__(
         self,
@@ -122,27 +120,17 @@ class DynamicsCheck(LightningModule):
         change = (next_observation - observation) / self.change_std
         return (self._changes(observation, action).mean(0) - change).square().mean(-1).sqrt()
 
-    def judge(self, domain: Domain, rollouts: Sequence[Rollout], least_confirming: int) -> list[Rollout]:
-        """The same rollouts, whose ``violations`` count the steps and the success that this model does not believe.
-
-        Args:
-            domain: World that they are of.
-            rollouts: None of them empty.
-            least_confirming: Members in whose worlds the goal of a successful rollout must come true too.
-        """
-        confirming = self.num_confirming(domain, rollouts)
-        return [
-            replace(rollout, violations={**rollout.violations, **dict(zip(self.flags, marks, strict=True))})
-            for rollout, number in zip(rollouts, confirming.tolist(), strict=True)
-            for marks in [(self._num_off(rollout), int(rollout.is_success and number < least_confirming))]
-        ]
+    @property
+    def num_members(self) -> int:
+        """Members, each of which is a world of its own."""
+        return self.members.num_members
 
     @torch.inference_mode()
     def num_confirming(self, domain: Domain, rollouts: Sequence[Rollout]) -> NDArray[np.int64]:
         """In how many members' worlds a rollout's actions meet its goal, shape (R,).
 
         Args:
-            domain: Its rule for success judges.
+            domain: Reads the goals, whose rules for success judge.
             rollouts: R rollouts, none of them empty.
         """
         goals = [domain.goal_from_json(rollout.goal) for rollout in rollouts]
@@ -157,17 +145,10 @@ class DynamicsCheck(LightningModule):
             changes = self.members.each(self._normalised(worlds), taken)
             after = (worlds + changes * self.change_std).clamp(self.least_outcome, self.greatest_outcome)
             for member, (before, reached) in enumerate(zip(worlds.numpy(), after.numpy(), strict=True)):
-                is_met[member] |= (step < num_steps) & success_of_each(domain, goals, reached, before, actions)
+                is_met[member] |= (step < num_steps) & success_of_each(goals, reached, before, actions)
             worlds = after
         counts: NDArray[np.int64] = is_met.sum(axis=0)
         return counts
-
-    @torch.inference_mode()
-    def _num_off(self, rollout: Rollout) -> int:
-        """Steps that are farther off than the limit."""
-        observations = torch.from_numpy(rollout.observations.astype(np.float32))
-        errors = self.errors(observations[:-1], torch.from_numpy(rollout.actions), observations[1:])
-        return int((errors > self.error_limit).sum())
 
     def training_step(self, batch: dict[Any, Tensor], batch_index: int) -> Tensor:
         """One update."""
@@ -218,7 +199,7 @@ def load_dynamics_check(path: Path, domain: Domain) -> DynamicsCheck:
             f"{path} holds no dynamics check; train one: python -m kalm fit --config conf/clevr_robot/dynamics.yaml"
         )
     facts = checkpoint[_JUDGE]
-    check = DynamicsCheck(dynamics_spec(domain), facts["num_members"], facts["hidden_sizes"])
+    check = DynamicsCheck(domain.spec, facts["num_members"], facts["hidden_sizes"])
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
     expected = {name: tuple(tensor.shape) for name, tensor in check.state_dict().items()}
     if found != expected:

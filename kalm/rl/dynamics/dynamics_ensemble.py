@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.losses import gaussian_log_probability
 from kalm.rl.networks.gaussian_policies import softly_bounded
 from kalm.rl.networks.mlp import EnsembleMLP

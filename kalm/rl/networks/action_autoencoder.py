@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.networks.mlp import MLP
 
 _LOG_DEVIATION_RANGE = (-4.0, 15.0)

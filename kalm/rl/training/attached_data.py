@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from lightning import LightningModule
 
 from kalm.core.errors import DataError, KalmError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Act, Episode, EpisodeResult, evaluate
+from kalm.envs.simulation import Act, Episode, EpisodeResult, evaluate
 
 if TYPE_CHECKING:
     from kalm.language.encoder import SentenceEncoder
@@ -60,9 +60,9 @@ def _act_on(policy: EpisodePolicy, device: torch.device, embeddings: Tensor) -> 
     """The policy as ``evaluate`` calls it; ``embeddings`` has a row an episode, shape (episodes, E)."""
 
     @torch.no_grad()
-    def act(observations: NDArray[np.float32], rows: list[int]) -> NDArray[Any]:
+    def act(observations: NDArray[Any], rows: list[int], info: dict[str, Any]) -> NDArray[Any]:
         num_padding = -len(rows) % _ROWS
-        observation = torch.from_numpy(np.pad(observations, ((0, num_padding), (0, 0))))
+        observation = torch.from_numpy(np.pad(observations.astype(np.float32), ((0, num_padding), (0, 0))))
         goal_embedding = embeddings[rows + [0] * num_padding]
         episode = torch.tensor(rows + [-1] * num_padding)
         chunks = zip(observation.split(_ROWS), goal_embedding.split(_ROWS), episode.split(_ROWS), strict=True)

@@ -6,10 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import kalm.envs
 from kalm.core.errors import DataError, SimulatorError
 from kalm.envs.clevr_robot import ClevrRobot, MoveGoal, PlaceGoal
-from kalm.envs.clevr_robot.env import ClevrRobotEnv
+from kalm.envs.single_env import SingleEnv
 
 # Red is two free pushes to the right of its place at blue's right side.
 START = np.array([0.45, 0.1, -0.2, 0.1, -0.4, 0.5, 0.1, 0.5, 0.4, 0.5])
@@ -17,28 +16,27 @@ PUSH_RED_LEFT = 2
 
 
 @pytest.fixture
-def env() -> ClevrRobotEnv:
+def env() -> SingleEnv:
     """A bare environment."""
-    assert kalm.envs.__name__
     return gym.make("kalm/ClevrRobot-v0").unwrapped  # type: ignore[return-value]
 
 
-def test_success_terminates_and_never_truncates(env: ClevrRobotEnv) -> None:
-    """The step that meets the goal is terminated; reward is the distance gained and adds up to ten times all of it."""
+def test_success_terminates_and_never_truncates(env: SingleEnv) -> None:
+    """The step that meets the goal is terminated and earns 100; before, ten times the distance gained."""
     goal = PlaceGoal("red", "blue", "right")
     first, _ = env.reset(seed=0, options={"goal": goal, "observation": START})
-    rewards, ended = [], False
+    rewards, ended, seen = [], False, [first]
     while not ended:
         observation, reward, ended, truncated, info = env.step(np.int64(PUSH_RED_LEFT))
         rewards.append(reward)
+        seen.append(observation)
         assert not truncated
         assert info["is_success"] == ended
-    assert len(rewards) > 1
-    distances = [np.linalg.norm(seen[0:2] - seen[2:4]) for seen in (first, observation)]
-    assert sum(rewards) == pytest.approx(10 * (distances[0] - distances[1]))
+    distances = [np.linalg.norm(at[0:2] - at[2:4]) for at in seen]
+    assert rewards == pytest.approx([10 * (distances[0] - distances[1]), 100.0])
 
 
-def test_failure_is_truncated_after_fifty_steps(env: ClevrRobotEnv) -> None:
+def test_failure_is_truncated_after_fifty_steps(env: SingleEnv) -> None:
     """Pushing an unconcerned ball into the corner for ever ends by time alone."""
     env.reset(seed=0, options={"goal": PlaceGoal("red", "blue", "left"), "observation": START})
     endings = [env.step(np.int64(4 * 8 + 4))[2:4] for _ in range(50)]
@@ -46,13 +44,13 @@ def test_failure_is_truncated_after_fifty_steps(env: ClevrRobotEnv) -> None:
 
 
 @pytest.mark.parametrize(("action", "ending"), [(PUSH_RED_LEFT, (True, False)), (0, (False, True))])
-def test_a_move_ends_after_one_step(env: ClevrRobotEnv, action: int, ending: tuple[bool, bool]) -> None:
+def test_a_move_ends_after_one_step(env: SingleEnv, action: int, ending: tuple[bool, bool]) -> None:
     """Right push: terminated. Wrong push: truncated at once."""
     env.reset(seed=0, options={"goal": MoveGoal("red", "left")})
     assert env.step(np.int64(action))[2:4] == ending
 
 
-def test_without_options_a_training_instruction_is_drawn(env: ClevrRobotEnv) -> None:
+def test_without_options_a_training_instruction_is_drawn(env: SingleEnv) -> None:
     """Different seeds give different training instructions."""
     known = {row.instruction for row in ClevrRobot().instructed_goals("train")}
     drawn = {env.reset(seed=seed)[1]["instruction"] for seed in range(20)}
@@ -60,7 +58,7 @@ def test_without_options_a_training_instruction_is_drawn(env: ClevrRobotEnv) -> 
     assert len(drawn) > 10
 
 
-def test_a_users_goal_needs_no_instruction(env: ClevrRobotEnv) -> None:
+def test_a_users_goal_needs_no_instruction(env: SingleEnv) -> None:
     """A built-in goal gets its first built-in instruction; an unknown one an empty sentence."""
     from kalm.envs.clevr_robot import AllOf
 
@@ -73,19 +71,19 @@ def test_a_users_goal_needs_no_instruction(env: ClevrRobotEnv) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"goals": 1}, ValueError, "goals.*observation, goal and instruction"),
+        ({"goals": 1}, ValueError, "goals.*goal, instruction and observation"),
         ({"observation": np.zeros(9)}, ValueError, r"\(9,\).*\(10,\)"),
         ({"observation": np.full(10, np.nan)}, ValueError, "finite"),
         ({"goal": {"goal": "fly"}}, DataError, "fly"),
     ],
 )
-def test_bad_reset_options_are_refused(env: ClevrRobotEnv, options: dict, error: type[Exception], message: str) -> None:
+def test_bad_reset_options_are_refused(env: SingleEnv, options: dict, error: type[Exception], message: str) -> None:
     """The message says what was found and what is allowed."""
     with pytest.raises(error, match=message):
         env.reset(options=options)
 
 
-def test_bad_steps_are_refused(env: ClevrRobotEnv) -> None:
+def test_bad_steps_are_refused(env: SingleEnv) -> None:
     """A step before a reset, and actions out of range, raise."""
     with pytest.raises(gym.error.ResetNeeded):
         env.step(np.int64(0))
@@ -103,7 +101,7 @@ def test_vector_environment_resets_some_and_lets_ended_ones_stand() -> None:
     first, rewards, terminated, truncated, info = env.step(np.array([PUSH_RED_LEFT, 0]))
     assert terminated.tolist() == [True, False]
     assert info["is_success"].tolist() == [True, False]
-    assert rewards[0] == 1.0
+    assert rewards[0] == 100.0
     second, rewards, terminated, _, _ = env.step(np.array([0, PUSH_RED_LEFT]))
     np.testing.assert_array_equal(second[0], first[0])
     assert not np.array_equal(second[1], first[1])
@@ -149,17 +147,17 @@ def test_trying_actions_changes_nothing() -> None:
     np.testing.assert_array_equal(tried[1, 0], after[2])
 
 
-def test_render_is_off_unless_asked_for(env: ClevrRobotEnv) -> None:
+def test_render_is_off_unless_asked_for(env: SingleEnv) -> None:
     """No render mode, no picture; an unknown mode is refused."""
     env.reset(seed=0)
     assert env.render() is None
     with pytest.raises(ValueError, match="rgb_array"):
-        ClevrRobotEnv(render_mode="human")
+        SingleEnv(ClevrRobot(), render_mode="human")
 
 
 def test_rendered_view_shows_the_balls_where_gl_exists() -> None:
     """Red lies upper left, cyan lower right: so do their colours in the picture, below the instruction."""
-    env = ClevrRobotEnv(render_mode="rgb_array", render_size=128)
+    env = SingleEnv(ClevrRobot(), render_mode="rgb_array", render_size=128)
     layout = np.array([-0.4, 0.5, 0.0, 0.5, 0.0, 0.1, 0.4, 0.5, 0.4, -0.1])
     env.reset(seed=0, options={"observation": layout, "instruction": ""})
     try:
@@ -189,7 +187,7 @@ def test_no_gl_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("no display")
 
     monkeypatch.setattr(scene_renderer, "_make_gl_context", fail)
-    env = ClevrRobotEnv(render_mode="rgb_array")
+    env = SingleEnv(ClevrRobot(), render_mode="rgb_array")
     env.reset(seed=0)
     with pytest.raises(SimulatorError, match=r"MUJOCO_GL.*Domain\.draw"):
         env.render()

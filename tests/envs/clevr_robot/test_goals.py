@@ -11,6 +11,7 @@ from kalm.core.errors import DataError
 from kalm.envs.clevr_robot import AllOf, ClevrRobot, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
+from tests.chain_domain import CellGoal
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "clevr_robot.npz"
 FAR_APART = np.array([-0.4, 0.5, 0.4, 0.5, -0.4, -0.1, 0.4, -0.1, 0.0, 0.2])
@@ -81,11 +82,12 @@ def test_every_offset_lies_at_exactly_one_side(x: float, y: float, side: str | N
 
 
 def test_placement_reward_is_the_distance_gained() -> None:
-    """Red comes from 0.5 to 0.3 away from blue: 10 x 0.2 = 2, whatever the side."""
+    """Red comes from 0.5 to 0.3 away from blue: 10 x 0.2 = 2, whatever the side; at the right side it is worth 100."""
     before = with_ball(with_ball(FAR_APART, "blue", 0.0, 0.0), "red", 0.3, 0.4)
     after = with_ball(before, "red", 0.0, 0.3)
     for side in DIRECTIONS:
-        assert PlaceGoal("red", "blue", side).reward(before, np.array(0), after) == pytest.approx(2.0)
+        worth = 100.0 if side == "behind" else 2.0
+        assert PlaceGoal("red", "blue", side).reward(before, np.array(0), after) == pytest.approx(worth)
 
 
 def test_a_move_is_judged_by_its_action_where_that_is_known() -> None:
@@ -115,17 +117,20 @@ def test_a_row_is_in_order_and_within_thirty_degrees() -> None:
     swapped = with_ball(with_ball(straight, "purple", 0.4, 0.0), "cyan", 0.2, 0.0)
     assert goal.sub_goals_met(straight) == 4
     assert goal.sub_goals_met(swapped) == 3
-    assert goal.reward(swapped, np.array(0), straight) == 10.0
+    assert goal.reward(swapped, np.array(0), straight) == 100.0, "success, in place of the sub-goal gained"
+    assert goal.reward(straight, np.array(0), swapped) == -10.0
 
 
 def test_gathering_counts_the_balls_near_green() -> None:
-    """0.32 is near, 0.33 is not; each ball that comes near is worth 10."""
+    """0.32 is near, 0.33 is not; each ball that comes near is worth 10, the last one 100."""
     layout = np.array([0.32, 0.0, 0.0, 0.32, 0.0, 0.0, -0.32, 0.0, 0.0, -0.33])
     assert GatherGoal().sub_goals_met(layout) == 3
     assert not GatherGoal().success(layout)
     closer = with_ball(layout, "cyan", 0.0, -0.32)
     assert GatherGoal().success(closer)
-    assert GatherGoal().reward(layout, np.array(0), closer) == 10.0
+    assert GatherGoal().reward(layout, np.array(0), closer) == 100.0
+    farther = with_ball(layout, "red", 0.33, 0.0)
+    assert GatherGoal().reward(farther, np.array(0), layout) == 10.0
     assert GatherGoal().reward(closer, np.array(0), layout) == -10.0
 
 
@@ -145,7 +150,7 @@ def test_success_keeps_any_batch_shape() -> None:
     batch = np.tile(FAR_APART, (2, 3, 1))
     domain = ClevrRobot()
     for split in domain.goal_splits:
-        for goal in {domain.task(row.goal): row.goal for row in domain.instructed_goals(split)}.values():
+        for goal in {row.goal.task: row.goal for row in domain.instructed_goals(split)}.values():
             assert goal.success(batch, batch, np.zeros((2, 3), dtype=int)).shape == (2, 3)
             assert goal.reward(batch, np.zeros((2, 3), dtype=int), batch).shape == (2, 3)
 
@@ -172,6 +177,6 @@ def test_bad_goals_are_refused_with_what_is_allowed(data: dict, message: str) ->
 
 
 def test_another_domains_goal_is_refused() -> None:
-    """Rules of this domain are not applied to what is no goal of it."""
+    """No episode begins with what is no goal of this world."""
     with pytest.raises(TypeError, match="another domain"):
-        ClevrRobot().success("red", FAR_APART)  # type: ignore[arg-type]
+        ClevrRobot().make_vector_env(1, 1).reset(options={"goals": [CellGoal(0)]})

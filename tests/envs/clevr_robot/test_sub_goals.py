@@ -80,7 +80,7 @@ def test_every_hard_goal_has_a_sub_goal_that_can_be_asked_for_until_it_is_met() 
         observation = sample_layout(rng)
         for goal in {one.goal for one in domain.instructed_goals("hard")}:
             sub_goal = domain.next_sub_goal(goal, observation)
-            assert (sub_goal is None) == domain.success(goal, observation)
-            assert sub_goal is None or (sub_goal in known and not domain.success(sub_goal, observation))
+            assert (sub_goal is None) == goal.success(observation)
+            assert sub_goal is None or (sub_goal in known and not sub_goal.success(observation))
             met += sub_goal is None
     assert met

@@ -10,37 +10,34 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import kalm.envs  # noqa: F401  # registers the environment
 from kalm.core.errors import DataError, SimulatorError
 from kalm.envs import scene_renderer
 from kalm.envs.metaworld import MetaWorld, TaskGoal
-from kalm.envs.metaworld.env import MetaWorldEnv
 from kalm.envs.metaworld.installation import import_metaworld
 from kalm.envs.metaworld.layout import ENTITIES, OBSERVATION_SIZE, is_present
 from kalm.envs.metaworld.tasks import TASKS
+from kalm.envs.single_env import SingleEnv
 
 IDLE = np.zeros(4, dtype=np.float32)
 
 
-def test_task_option_names_the_goal() -> None:
+def test_a_tasks_name_is_a_goal() -> None:
     """By our name or by the package's; a v2 name and an unknown option are refused."""
-    env = MetaWorldEnv()
-    first, info = env.reset(seed=0, options={"task": "hammer"})
-    again, _ = env.reset(seed=0, options={"task": "hammer-v3"})
+    env = SingleEnv(MetaWorld())
+    first, info = env.reset(seed=0, options={"goal": "hammer"})
+    again, _ = env.reset(seed=0, options={"goal": "hammer-v3"})
     np.testing.assert_array_equal(first, again)
     assert "hammer" in info["instruction"].lower()
     with pytest.raises(DataError, match="hammer-v3"):
-        env.reset(options={"task": "hammer-v2"})
-    with pytest.raises(ValueError, match="goal"):
-        env.reset(options={"task": "hammer", "goal": TaskGoal("reach")})
-    with pytest.raises(ValueError, match="knows task"):
-        env.reset(options={"chore": "hammer"})
+        env.reset(options={"goal": "hammer-v2"})
+    with pytest.raises(ValueError, match="knows goal"):
+        env.reset(options={"task": "hammer"})
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_in_the_scene_is_seen_and_nothing_else(task: str) -> None:
     """91 numbers; absent entities are zero, present ones have unit quaternions."""
-    observation, _ = MetaWorldEnv().reset(seed=1, options={"task": task})
+    observation, _ = SingleEnv(MetaWorld()).reset(seed=1, options={"goal": task})
     assert observation.shape == (OBSERVATION_SIZE,) == (91,)
     expected = {entity.name for entity in TASKS[task].entities}
     assert {name for name in ENTITIES if is_present(observation, name)} == expected
@@ -52,10 +49,10 @@ def test_what_is_in_the_scene_is_seen_and_nothing_else(task: str) -> None:
 
 def test_absent_entity_noise_makes_up_one_entity_that_stays() -> None:
     """It is the same through an episode, another in the next, and none by default."""
-    env = MetaWorldEnv(absent_entity_noise=True)
+    env = SingleEnv(MetaWorld(absent_entity_noise=True))
     made_up = []
     for seed in range(6):
-        first, _ = env.reset(seed=seed, options={"task": "reach"})
+        first, _ = env.reset(seed=seed, options={"goal": "reach"})
         after, *_ = env.step(IDLE)
         extra = [name for name in ENTITIES if is_present(first, name) and name != "target_object"]
         assert len(extra) == 1
@@ -66,15 +63,15 @@ def test_absent_entity_noise_makes_up_one_entity_that_stays() -> None:
 
 def test_horizon_truncates() -> None:
     """An idle episode ends after as many steps as the constructor says."""
-    env = MetaWorldEnv(max_steps=3)
-    env.reset(seed=0, options={"task": "push"})
+    env = SingleEnv(MetaWorld(horizon=3))
+    env.reset(seed=0, options={"goal": "push"})
     ends = [env.step(IDLE)[2:4] for _ in range(3)]
     assert ends == [(False, False), (False, False), (False, True)]
 
 
 def test_bad_actions_and_a_missing_reset_are_named() -> None:
     """Out of range, wrong shape, not a number; stepping before a reset."""
-    env = MetaWorldEnv()
+    env = SingleEnv(MetaWorld())
     with pytest.raises(gym.error.ResetNeeded):
         env.step(IDLE)
     env.reset(seed=0)
@@ -85,11 +82,11 @@ def test_bad_actions_and_a_missing_reset_are_named() -> None:
 
 def test_rows_of_one_task_share_scenes_across_threads() -> None:
     """Six episodes of two tasks are the same on one thread and on three, and an ended one stands still."""
-    goals = [TaskGoal("reach"), TaskGoal("door-open")] * 3
+    goals = [TaskGoal("reach", max_steps=5), TaskGoal("door-open", max_steps=5)] * 3
     actions = np.random.default_rng(0).uniform(-1, 1, (6, 6, 4)).astype(np.float32)
     seen = []
     for num_threads in (1, 3):
-        env = MetaWorld(horizon=5).make_vector_env(6, num_threads)
+        env = MetaWorld().make_vector_env(6, num_threads)
         env.reset(seed=list(range(6)), options={"goals": goals})
         steps = [env.step(action) for action in actions]
         assert steps[4][3].all()
@@ -103,13 +100,13 @@ def test_rows_of_one_task_share_scenes_across_threads() -> None:
 
 
 def test_no_gl_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """I9: where no context can be made, the message names MUJOCO_GL=osmesa and its library."""
+    """Where no context can be made, the message names MUJOCO_GL=osmesa and its library."""
 
     def fail(size: int) -> None:
         raise RuntimeError("no display")
 
     monkeypatch.setattr(scene_renderer, "_make_gl_context", fail)
-    env = MetaWorldEnv(render_mode="rgb_array")
+    env = SingleEnv(MetaWorld(), render_mode="rgb_array")
     env.reset(seed=0)
     with pytest.raises(SimulatorError, match=r"MUJOCO_GL=osmesa with libosmesa6.*Domain\.draw"):
         env.render()
@@ -119,10 +116,10 @@ def test_no_gl_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
 def test_renders_where_gl_exists() -> None:
     """In a process of its own, since MuJoCo takes its GL library at import; skipped where there is none."""
     program = (
-        "import sys, kalm.envs, gymnasium as gym\n"
+        "import sys, gymnasium as gym\n"
         "from kalm.core.errors import SimulatorError\n"
-        "env = gym.make('kalm/MetaWorld-v0', render_mode='rgb_array', render_size=96)\n"
-        "env.reset(seed=0, options={'task': 'hammer'})\n"
+        "env = gym.make('kalm.envs.metaworld:kalm/MetaWorld-v0', render_mode='rgb_array', render_size=96)\n"
+        "env.reset(seed=0, options={'goal': 'hammer'})\n"
         "try:\n    picture = env.render()\nexcept SimulatorError:\n    sys.exit(77)\n"
         "assert picture.shape == (96, 96, 3) and picture.std() > 20\n"
         "env.close()\n"
@@ -134,7 +131,7 @@ def test_renders_where_gl_exists() -> None:
 
 
 def test_another_mujoco_is_named_with_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """I9: the version found, the version needed and how to install it."""
+    """The version found, the version needed and how to install it."""
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "3.9.9" if name == "mujoco" else real(name))
     with pytest.raises(SimulatorError, match=r"mujoco 3\.9\.9 is installed.*needs mujoco ==.*pip install 'mujoco=="):
@@ -159,7 +156,7 @@ def test_the_domain_alone_imports_no_simulator() -> None:
         "from kalm.envs.metaworld import MetaWorld\n"
         "domain = MetaWorld()\n"
         "goal = domain.instructed_goals('train')[0].goal\n"
-        "domain.success(goal, np.zeros((2, 91)))\n"
+        "goal.success(np.zeros((2, 91)))\n"
         "sys.exit(bool({'mujoco', 'metaworld'} & set(sys.modules)))\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
@@ -169,7 +166,7 @@ def test_the_domain_alone_imports_no_simulator() -> None:
 def test_imagination_begins_in_the_tasks_own_scene(task: str) -> None:
     """What the environment shows after a reset to the same task by the same chance; not the same twice."""
     domain, goal = MetaWorld(), TaskGoal(task)
-    env = gym.make("kalm/MetaWorld-v0")
+    env = SingleEnv(domain)
     shown, _ = env.reset(seed=3, options={"goal": goal})
     rng = np.random.default_rng(np.random.PCG64(np.random.SeedSequence(3)))
     first = domain.first_observation(goal, rng)

@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from kalm.envs.base import InstructedGoal
-from kalm.envs.metaworld.collection import run_experts
+from kalm.core.goal import InstructedGoal
 from kalm.envs.metaworld.domain import MetaWorld
 from kalm.envs.metaworld.goals import TaskGoal
 from kalm.envs.metaworld.tasks import TASKS
+from kalm.envs.simulation import collect_for
 
 NUM_ROLLOUTS = 3
 # Of three rollouts within 200 steps; noise of 0.1 costs the tasks with a grip or a roll some.
@@ -21,8 +21,8 @@ LEAST_SUCCESSES = {"soccer": 2, "hammer": 2}
 @pytest.fixture(scope="module")
 def successes() -> Counter[str]:
     """Successes of each task's expert, with the noise of a collection."""
-    goals = [InstructedGoal(TaskGoal(t), "do it", "train") for t in TASKS for _ in range(NUM_ROLLOUTS)]
-    rollouts = run_experts(MetaWorld(horizon=200), goals, 11, range(len(goals)), 0.1)
+    goals = [InstructedGoal(TaskGoal(t, 200), "do it", "train") for t in TASKS for _ in range(NUM_ROLLOUTS)]
+    rollouts = collect_for(MetaWorld(), goals, 11, range(len(goals)))
     return Counter(rollout.goal["task"] for rollout in rollouts if rollout.is_success)
 
 

@@ -21,7 +21,7 @@ DOMAIN = MetaWorld()
 )
 def test_twenty_instructions_a_task(goal_split: str, num_tasks: int) -> None:
     """10 training tasks, the same rephrased, 8 easy and 4 hard ones; 240 novel goals' instructions and 400 others."""
-    counts = Counter(DOMAIN.task(row.goal) for row in DOMAIN.instructed_goals(goal_split))
+    counts = Counter(row.goal.task for row in DOMAIN.instructed_goals(goal_split))
     assert len(counts) == num_tasks
     assert set(counts.values()) == {20}
     of_split = "train" if goal_split == "rephrase" else goal_split
@@ -33,18 +33,18 @@ def test_key_words_tell_tasks_apart() -> None:
     assert set(KEY_WORDS) == set(TASKS)
     for goal_split in ("train", "easy", "hard"):
         for row in DOMAIN.instructed_goals(goal_split):
-            described = [task for task in TASKS if DOMAIN.explains(TaskGoal(task), row.instruction)]
-            assert described == [DOMAIN.task(row.goal)], row.instruction
+            described = [task for task in TASKS if TaskGoal(task).explained_by(row.instruction)]
+            assert described == [row.goal.task], row.instruction
 
 
 def test_nonsense_explains_nothing() -> None:
     """Neither an empty text nor an unrelated one."""
     for text in ("", "the weather is fine"):
-        assert not any(DOMAIN.explains(TaskGoal(task), text) for task in TASKS)
+        assert not any(TaskGoal(task).explained_by(text) for task in TASKS)
 
 
 def test_an_old_name_is_answered_with_the_new_one() -> None:
-    """I9: the paper's v2 names are known, and lead to the scenes that there are."""
+    """The paper's v2 names are known, and lead to the scenes that there are."""
     with pytest.raises(DataError, match=r"'reach-wall-v2'.*'reach-wall-v3'.*'reach-wall'"):
         DOMAIN.goal_from_json({"goal": "task", "task": "reach-wall-v2"})
     assert DOMAIN.goal_from_json({"goal": "task", "task": "reach-wall-v3"}) == TaskGoal("reach-wall")

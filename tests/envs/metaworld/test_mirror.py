@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
 from kalm.envs.metaworld import MetaWorld
-from kalm.envs.metaworld.collection import run_experts
 from kalm.envs.metaworld.layout import HAND, TARGET, position
 from kalm.envs.metaworld.success import SUCCESS
+from kalm.envs.simulation import collect_for
+from kalm.envs.single_env import SingleEnv
 
 DOMAIN = MetaWorld()
 NUM_STEPS = 8  # about 6 cm of the hand
@@ -52,9 +52,9 @@ def test_a_mirrored_rotation_is_a_rotation_of_the_mirror_image() -> None:
 @pytest.mark.parametrize("task", SYMMETRIC)
 def test_the_simulator_does_in_a_mirror_what_it_does(task: str) -> None:
     """From an expert's states and from their mirror images, the same actions lead to mirror images nearly."""
-    instructed = next(row for row in DOMAIN.instructed_goals("train") if DOMAIN.task(row.goal) == task)
-    (rollout,) = run_experts(DOMAIN, [instructed], 3, range(1), action_noise=0.1)
-    env, moved = gym.make(DOMAIN.env_id), 0.0
+    instructed = next(row for row in DOMAIN.instructed_goals("train") if row.goal.task == task)
+    (rollout,) = collect_for(DOMAIN, [instructed], 3, range(1))
+    env, moved = SingleEnv(DOMAIN), 0.0
     for step in np.linspace(0, len(rollout) - NUM_STEPS, 5, dtype=int):
         before, actions = rollout.observations[step], rollout.actions[step : step + NUM_STEPS]
         after = []

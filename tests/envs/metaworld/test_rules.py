@@ -87,5 +87,5 @@ def test_reward_is_the_change_of_the_potential_and_ten_on_success() -> None:
     potential = POTENTIALS[rollout.goal["task"]](rollout.observations[[0, -1]])
     np.testing.assert_allclose(rollout.rewards.sum(), potential[1] - potential[0] + 10.0, rtol=1e-4)
     goal = TaskGoal(rollout.goal["task"])
-    alone = domain.reward(goal, rollout.observations[-2], rollout.actions[-1], rollout.observations[-1])
+    alone = goal.reward(rollout.observations[-2], rollout.actions[-1], rollout.observations[-1])
     np.testing.assert_allclose(rollout.rewards[-1], alone, rtol=1e-5)

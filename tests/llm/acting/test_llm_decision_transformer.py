@@ -12,18 +12,20 @@ import pytest
 import torch
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
-from kalm.core.names import Source, TaskSpec
+from kalm.core.names import Source
+from kalm.core.specs import TaskSpec, vector_spec
 from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import EpisodeResult, evaluation_episodes
+from kalm.envs.evaluation import evaluation_episodes
+from kalm.envs.simulation import EpisodeResult
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.llm_decision_transformer import LLMDecisionTransformer
-from tests.chain_domain import RIGHT, ChainDomain
+from tests.chain_domain import RIGHT, CellGoal, ChainDomain
 from tests.data.rollouts import write_store
-from tests.line_domain import LineDomain
+from tests.line_domain import LineDomain, SpotGoal
 from tests.llm.acting.test_llm_policy import assert_same
 from tests.llm.backbones.test_two_backbones import two_backbones
 from tests.llm.grounding.test_grounded_llm import trainer
@@ -32,23 +34,35 @@ from tests.llm.small_models import unloaded_backbone
 from tests.llm.token_encoder import TokenEncoder
 
 SPLITS = ("train", "easy")
-LINE = TaskSpec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
+LINE = vector_spec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
+
+
+class PaidCell(CellGoal):
+    """A cell with a reward of 1 for every step to the right, beside that for arriving."""
+
+    def reward(self, observation, action, next_observation):  # type: ignore[no-untyped-def]
+        """By action and the observation after it."""
+        return 1.0 * (action == RIGHT) + super().reward(observation, action, next_observation)
+
+
+class PaidSpot(SpotGoal):
+    """A spot with a reward for every step to the right, beside that for arriving."""
+
+    def reward(self, observation, action, next_observation):  # type: ignore[no-untyped-def]
+        """By action and the observation after it."""
+        return action[..., 0] + super().reward(observation, action, next_observation)
 
 
 class PaidChain(ChainDomain):
-    """The chain with a reward of 1 for every step to the right, beside that for arriving."""
+    """The chain with such rewards."""
 
-    def reward(self, goal, observation, action, next_observation):  # type: ignore[no-untyped-def]
-        """By action and the observation after it."""
-        return 1.0 * (action == RIGHT) + super().reward(goal, observation, action, next_observation)
+    goal_class = PaidCell
 
 
 class PaidLine(LineDomain):
-    """The line with a reward for every step to the right, beside that for arriving."""
+    """The line with such rewards."""
 
-    def reward(self, goal, observation, action, next_observation):  # type: ignore[no-untyped-def]
-        """By action and the observation after it."""
-        return action[..., 0] + super().reward(goal, observation, action, next_observation)
+    goal_class = PaidSpot
 
 
 WORLDS = [(PaidChain(), DISCRETE), (PaidLine(), LINE)]

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from kalm.core.errors import CheckpointError, KalmError
-from kalm.core.names import Source, TaskSpec
+from kalm.core.names import Source
+from kalm.core.specs import TaskSpec, vector_spec
 from kalm.data.grounding_batch import GroundingTask, batch_rollouts
 from kalm.envs.base import Domain
-from kalm.envs.evaluation import Episode, EpisodeResult, evaluation_episodes
+from kalm.envs.evaluation import evaluation_episodes
+from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.llm_policy import LLMPolicy
 from kalm.llm.grounding.reading import read_rollouts
@@ -20,7 +22,7 @@ from tests.chain_domain import ChainDomain
 from tests.line_domain import LineDomain
 from tests.llm.models import DISCRETE, grounded_llm, tiny_backbone
 
-LINE = TaskSpec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
+LINE = vector_spec(observation_size=1, action_size=1, is_discrete=False, goal_embedding_size=16)
 SPLITS = ("train", "easy")
 
 
@@ -37,8 +39,7 @@ def make_policy(spec: TaskSpec, num_evaluation_envs: int = 64) -> LLMPolicy:
 def worlds() -> list[tuple[Domain, TaskSpec]]:
     """One with discrete and one with continuous actions."""
     line = LineDomain()
-    sizes = {"observation_size": line.observation_space.shape[0], "action_size": line.action_space.shape[0]}
-    return [(ChainDomain(), DISCRETE), (line, dataclasses.replace(LINE, **sizes))]
+    return [(ChainDomain(), DISCRETE), (line, dataclasses.replace(line.spec, goal_embedding_size=16))]
 
 
 def episodes_of(domain: Domain) -> list[Episode]:

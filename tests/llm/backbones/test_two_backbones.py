@@ -14,7 +14,7 @@ import torch
 from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.data.grounding_batch import GeneralText
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.llm.acting.llm_policy import LLMPolicy
@@ -163,7 +163,7 @@ def test_two_grounded_models_explain_rollouts(grounded: Any) -> None:
     model, data = grounded
     rollouts = list(data.val_dataloader()[0].dataset)
     texts = model.explain(rollouts)
-    right = [data.domain.explains(data.domain.goal_from_json(r.goal), t) for r, t in zip(rollouts, texts, strict=True)]
+    right = [data.domain.goal_from_json(r.goal).explained_by(t) for r, t in zip(rollouts, texts, strict=True)]
     assert np.mean(right) >= 0.9
 
 

@@ -32,8 +32,7 @@ STILL = [ABSENT, CONSTANT, PARKED]
 def parked_data(folder: Path) -> GroundingData:
     """300 rollouts of the line among resting things."""
     domain = ParkedLineDomain()
-    spaces = domain.observation_space, domain.action_space
-    writer = RolloutStoreWriter(folder / "real", domain.name, *spaces, domain.plausibility_flags, {}, command="")
+    writer = RolloutStoreWriter(folder / "real", domain.name, domain.spec, domain.plausibility_flags, {}, command="")
     writer.append("0", list(domain.collect(300, seed=0)))
     writer.finish()
     real = RealRollouts(str(folder / "real"), RolloutFilter.success)
@@ -78,7 +77,7 @@ def test_imagined_rollouts_leave_what_never_moves_where_it_is(grounded: Any) -> 
     for rollout in rollouts:
         assert (rollout.observations[:, STILL] == rollout.observations[0, STILL]).all()
         np.testing.assert_allclose(rollout.observations[:, TREMBLING], 0.5, atol=0.01)
-        assert validate_rollout(rollout, data.domain.observation_space, data.domain.action_space) == []
+        assert validate_rollout(rollout, data.domain.spec) == []
     assert np.mean([rollout.is_success for rollout in rollouts]) >= 0.75
     errors = np.concatenate([r.observations[1:, :1] - where_actions_lead(r.observations, r.actions) for r in rollouts])
     assert np.abs(errors).mean() < 0.1

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.errors import KalmError
+from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
 from kalm.data.work_item import WorkItem
-from kalm.envs.base import Goal, InstructedGoal
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.imagination import rollout_engine
@@ -297,9 +297,7 @@ def test_imagined_rollouts_are_labelled_by_the_domain() -> None:
     """They are imaginary, well-formed, carry their seed, and end where the domain says that the goal is met."""
     domain, model = ChainDomain(), grounded_llm()
     goals = [InstructedGoal(CellGoal(cell), f"go to cell {cell}", "easy") for cell in range(5)]
-    items = [
-        WorkItem(goal, one_hot_starts([2])[0], domain.max_steps(goal.goal), seed) for seed, goal in enumerate(goals * 4)
-    ]
+    items = [WorkItem(goal, one_hot_starts([2])[0], goal.goal.max_steps, seed) for seed, goal in enumerate(goals * 4)]
     engine = engine_of(model, domain, temperature=1.0, batch_size=6)
     rollouts = engine.imagine(items)
     assert len(rollouts) == 20
@@ -307,8 +305,8 @@ def test_imagined_rollouts_are_labelled_by_the_domain() -> None:
         assert rollout.source is Source.IMAGINARY
         assert rollout.goal == item.instructed.goal.to_json()
         assert rollout.provenance["seed"] == item.seed
-        assert validate_rollout(rollout, domain.observation_space, domain.action_space) == []
-        met = domain.success(item.instructed.goal, rollout.observations[1:])
+        assert validate_rollout(rollout, domain.spec) == []
+        met = item.instructed.goal.success(rollout.observations[1:])
         assert rollout.is_success == met[-1] == (rollout.provenance["stopped_by"] == "goal")
         assert not met[:-1].any()
     assert 0 < sum(rollout.is_success for rollout in rollouts) < 20

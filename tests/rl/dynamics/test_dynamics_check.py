@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
+from kalm.core.rollout import Rollout
 from kalm.data.choice import RolloutFilter, rollout_verdicts
-from kalm.data.rollout_data import dynamics_spec
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.transition_data import TransitionData
+from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
+from kalm.judging.judge import Verdict
 from kalm.rl.dynamics.dynamics_check import DynamicsCheck, load_dynamics_check
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from kalm.runs.folder import STORE
@@ -55,10 +57,18 @@ class Worlds(nn.Module):
 
 def check_with(num_wrong: int) -> DynamicsCheck:
     """Three members; neutral statistics; a limit of a half."""
-    check = DynamicsCheck(dynamics_spec(DOMAIN))
+    check = DynamicsCheck(DOMAIN.spec)
     check.members = Worlds(3, num_wrong)  # type: ignore[assignment]
     check.error_limit = 0.5
     return check.eval()
+
+
+def judged(check: DynamicsCheck, rollouts: list[Rollout], least_confirming: int) -> tuple[Verdict, Verdict]:
+    """What the two vetoes that ask the model say: of steps, and of successes."""
+    goals = [DOMAIN.goal_from_json(rollout.goal) for rollout in rollouts]
+    judges = OffLearnedDynamics(check, {}), Unconfirmed(check, DOMAIN, least_confirming, {})
+    steps, successes = (judge.judge(goals, rollouts) for judge in judges)
+    return steps, successes
 
 
 def transition(cell: int, action: int, next_cell: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,18 +94,21 @@ def test_losses_and_errors_by_hand() -> None:
 def test_a_success_needs_members_that_confirm_it(num_wrong: int, least: int, expected: list[int]) -> None:
     """Two steps to the right end; in a wrong world the walker never gets there. A miss claims nothing to confirm."""
     rollouts = [walk(4, [2, 3, 4], [1, 1]), walk(4, [1, 2], [1])]
-    judged = check_with(num_wrong).judge(DOMAIN, rollouts, least)
+    _, successes = judged(check_with(num_wrong), rollouts, least)
     assert check_with(num_wrong).num_confirming(DOMAIN, rollouts).tolist() == [3 - num_wrong, 0]
-    assert [rollout.violations["unconfirmed"] for rollout in judged] == expected
-    assert all(set(rollout.violations) == {"jumped", "nowhere", *DynamicsCheck.flags} for rollout in judged)
-    assert "unconfirmed" not in rollouts[0].violations  # what was given is left as it was
+    assert successes.num_marked is not None
+    assert successes.num_marked.tolist() == expected
+    assert successes.met.tolist() == [not expected[0], False]
+    assert successes.score.tolist() == [pytest.approx((3 - num_wrong) / 3), 0]
+    assert successes.abstained.tolist() == [False, True]
 
 
 def test_steps_beyond_the_limit_are_counted() -> None:
     """The second of three steps jumps; its error of 0.63 is above a half. The success owes itself to the jump."""
-    (judged,) = check_with(0).judge(DOMAIN, [walk(4, [0, 1, 3, 4], [1, 1, 1])], least_confirming=1)
-    assert judged.violations["off_learned_dynamics"] == 1
-    assert judged.violations["unconfirmed"] == 1
+    steps, successes = judged(check_with(0), [walk(4, [0, 1, 3, 4], [1, 1, 1])], least_confirming=1)
+    assert (steps.num_marked, successes.num_marked) == (np.array([1]), np.array([1]))
+    assert not steps.met.any()
+    assert steps.score.tolist() == [pytest.approx(2 / 3)]
 
 
 def fit(folder: Path, num_updates: int, path: Path | None = None, **options: Any) -> Path:
@@ -118,11 +131,14 @@ def test_what_was_learned_tells_true_steps_from_jumps(tmp_path: Path) -> None:
     """After 300 updates no real step is marked but for the share allowed; every jump over a cell is."""
     check = load_dynamics_check(fit(tmp_path, 300, false_alarm_rate=0.01), DOMAIN)
     assert 0 < check.error_limit < 0.3
-    judged = check.judge(DOMAIN, [*real_rollouts(50, seed=9), walk(2, [0, 2], [1])], least_confirming=2)
-    *real, jumped = (rollout.violations["off_learned_dynamics"] for rollout in judged)
-    assert sum(real) <= 0.05 * sum(len(rollout) for rollout in judged)
+    rollouts = [*real_rollouts(50, seed=9), walk(2, [0, 2], [1])]
+    steps, successes = judged(check, rollouts, least_confirming=2)
+    assert steps.num_marked is not None
+    assert successes.num_marked is not None
+    *real, jumped = steps.num_marked.tolist()
+    assert sum(real) <= 0.05 * sum(map(len, rollouts))
     assert jumped == 1
-    assert [rollout.violations["unconfirmed"] for rollout in judged] == [0] * 50 + [1]
+    assert successes.num_marked.tolist() == [0] * 50 + [1]
 
 
 def test_the_limit_is_that_of_held_out_rollouts(tmp_path: Path) -> None:
@@ -151,9 +167,9 @@ def test_verdicts_join_those_of_the_store(tmp_path: Path) -> None:
     callbacks = [RolloutWriter(dynamics=str(checkpoint), least_confirming=4)]  # there are three members
     predict_trainer(tmp_path / "run", -1, callbacks).predict(Walker(), goal_data(tmp_path), return_predictions=False)
     store = RolloutStore(tmp_path / "run" / STORE)
-    assert store.plausibility_flags == [*DOMAIN.plausibility_flags, *DynamicsCheck.flags]
-    assert torch.equal(store.rollouts["violations", "unconfirmed"].bool(), store.rollouts["is_success"])
-    assert store.rollouts["is_success"].any()
+    assert store.plausibility_flags == [*DOMAIN.plausibility_flags, OffLearnedDynamics.name, Unconfirmed.name]
+    assert torch.equal(store.violations("unconfirmed").bool(), store.is_success)
+    assert store.is_success.any()
     assert not rollout_verdicts(store)[RolloutFilter.both].any()
     assert store.manifest["made_by"]["least_confirming"] == 4
 
@@ -164,7 +180,7 @@ def test_other_checkpoints_and_impossible_settings_are_refused(tmp_path: Path) -
     with pytest.warns(UserWarning, match="no sidecar"), pytest.raises(CheckpointError, match="holds no dynamics check"):
         load_dynamics_check(tmp_path / "policy.ckpt", DOMAIN)
     with pytest.raises(ValueError, match="false_alarm_rate is 1"):
-        DynamicsCheck(dynamics_spec(DOMAIN), false_alarm_rate=1)
+        DynamicsCheck(DOMAIN.spec, false_alarm_rate=1)
     write_store(tmp_path / "few", real_rollouts(5))
     with pytest.raises(DataError, match="5 rollouts; with num_held_out 5 none is left"):
         TransitionData(DOMAIN, RealRollouts(str(tmp_path / "few")), num_held_out=5).setup("fit")

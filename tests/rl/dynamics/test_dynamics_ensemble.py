@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kalm.core.names import TaskSpec
+from kalm.core.specs import vector_spec
 from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
 from kalm.rl.dynamics.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size
 from kalm.rl.networks.gaussian_policies import SquashedGaussian
 from tests.rl.constant_networks import make_constant
 from tests.rl.helpers import transition_batch
 
-SPEC = TaskSpec(observation_size=2, action_size=1, is_discrete=False, goal_embedding_size=1)
+SPEC = vector_spec(observation_size=2, action_size=1, is_discrete=False, goal_embedding_size=1)
 
 
 def known_model() -> DynamicsEnsemble:

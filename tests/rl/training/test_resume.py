@@ -12,11 +12,12 @@ import torch
 
 from kalm.callbacks.checkpoint import UpdateCheckpoint
 from kalm.callbacks.success_rate import SuccessRate
-from kalm.core.names import Source, TaskSpec
+from kalm.core.goal import InstructedGoal
+from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.core.specs import TaskSpec
 from kalm.data.choice import RolloutFilter
 from kalm.data.rollout_sources import ImaginedRollouts
-from kalm.envs.base import InstructedGoal
 from kalm.rl.base import OfflineRLModule
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store

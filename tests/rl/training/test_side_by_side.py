@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from kalm.core.errors import DataError
-from kalm.core.names import TaskSpec
+from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL

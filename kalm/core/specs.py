@@ -1,0 +1,298 @@
+"""What an observation and an action are, as data: store, validation, networks and environments all read it here.
+
+An observation is a vector, a grid (small integers, perhaps with a few numbers beside it) or a text; an action is one of
+a number of choices, a vector, or a text out of those available in a state. Whoever can read only some kinds asks for
+what only they have (``observation_size``, ``is_discrete``) when it is constructed, and is refused there with a message.
+
+Shape letters: O numbers in an observation, K numbers beside a grid, A numbers in a continuous action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from kalm.core.errors import DataError
+
+# Parts of a grid observation with numbers beside it, in a Gymnasium space and in the array that holds it.
+GRID = "grid"
+NUMBERS = "numbers"
+
+
+@dataclass(frozen=True)
+class VectorObservation:
+    """Numbers.
+
+    Attributes:
+        size: How many, O.
+        entities: First and one past the last number of each thing that a scene may lack; they are then all zero.
+    """
+
+    size: int
+    entities: tuple[tuple[int, int], ...] = ()
+    kind: str = field(default="vector", init=False)
+
+
+@dataclass(frozen=True)
+class GridObservation:
+    """Small integers on a grid, and a few more numbers that belong to no place on it.
+
+    In memory an observation without further numbers is an integer array of ``shape``; one with numbers is a structured
+    scalar of ``dtype``: ``observation["grid"]`` and ``observation["numbers"]``, at any time or batch shape.
+
+    Attributes:
+        shape: Shape of the grid, channels last.
+        num_numbers: Numbers beside it, K.
+        is_wide: Whether its integers need 16 bits, in [-32768, 32767], rather than 8, in [0, 255].
+    """
+
+    shape: tuple[int, ...]
+    num_numbers: int = 0
+    is_wide: bool = False
+    kind: str = field(default="grid", init=False)
+
+    @property
+    def grid_dtype(self) -> np.dtype[Any]:
+        """Type of one integer of the grid."""
+        return np.dtype("<i2" if self.is_wide else "u1")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of one whole observation; its bytes are what a store keeps."""
+        fields: list[Any] = [(GRID, self.grid_dtype, self.shape)]
+        return np.dtype([*fields, (NUMBERS, "<f4", (self.num_numbers,))] if self.num_numbers else fields)
+
+
+@dataclass(frozen=True)
+class TextObservation:
+    """A text of any length."""
+
+    kind: str = field(default="text", init=False)
+
+
+@dataclass(frozen=True)
+class DiscreteAction:
+    """One of ``size`` choices, as an index in [0, size)."""
+
+    size: int
+    kind: str = field(default="discrete", init=False)
+
+
+@dataclass(frozen=True)
+class VectorAction:
+    """Numbers within bounds, A of each.
+
+    Attributes:
+        low: Least value of each.
+        high: Greatest value of each.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    kind: str = field(default="vector", init=False)
+
+    @property
+    def size(self) -> int:
+        """How many numbers, A."""
+        return len(self.low)
+
+
+@dataclass(frozen=True)
+class TextAction:
+    """A text out of those that are available in a state."""
+
+    kind: str = field(default="text", init=False)
+
+
+Observation = VectorObservation | GridObservation | TextObservation
+Action = DiscreteAction | VectorAction | TextAction
+_OBSERVATIONS: tuple[type[Any], ...] = (VectorObservation, GridObservation, TextObservation)
+_ACTIONS: tuple[type[Any], ...] = (DiscreteAction, VectorAction, TextAction)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What every learner needs to know before it sees data; derived from a domain and a sentence encoder.
+
+    Attributes:
+        observation: What an observation is.
+        action: What an action is.
+        goal_embedding_size: Numbers in the sentence embedding of an instruction, E; 0 for what knows no goals.
+    """
+
+    observation: Observation
+    action: Action
+    goal_embedding_size: int = 0
+
+    @property
+    def observation_size(self) -> int:
+        """Numbers in one observation, O.
+
+        Raises:
+            DataError: If observations are no vectors.
+        """
+        return self._vector.size
+
+    @property
+    def entities(self) -> tuple[tuple[int, int], ...]:
+        """First and one past the last number of each thing that a scene may lack.
+
+        Raises:
+            DataError: If observations are no vectors.
+        """
+        return self._vector.entities
+
+    @property
+    def action_size(self) -> int:
+        """Number of discrete actions, or numbers in one continuous action, A.
+
+        Raises:
+            DataError: If actions are texts.
+        """
+        if isinstance(self.action, TextAction):
+            raise DataError("actions are texts, but this reads discrete or vector actions; use what reads texts")
+        return self.action.size
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether an action is an index in [0, A) rather than a vector.
+
+        Raises:
+            DataError: If actions are texts.
+        """
+        return self.action_size > 0 and isinstance(self.action, DiscreteAction)
+
+    def with_goals(self, goal_embedding_size: int) -> TaskSpec:
+        """The same for a learner of instructions whose sentence embeddings have so many numbers."""
+        return replace(self, goal_embedding_size=goal_embedding_size)
+
+    @property
+    def _vector(self) -> VectorObservation:
+        if not isinstance(self.observation, VectorObservation):
+            raise DataError(
+                f"observations are of the kind {self.observation.kind} ({self.observation}), but this reads vectors; "
+                "use what reads that kind, or a world of vectors"
+            )
+        return self.observation
+
+    def to_json(self) -> dict[str, Any]:
+        """Observation and action in plain JSON types, for a store's manifest; what a domain makes of them is left out.
+
+        Entities and the size of goal embeddings are no facts of the data.
+        """
+        observation, action = asdict(self.observation), asdict(self.action)
+        observation.pop("entities", None)
+        return {
+            "observation": {key: list(v) if isinstance(v, tuple) else v for key, v in observation.items()},
+            "action": {key: list(v) if isinstance(v, tuple) else v for key, v in action.items()},
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TaskSpec:
+        """The spec that ``to_json`` described.
+
+        Raises:
+            DataError: If it describes none; the message says what is allowed.
+        """
+        return TaskSpec(_of_kind("observation", data, _OBSERVATIONS), _of_kind("action", data, _ACTIONS))
+
+
+def vector_spec(
+    observation_size: int,
+    action_size: int,
+    is_discrete: bool,
+    goal_embedding_size: int = 0,
+    entities: Sequence[tuple[int, int]] = (),
+) -> TaskSpec:
+    """The spec of a world of vectors, whose continuous actions are in [-1, 1]^A."""
+    bounds = (-1.0,) * action_size, (1.0,) * action_size
+    action = DiscreteAction(action_size) if is_discrete else VectorAction(*bounds)
+    return TaskSpec(VectorObservation(observation_size, tuple(entities)), action, goal_embedding_size)
+
+
+def spec_of_spaces(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], entities: Sequence[slice] = ()
+) -> TaskSpec:
+    """What Gymnasium's spaces describe.
+
+    Args:
+        observation_space: A box of floats of shape (O,); a box of integers of any shape; a dictionary of the latter,
+            ``grid``, and of a box of shape (K,), ``numbers``; or a text.
+        action_space: ``Discrete(A)``, a box of shape (A,), or a text.
+        entities: Where in a vector observation the numbers of each thing lie that a scene may lack.
+
+    Raises:
+        DataError: If a space is none of these.
+    """
+    observation = _observation_of(observation_space)
+    if entities and isinstance(observation, VectorObservation):
+        observation = VectorObservation(observation.size, tuple((part.start, part.stop) for part in entities))
+    return TaskSpec(observation, _action_of(action_space))
+
+
+def _observation_of(space: gym.Space[Any]) -> Observation:
+    if isinstance(space, gym.spaces.Text):
+        return TextObservation()
+    if isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1:
+        return VectorObservation(space.shape[0])
+    grid, numbers = space, None
+    if isinstance(space, gym.spaces.Dict) and set(space.spaces) == {GRID, NUMBERS}:
+        grid, numbers = space[GRID], space[NUMBERS]
+    num_numbers = 0
+    if numbers is not None and isinstance(numbers, gym.spaces.Box) and len(numbers.shape) == 1:
+        num_numbers = numbers.shape[0]
+    if isinstance(grid, gym.spaces.Box) and grid.dtype.kind in "iu" and (numbers is None or num_numbers):
+        low, high = int(grid.low.min()), int(grid.high.max())
+        if low >= -(2**15) and high < 2**15:
+            return GridObservation(grid.shape, num_numbers, is_wide=low < 0 or high > 255)
+    raise DataError(
+        f"observation space {space} is neither a float box of shape (O,), nor a box of integers of 16 bits, nor "
+        f"a dictionary of such a {GRID!r} and a box {NUMBERS!r} of shape (K,), nor a text; flatten the observation"
+    )
+
+
+def _action_of(space: gym.Space[Any]) -> Action:
+    if isinstance(space, gym.spaces.Text):
+        return TextAction()
+    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
+        return DiscreteAction(int(space.n))
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        low, high = (np.broadcast_to(bound, space.shape) for bound in (space.low, space.high))
+        if not np.isfinite([low, high]).all():
+            raise DataError(f"action space {space} has no finite bounds; scale actions into [-1, 1]")
+        return VectorAction(tuple(low.tolist()), tuple(high.tolist()))
+    raise DataError(f"action space {space} is neither Discrete(A) from 0, nor a box of shape (A,), nor a text")
+
+
+def _of_kind(what: str, data: Mapping[str, Any], kinds: Sequence[type[Any]]) -> Any:
+    described = data.get(what)
+    by_kind = {kind.__dataclass_fields__["kind"].default: kind for kind in kinds}
+    try:
+        facts = dict(described)  # type: ignore[arg-type]
+        kind = by_kind[facts.pop("kind")]
+        made = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
+        if not _is_sound(made):
+            raise ValueError("a size is no positive integer, or a bound no number")
+        return made
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{what}: {described!r}, expected the fields of one of the kinds {', '.join(by_kind)} ({error!r})"
+        ) from error
+
+
+def _is_sound(made: Any) -> bool:
+    def is_count(value: object, least: int = 1) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+
+    if isinstance(made, (VectorObservation, DiscreteAction)):
+        return is_count(made.size)
+    if isinstance(made, GridObservation):
+        sizes_fit = all(map(is_count, made.shape)) and is_count(made.num_numbers, least=0)
+        return bool(made.shape) and sizes_fit and isinstance(made.is_wide, bool)
+    if isinstance(made, VectorAction):
+        return len(made.low) == len(made.high) > 0 and bool(np.isfinite([made.low, made.high]).all())
+    return True

@@ -1,0 +1,313 @@
+"""Labels: what a judge wrote about a store, in a folder beside its data; any number of judges may write their own.
+
+```
+store/labels/<name>/
+  label.json           written last: a label without it is unfinished
+  met.memmap           whether the goal is met; for a veto: whether nothing was marked
+  score.memmap         how sure the judge is, in [0, 1]
+  abstained.memmap     where it would not say
+  num_marked.memmap    of a veto only: steps it holds against the rollout
+  goals.jsonl          of goals x states only: row g has the goal and the sentence of goal g
+  goal.memmap          of goals x states only: which goal a row is about
+  state.memmap         of goals x states only: which state, a row of the store's state table
+```
+
+A label has one of two shapes. ``rollout``: a row for each of the store's R rollouts, about its own goal.
+``goal_state``: as many rows as somebody asked for, each about one goal and one state. Where states have no table
+(vectors), state n is the next observation of transition n.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from kalm.core.durable import HashedFile, file_sha256, write_durably
+from kalm.core.errors import DataError
+from kalm.core.validation import raise_problems
+from kalm.judging.judge import Judge, Verdict
+from kalm.store import layout
+from kalm.store.row_tables import RowNumbers
+from kalm.store.shards import ShardFolder, bytes_tensor, listed, shard_facts, to_json
+
+if TYPE_CHECKING:
+    from kalm.store.reader import RolloutStore
+
+LABEL_MANIFEST = "label.json"
+ROLLOUT, GOAL_STATE = "rollout", "goal_state"
+_GOALS = "goals.jsonl"
+_PLACES: dict[layout.Key, layout.Column] = {key: layout.Column(torch.int32) for key in ("goal", "state")}
+_REMEDY = "Delete the label's folder and have the judge write it again."
+
+
+def label_folder(name: str) -> str:
+    """Where a label lies in its store."""
+    return f"{layout.LABELS}/{layout.check_name('label', name)}"
+
+
+class Labels:
+    """A finished label, open for reading by private memory maps.
+
+    Attributes:
+        provenance: What the judge said of itself, in plain JSON types.
+        is_veto: Whether it marks what is implausible rather than saying that goals are met.
+        met: Bool, shape (L,); L = R for a label a rollout.
+        score: Float32 in [0, 1], shape (L,).
+        abstained: Bool, shape (L,).
+        num_marked: Int32, shape (L,); of a veto only.
+        goal: Row of ``goals``, int32, shape (L,); of goals x states only.
+        state: Row of the state table, int32, shape (L,); of goals x states only.
+        goals: Goal (JSON form) and instruction of each goal; of goals x states only.
+    """
+
+    def __init__(
+        self, facts: Mapping[str, Any], columns: Mapping[str, Tensor], goals: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Take what ``read_labels`` found, or what an old store has among its rollouts."""
+        self.provenance: dict[str, Any] = dict(facts["provenance"])
+        self.is_veto = bool(facts["is_veto"])
+        self.met, self.score, self.abstained = columns["met"], columns["score"], columns["abstained"]
+        self.num_marked, self.goal, self.state = (columns.get(key) for key in ("num_marked", "goal", "state"))
+        self.goals = list(goals)
+
+    def __len__(self) -> int:
+        """How many verdicts it holds, L."""
+        return len(self.met)
+
+
+def label_manifest(store: Path, name: str) -> bytes:
+    """Content of a label's manifest.
+
+    Raises:
+        DataError: If the store has no such label, or it is unfinished; the message has those that are there.
+    """
+    path = store / label_folder(name) / LABEL_MANIFEST
+    if path.is_file():
+        return path.read_bytes()
+    header = path.parent / layout.UNFINISHED
+    if header.is_file():
+        command = json.loads(header.read_text(encoding="utf-8"))["command"]
+        raise DataError(f"label {path.parent} is unfinished; run this again, it goes on where it stopped: {command}")
+    found = sorted(other.parent.name for other in (store / layout.LABELS).glob(f"*/{LABEL_MANIFEST}"))
+    raise DataError(f"rollout store {store} has no label {name!r}; it has {', '.join(found) or 'none'}")
+
+
+def read_labels(store: Path, name: str, manifest_sha256: str, num_rollouts: int, verify: bool = False) -> Labels:
+    """Open a label.
+
+    Args:
+        store: Folder of the store.
+        name: Its name.
+        manifest_sha256: SHA-256 of the store's manifest, which the label must name.
+        num_rollouts: Rollouts of the store, R.
+        verify: Compare the SHA-256 of every file, rather than its size only.
+
+    Raises:
+        DataError: If it is missing, unfinished, damaged, or about another store; every problem is named.
+    """
+    folder = store / label_folder(name)
+    try:
+        facts = json.loads(label_manifest(store, name))
+        columns = _columns(facts["shape"], facts["is_veto"])
+        num_rows, files = int(facts["num_rows"]), dict(facts["files"])
+        problems = list(_problems(folder, facts, columns, manifest_sha256, num_rollouts, verify))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder / LABEL_MANIFEST} is no label's manifest: {error!r}. {_REMEDY}") from error
+    raise_problems(f"label {folder} is damaged or of another store", problems, _REMEDY)
+    tensors = {
+        str(key): torch.from_file(str(folder / f"{key}.memmap"), shared=False, size=num_rows, dtype=form.dtype)
+        for key, form in columns.items()
+    }
+    lines = (folder / _GOALS).read_text(encoding="utf-8").splitlines() if _GOALS in files else []
+    return Labels(facts, tensors, [json.loads(line) for line in lines])
+
+
+def write_label_manifest(folder: Path, facts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """Seal a label whose columns are on the disk.
+
+    Args:
+        folder: Where it lies.
+        facts: ``shape``, ``is_veto``, ``provenance``, ``store_manifest_sha256``, ``num_rows``.
+        digests: SHA-256 of each of its files.
+    """
+    write_durably(folder / LABEL_MANIFEST, _manifest(folder, facts, digests))
+
+
+class LabelWriter:
+    """Appends a judge's verdicts to a label of a finished store, shard by shard, and seals it."""
+
+    def __init__(
+        self,
+        store: RolloutStore,
+        judge: Judge,
+        shape: str,
+        made_by: Mapping[str, Any] | None = None,
+        command: str | None = None,
+    ) -> None:
+        """Begin a label, or go on with one that was begun with the same store, judge and settings.
+
+        Args:
+            store: What is judged.
+            judge: Who judges; its name is the label's.
+            shape: ``rollout`` or ``goal_state``.
+            made_by: Plain JSON types beyond the judge's provenance that decide what is asked.
+            command: Command line that goes on with it when it is found unfinished; None takes that of this process.
+
+        Raises:
+            DataError: If the label is finished, or was begun otherwise.
+        """
+        if shape not in (ROLLOUT, GOAL_STATE):
+            raise DataError(f"shape is {shape!r}; it must be {ROLLOUT} or {GOAL_STATE}")
+        self._store, self._folder = store, store.path / label_folder(judge.name)
+        self._facts = {
+            "shape": shape,
+            "is_veto": judge.is_veto,
+            "provenance": json.loads(json.dumps({**judge.provenance, **(made_by or {})})),
+            "store_manifest_sha256": store.manifest_sha256,
+        }
+        self._columns = _columns(shape, judge.is_veto)
+        self._shards = ShardFolder(self._folder, LABEL_MANIFEST, "label", self._facts, command)
+
+    @property
+    def finished_shards(self) -> set[str]:
+        """Names of the shards that are complete on disk."""
+        return self._shards.finished
+
+    def append_rollouts(self, shard: str, verdict: Verdict) -> None:
+        """Store verdicts about the next rollouts of the store, each by its own goal; whole or not at all.
+
+        Args:
+            shard: Its name; shards follow each other in the order of their names.
+            verdict: About rollouts that stand one behind the other in the store.
+
+        Raises:
+            DataError: If the shard exists, or the label is of another shape.
+        """
+        self._append(shard, ROLLOUT, verdict, {}, [])
+
+    def append_states(
+        self,
+        shard: str,
+        goals: Sequence[Mapping[str, Any]],
+        goal: NDArray[np.integer[Any]],
+        state: NDArray[np.integer[Any]],
+        verdict: Verdict,
+    ) -> None:
+        """Store verdicts about pairs of a goal and a state; whole or not at all.
+
+        Args:
+            shard: Its name.
+            goals: Plain JSON types of each goal: its JSON form under ``goal``, a sentence under ``instruction``.
+            goal: Which of ``goals`` each verdict is about, shape (S,).
+            state: Which state of the store, shape (S,).
+            verdict: Of S rows.
+
+        Raises:
+            DataError: If the shard exists, the label is of another shape, or a row names no goal or state.
+        """
+        places = {"goal": (goal, len(goals)), "state": (state, self._store.num_states)}
+        raise_problems(
+            f"shard {shard!r} of {self._folder} cannot be stored",
+            [
+                f"{key}: shape {rows.shape}, from {rows.min(initial=0)} to {rows.max(initial=0)}; expected shape "
+                f"({len(verdict)},) in [0, {size})"
+                for key, (rows, size) in places.items()
+                if rows.shape != (len(verdict),) or ((rows < 0) | (rows >= size)).any()
+            ],
+            "Mend what makes these labels.",
+        )
+        self._append(shard, GOAL_STATE, verdict, {"goal": goal, "state": state}, goals)
+
+    def finish(self) -> Labels:
+        """Merge the shards, in the order of their names, and seal the label.
+
+        Raises:
+            DataError: If a label a rollout has more or fewer rows than the store has rollouts.
+        """
+        shards, goals = self._shards.files(), RowNumbers()
+        num_rows = sum(shard_facts(shard)["num_rows"] for shard in shards)
+        if self._facts["shape"] == ROLLOUT and num_rows != self._store.num_rollouts:
+            raise DataError(f"label {self._folder} has {num_rows} rows of {self._store.num_rollouts} rollouts; go on")
+        if not num_rows:
+            raise DataError(f"no verdict was stored in {self._folder}; a label needs at least one")
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(HashedFile(self._folder / name))
+                for name in (*(f"{key}.memmap" for key in self._columns), *self._goal_files)
+            }
+            for shard in shards:
+                with safe_open(shard, framework="pt") as tensors:
+                    numbers, new = goals.add(tensors.get_tensor(_GOALS).numpy().tobytes().splitlines(keepends=True))
+                    for name in self._goal_files:
+                        files[name].write(b"".join(new))
+                    for key in self._columns:
+                        values = tensors.get_tensor(str(key))
+                        if key == "goal":
+                            values = torch.from_numpy(numbers)[values.long()].to(values.dtype)
+                        files[f"{key}.memmap"].write(values.numpy().tobytes())
+            digests = {name: file.close() for name, file in files.items()}
+        self._shards.seal(_manifest(self._folder, {**self._facts, "num_rows": num_rows}, digests), digests)
+        return self._store.labels(self._folder.name)
+
+    @property
+    def _goal_files(self) -> list[str]:
+        return [_GOALS] if self._facts["shape"] == GOAL_STATE else []
+
+    def _append(
+        self,
+        shard: str,
+        shape: str,
+        verdict: Verdict,
+        places: Mapping[str, NDArray[Any]],
+        goals: Sequence[Mapping[str, Any]],
+    ) -> None:
+        if shape != self._facts["shape"]:
+            raise DataError(f"label {self._folder} has the shape {self._facts['shape']}, these verdicts are {shape}")
+        columns = {
+            str(key): torch.from_numpy(np.asarray(places.get(str(key), getattr(verdict, str(key), None)))).to(
+                form.dtype
+            )
+            for key, form in self._columns.items()
+        }
+        columns[_GOALS] = bytes_tensor(b"".join(to_json(dict(goal)) + b"\n" for goal in goals))
+        self._shards.write(self._shards.check_new(shard), columns, {"num_rows": len(verdict)})
+
+
+def _columns(shape: str, is_veto: bool) -> dict[layout.Key, layout.Column]:
+    return {**(_PLACES if shape == GOAL_STATE else {}), **layout.label_columns(is_veto)}
+
+
+def _manifest(folder: Path, facts: Mapping[str, Any], digests: Mapping[str, str]) -> bytes:
+    content = {"schema_version": layout.SCHEMA_VERSION, **facts, "files": listed(folder, digests)}
+    return to_json(content, indent=1) + b"\n"
+
+
+def _problems(
+    folder: Path,
+    facts: Mapping[str, Any],
+    columns: Mapping[layout.Key, layout.Column],
+    manifest_sha256: str,
+    num_rollouts: int,
+    verify: bool,
+) -> Iterator[str]:
+    if facts["store_manifest_sha256"] != manifest_sha256:
+        yield f"store_manifest_sha256: {facts['store_manifest_sha256']}, that of the store is {manifest_sha256}"
+    if facts["shape"] == ROLLOUT and facts["num_rows"] != num_rollouts:
+        yield f"num_rows: {facts['num_rows']}, the store has {num_rollouts} rollouts"
+    expected = {f"{key}.memmap": form.row_bytes * facts["num_rows"] for key, form in columns.items()}
+    for name in (*expected, *([_GOALS] if facts["shape"] == GOAL_STATE else [])):
+        file, entry = folder / name, facts["files"][name]
+        found = file.stat().st_size if file.is_file() else None
+        if found != entry["bytes"] or found != expected.get(name, found):
+            yield f"{name}: {'missing' if found is None else f'{found} bytes'}, expected {expected.get(name, entry)}"
+        elif verify and file_sha256(file) != entry["sha256"]:
+            yield f"{name}: its content changed since it was written (SHA-256 differs)"
