@@ -83,7 +83,7 @@ class StoreLine:
         """Columns of rows of one store."""
         store = self.stores[number]
         stored = [key for key in keys if key != names.RETURN_TO_GO]
-        columns = {key: store.transitions[key].index_select(0, rows) for key in stored}
+        columns = dict(zip(stored, store.read(stored, rows), strict=True))
         if names.ROLLOUT_ID in columns:
             columns[names.ROLLOUT_ID] = self.first_rollouts[number] + columns[names.ROLLOUT_ID]
         if names.INSTRUCTION_ID in columns:
