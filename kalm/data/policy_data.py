@@ -28,7 +28,7 @@ from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
-from kalm.store.layout import Key, transition_columns
+from kalm.store.layout import Key
 
 
 class PolicyData(RolloutData):
@@ -191,7 +191,7 @@ class PolicyData(RolloutData):
     def _keys(self) -> list[Key]:
         more: list[Key] = [names.WEIGHT] if self._verdict_weights else []
         more += [names.RETURN_TO_GO] if self.sequence_length > 1 else []
-        return [*transition_columns(self.store.spec), *more]
+        return [*self.store.keys, *more]
 
     @cached_property
     def _minibatches(self) -> Minibatches:

@@ -27,7 +27,7 @@ from kalm.data.statistics import Moments, RolloutStatistics, rollout_statistics,
 from kalm.data.symmetry import SymmetricNumbers, SymmetryKind, symmetries_of
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
-from kalm.store.domain_store import open_domain_store
+from kalm.store.collect import open_domain_store
 from kalm.store.reader import RolloutStore
 
 _ROLLOUTS_A_BATCH = 128
