@@ -128,47 +128,31 @@ class TaskSpec:
     action: Action
     goal_embedding_size: int = 0
 
+    def with_goals(self, goal_embedding_size: int) -> TaskSpec:
+        """The same for a learner of instructions whose sentence embeddings have so many numbers."""
+        return replace(self, goal_embedding_size=goal_embedding_size)
+
+    # Where the next ones make no sense they raise a DataError, which names the kind that there is.
+
     @property
     def observation_size(self) -> int:
-        """Numbers in one observation, O.
-
-        Raises:
-            DataError: If observations are no vectors.
-        """
+        """Numbers in one observation, O."""
         return self._vector.size
 
     @property
     def entities(self) -> tuple[tuple[int, int], ...]:
-        """First and one past the last number of each thing that a scene may lack.
-
-        Raises:
-            DataError: If observations are no vectors.
-        """
+        """First and one past the last number of each thing that a scene may lack."""
         return self._vector.entities
 
     @property
     def action_size(self) -> int:
-        """Number of discrete actions, or numbers in one continuous action, A.
-
-        Raises:
-            DataError: If actions are texts.
-        """
-        if isinstance(self.action, TextAction):
-            raise DataError("actions are texts, but this reads discrete or vector actions; use what reads texts")
-        return self.action.size
+        """Number of discrete actions, or numbers in one continuous action, A."""
+        return self._numeric_action.size
 
     @property
     def is_discrete(self) -> bool:
-        """Whether an action is an index in [0, A) rather than a vector.
-
-        Raises:
-            DataError: If actions are texts.
-        """
-        return self.action_size > 0 and isinstance(self.action, DiscreteAction)
-
-    def with_goals(self, goal_embedding_size: int) -> TaskSpec:
-        """The same for a learner of instructions whose sentence embeddings have so many numbers."""
-        return replace(self, goal_embedding_size=goal_embedding_size)
+        """Whether an action is an index in [0, A) rather than a vector."""
+        return isinstance(self._numeric_action, DiscreteAction)
 
     @property
     def _vector(self) -> VectorObservation:
@@ -179,17 +163,17 @@ class TaskSpec:
             )
         return self.observation
 
-    def to_json(self) -> dict[str, Any]:
-        """Observation and action in plain JSON types, for a store's manifest; what a domain makes of them is left out.
+    @property
+    def _numeric_action(self) -> DiscreteAction | VectorAction:
+        if isinstance(self.action, TextAction):
+            raise DataError("actions are texts, but this reads discrete or vector actions; use what reads texts")
+        return self.action
 
-        Entities and the size of goal embeddings are no facts of the data.
-        """
-        observation, action = asdict(self.observation), asdict(self.action)
+    def to_json(self) -> dict[str, Any]:
+        """Observation and action in plain JSON types, for a manifest; the rest are no facts of data."""
+        observation = asdict(self.observation)
         observation.pop("entities", None)
-        return {
-            "observation": {key: list(v) if isinstance(v, tuple) else v for key, v in observation.items()},
-            "action": {key: list(v) if isinstance(v, tuple) else v for key, v in action.items()},
-        }
+        return {"observation": observation, "action": asdict(self.action)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TaskSpec:
@@ -269,30 +253,23 @@ def _action_of(space: gym.Space[Any]) -> Action:
 
 
 def _of_kind(what: str, data: Mapping[str, Any], kinds: Sequence[type[Any]]) -> Any:
-    described = data.get(what)
     by_kind = {kind.__dataclass_fields__["kind"].default: kind for kind in kinds}
+    described = data.get(what)
     try:
         facts = dict(described)  # type: ignore[arg-type]
-        kind = by_kind[facts.pop("kind")]
-        made = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()})
-        if not _is_sound(made):
-            raise ValueError("a size is no positive integer, or a bound no number")
-        return made
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        made = by_kind[facts.pop("kind")](**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
+        _check_sizes(made)
+    except (TypeError, ValueError, KeyError) as error:
+        known = ", ".join(by_kind)
         raise DataError(
-            f"{what}: {described!r}, expected the fields of one of the kinds {', '.join(by_kind)} ({error!r})"
+            f"{what}: {described!r}, expected the fields of one of the kinds {known} ({error!r})"
         ) from error
+    return made
 
 
-def _is_sound(made: Any) -> bool:
-    def is_count(value: object, least: int = 1) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
-
-    if isinstance(made, (VectorObservation, DiscreteAction)):
-        return is_count(made.size)
-    if isinstance(made, GridObservation):
-        sizes_fit = all(map(is_count, made.shape)) and is_count(made.num_numbers, least=0)
-        return bool(made.shape) and sizes_fit and isinstance(made.is_wide, bool)
-    if isinstance(made, VectorAction):
-        return len(made.low) == len(made.high) > 0 and bool(np.isfinite([made.low, made.high]).all())
-    return True
+def _check_sizes(made: Any) -> None:
+    sizes = [*getattr(made, "shape", ()), getattr(made, "size", 1), getattr(made, "num_numbers", 0) + 1]
+    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+        raise ValueError("a size is no positive integer")
+    if isinstance(made, VectorAction) and not np.isfinite([made.low, made.high]).all():
+        raise ValueError("a bound is no number")

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from kalm.core import names
 from kalm.core.errors import DataError
-from kalm.core.rollout import Rollout
 from kalm.data.general_text import GeneralTextPieces, GeneralTextSource
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, join_batches
-from kalm.data.indexed_batches import IndexedBatches
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.symmetry import SymmetryKind
@@ -35,7 +33,7 @@ from kalm.language.prompts import EXPLANATIONS
 _IMAGINED_STREAM, _TEXT_STREAM = 1 << 8, 1 << 9
 # Validation is the same for every run, whatever its seed.
 _VALIDATION_SEED = 0
-_ROLLOUTS_A_BATCH = 128
+_ITEMS_A_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -175,14 +173,9 @@ class GroundingData(RolloutData):
         seed = self._seed, _TEXT_STREAM
         return joined._replace(general_text=self.general_text.batch(index, self._text_source.num_pieces, seed))
 
-    def train_dataloader(self) -> DataLoader[GroundingBatch]:
-        """Batches without end, going on where the trainer's update counter stands."""
-        return IndexedBatches(self.batch, start=lambda: first_batch(self)).dataloader()
-
     def val_dataloader(self) -> list[DataLoader[ValidationBatch]]:
         """Held-out real rollouts; then work items of every split, and held-out text, as far as there are any."""
-        held_out = [self.held_out_rollouts.rollout(place) for place in range(len(self.held_out_rollouts))]
-        starts = np.stack([rollout.observations[0] for rollout in held_out])
+        (starts,) = self.held_out_rollouts.read((names.OBSERVATION,), self.held_out_rollouts.starts)
         domain, number_of = self.domain, self.domain.goal_splits.index
         items = [
             item
@@ -191,12 +184,12 @@ class GroundingData(RolloutData):
                 domain,
                 domain.instructed_goals(split),
                 self._num_imagined,
-                starts,
+                starts.numpy(),
                 (_VALIDATION_SEED, number_of(split)),
             )
         ]
-        loaders = [held_out_loader(held_out)]
-        loaders += [_loader(items, _ROLLOUTS_A_BATCH, lambda items: ValidationBatch(items=items))] if items else []
+        loaders = [self.held_out_loader()]
+        loaders += [_loader(items, _ITEMS_A_BATCH, lambda some: ValidationBatch(items=some))] if items else []
         texts = self.general_text.held_out_batches() if self.general_text else []
         return loaders + ([_loader(texts, None, lambda text: ValidationBatch(text=text))] if texts else [])
 
@@ -234,17 +227,6 @@ def check_shown_rollouts(tokens_per_prompt: int, crop_probability: float, num_he
     require_least(tokens_per_prompt=(tokens_per_prompt, 1), num_held_out=(num_held_out, 1))
     if not 0 <= crop_probability <= 1:
         raise DataError(f"crop_probability is {crop_probability}; it is a share, in [0, 1]")
-
-
-def first_batch(data: RolloutData) -> int:
-    """The batch behind those that the trainer has used."""
-    trainer = data.trainer
-    return 0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches
-
-
-def held_out_loader(rollouts: Sequence[Rollout]) -> DataLoader[ValidationBatch]:
-    """Held-out rollouts, some at a time."""
-    return _loader(rollouts, _ROLLOUTS_A_BATCH, lambda some: ValidationBatch(rollouts=some))
 
 
 def _loader(entries: Sequence[Any], batch_size: int | None, collate: Any) -> DataLoader[ValidationBatch]:

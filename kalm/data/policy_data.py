@@ -20,7 +20,6 @@ from kalm.core.errors import CheckpointError
 from kalm.core.rollout import Rollout
 from kalm.data.choice import check_verdict_weights, weighed_by_verdicts
 from kalm.data.evaluation_episodes import DEFAULT_EPISODES, EvaluationEpisodes
-from kalm.data.indexed_batches import IndexedBatches
 from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
@@ -29,7 +28,7 @@ from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
-from kalm.store.layout import Key, transition_columns
+from kalm.store.layout import Key
 
 
 class PolicyData(RolloutData):
@@ -170,10 +169,6 @@ class PolicyData(RolloutData):
             batch[names.PADDING_MASK] = padding_mask
         return batch
 
-    def train_dataloader(self) -> DataLoader[TensorDict]:
-        """Training steps' minibatches without end, going on where the trainer's update counter stands."""
-        return IndexedBatches(self.batch, start=self._first_step).dataloader()
-
     def val_dataloader(self) -> DataLoader[list[Episode]]:
         """Lists of validation episodes, the same for every run."""
         return self.evaluation.validation_loader(self.domain)
@@ -182,7 +177,7 @@ class PolicyData(RolloutData):
         """Lists of test episodes, the same for every run, none of them used in validation."""
         return self.evaluation.test_loader(self.domain)
 
-    def _first_step(self) -> int:
+    def _first_batch(self) -> int:
         num_updates = self.trainer.global_step if self.trainer is not None else 0
         step, rest = divmod(num_updates, self.updates_per_step)
         if rest:
@@ -196,7 +191,7 @@ class PolicyData(RolloutData):
     def _keys(self) -> list[Key]:
         more: list[Key] = [names.WEIGHT] if self._verdict_weights else []
         more += [names.RETURN_TO_GO] if self.sequence_length > 1 else []
-        return [*transition_columns(self.store.spec), *more]
+        return [*self.store.keys, *more]
 
     @cached_property
     def _minibatches(self) -> Minibatches:

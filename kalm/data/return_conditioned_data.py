@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 from kalm.data.evaluation_episodes import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask
-from kalm.data.grounding_data import check_shown_rollouts, first_batch, held_out_loader
-from kalm.data.indexed_batches import IndexedBatches
+from kalm.data.grounding_data import check_shown_rollouts
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind
@@ -75,9 +74,12 @@ class ReturnConditionedData(RolloutData):
         if stage != "test":
             _ = self.training
 
+    def batch(self, index: int) -> GroundingBatch:
+        """Rollouts of update ``index``; a pure function of seed and index."""
+        return self._batches(index)
+
     @cached_property
-    def batch(self) -> TaskBatches:
-        """Makes the rollouts of every update, a pure function of seed and index."""
+    def _batches(self) -> TaskBatches:
         return TaskBatches(
             self.training,
             GroundingTask.GENERATION,
@@ -89,14 +91,9 @@ class ReturnConditionedData(RolloutData):
             seed=(self._seed, int(GroundingTask.GENERATION)),
         )
 
-    def train_dataloader(self) -> DataLoader[GroundingBatch]:
-        """Batches without end, going on where the trainer's update counter stands."""
-        return IndexedBatches(self.batch, start=lambda: first_batch(self)).dataloader()
-
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Held-out real rollouts; then validation episodes, the same for every policy."""
-        held_out = [self.held_out_rollouts.rollout(place) for place in range(len(self.held_out_rollouts))]
-        return [held_out_loader(held_out), self.evaluation.validation_loader(self.domain)]
+        return [self.held_out_loader(), self.evaluation.validation_loader(self.domain)]
 
     def test_dataloader(self) -> DataLoader[list[Episode]]:
         """Test episodes, the same for every policy, none of them used in validation."""

@@ -8,25 +8,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from kalm.core.changes import changes
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.choice import first_rollouts
 from kalm.data.decisions import data_decisions
 from kalm.data.grounding_batch import ValidationBatch
+from kalm.data.indexed_batches import IndexedBatches
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.statistics import Moments, RolloutStatistics, rollout_statistics, transition_moments
 from kalm.data.symmetry import SymmetricNumbers, SymmetryKind, symmetries_of
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
-from kalm.store.domain_store import open_domain_store
+from kalm.store.collect import open_domain_store
 from kalm.store.reader import RolloutStore
+
+_ROLLOUTS_A_BATCH = 128
 
 
 class RolloutData(LightningDataModule):
@@ -150,6 +154,22 @@ class RolloutData(LightningDataModule):
         """Returns and lengths of the rollouts that are learned from."""
         return rollout_statistics(self.training, self.training.joined_with(self.imagination))
 
+    def batch(self, index: int) -> Any:
+        """What is learned from at once, a pure function of seed and index."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches without end, going on behind those that the trainer has used."""
+        return IndexedBatches(self.batch, start=self._first_batch).dataloader()
+
+    def held_out_loader(self) -> DataLoader[ValidationBatch]:
+        """The held-out rollouts, some at a time."""
+        places = cast("Dataset[Any]", range(len(self.held_out_rollouts)))  # PyTorch's types know no other datasets
+        read = self.held_out_rollouts.rollout
+        return DataLoader(
+            places, _ROLLOUTS_A_BATCH, collate_fn=lambda some: ValidationBatch(rollouts=list(map(read, some)))
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """What decides, with the update, what is learned from in it; Lightning puts it into checkpoints."""
         return dict(self._decisions)
@@ -183,6 +203,9 @@ class RolloutData(LightningDataModule):
     @cached_property
     def _chosen(self) -> Selection:
         return self.real.choose(self._stored.of_stores(0, 1))
+
+    def _first_batch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
 
     @property
     def _verb(self) -> str | None:

@@ -16,7 +16,7 @@ from kalm.data.choice import (
 from kalm.data.decisions import BY_CONTENT, UNDECIDED
 from kalm.data.selection import Selection
 from kalm.envs.base import Domain
-from kalm.store.domain_store import collect_if_absent
+from kalm.store.collect import collect_if_absent
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class StoreLine:
         """Columns of rows of one store."""
         store = self.stores[number]
         stored = [key for key in keys if key != names.RETURN_TO_GO]
-        columns = {key: store.transitions[key].index_select(0, rows) for key in stored}
+        columns = dict(zip(stored, store.read(stored, rows), strict=True))
         if names.ROLLOUT_ID in columns:
             columns[names.ROLLOUT_ID] = self.first_rollouts[number] + columns[names.ROLLOUT_ID]
         if names.INSTRUCTION_ID in columns:
@@ -94,9 +94,10 @@ class StoreLine:
 
     @cached_property
     def _instruction_numbers(self) -> list[Tensor]:
-        """For each store the place in ``instructions`` of each row of its table."""
+        """For each store the place in ``instructions`` of each row of its table; last, for row -1, that it has none."""
         number_of = {sentence: number for number, sentence in enumerate(self.instructions)}
-        return [torch.tensor([number_of[row.instruction] for row in store.instructions]) for store in self.stores]
+        rows = ([number_of[row.instruction] for row in store.instructions] for store in self.stores)
+        return [torch.tensor([*numbers, -1]) for numbers in rows]
 
     @cached_property
     def _returns_to_go(self) -> list[Tensor]:

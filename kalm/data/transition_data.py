@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from kalm.core import names
-from kalm.data.indexed_batches import IndexedBatches
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetricNumbers, SymmetryKind
@@ -72,10 +70,6 @@ class TransitionData(RolloutData):
         return self._numbers.transitions(
             columns, torch.from_numpy(rng.integers(len(self.symmetries), size=self._batch_size))
         )
-
-    def train_dataloader(self) -> DataLoader[Transitions]:
-        """Batches without end, going on where the trainer's update counter stands."""
-        return IndexedBatches(self.batch, lambda: 0 if self.trainer is None else self.trainer.global_step).dataloader()
 
     @cached_property
     def _rows(self) -> Tensor:

@@ -101,7 +101,7 @@ class OfflineRLModule(EvaluatedPolicy):
                 it would become alone, up to rounding.
             num_evaluation_envs: Episodes that run side by side in evaluation; the results do not depend on it.
         """
-        super().__init__(num_evaluation_envs=num_evaluation_envs)
+        super().__init__(num_evaluation_envs)
         require(len(hidden_sizes) > 0 and min(hidden_sizes) > 0, "hidden_sizes", hidden_sizes, "widths of 1 or more")
         require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
         require(0 <= discount <= 1, "discount", discount, "in [0, 1]")

@@ -16,8 +16,7 @@ from kalm.envs.simulation import Episode, EpisodeResult
 class EvaluatedPolicy(LightningModule):
     """A policy that ``validate`` and ``test`` let act; a subclass says how, in ``run_episodes``.
 
-    Its data module has a ``domain`` and gives lists of episodes. A module that already has a base takes this one
-    first: ``class LLMPolicy(EvaluatedPolicy, GroundedLLM)``.
+    Its data module has a ``domain`` and gives lists of episodes.
 
     Attributes:
         num_seeds: Policies side by side, each of which runs every episode.
@@ -27,15 +26,13 @@ class EvaluatedPolicy(LightningModule):
 
     num_seeds: int = 1
 
-    def __init__(self, *args: Any, num_evaluation_envs: int, **options: Any) -> None:
+    def __init__(self, num_evaluation_envs: int) -> None:
         """Begin without results.
 
         Args:
-            args: For the next base class.
             num_evaluation_envs: Episodes that run at the same time, 1 or more; the results do not depend on it.
-            options: For the next base class.
         """
-        super().__init__(*args, **options)
+        super().__init__()
         require(num_evaluation_envs >= 1, "num_evaluation_envs", num_evaluation_envs, "1 or more")
         self.num_evaluation_envs = num_evaluation_envs
         self.results_of_seeds: list[list[EpisodeResult]] = []
@@ -66,7 +63,6 @@ class EvaluatedPolicy(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember how long the weights were trained."""
-        super().on_load_checkpoint(checkpoint)
         self._loaded_updates = int(checkpoint["global_step"])
 
     def on_validation_epoch_start(self) -> None:

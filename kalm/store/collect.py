@@ -1,7 +1,8 @@
-"""Collects real rollouts with a domain's expert into a rollout store (KALM's offline data)."""
+"""Stores of a domain: opened and checked, or collected by its expert when they are absent (KALM's offline data)."""
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kalm.core.errors import DataError
 from kalm.core.names import INSTRUCTION_ID
+from kalm.core.validation import raise_problems
 from kalm.envs.base import Domain
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
+
+logger = logging.getLogger(__name__)
 
 ROLLOUTS_PER_SHARD = 500
 
@@ -50,6 +54,39 @@ def collect_store(
             writer.append(name, shard)
             progress.advance(bar, len(shard))
     return writer.finish()
+
+
+def open_domain_store(domain: Domain, path: str) -> RolloutStore:
+    """Open a store and check that its rollouts are of this domain.
+
+    Raises:
+        DataError: If there is no store, or its domain or spaces are others (all differences are listed).
+    """
+    store = RolloutStore(path)
+    found = {"domain": store.domain, **store.spec.to_json()}
+    expected = {"domain": domain.name, **domain.spec.to_json()}
+    problems = [f"{key}: {found[key]!r}, expected {expected[key]!r}" for key in found if found[key] != expected[key]]
+    raise_problems(
+        f"rollout store {path} is not of the domain {domain.name}",
+        problems,
+        f"Name a store of {domain.name}, or another domain.",
+    )
+    return store
+
+
+def collect_if_absent(domain: Domain, path: str, num_rollouts: int, seed: int) -> None:
+    """Collect real rollouts with the domain's expert unless they are there.
+
+    Args:
+        domain: The world.
+        path: Folder of the store.
+        num_rollouts: Rollouts to collect.
+        seed: Seed of the collection.
+    """
+    if is_finished_store(path):
+        return
+    logger.info("there is no rollout store in %s yet: collecting it", path)
+    collect_store(domain, path, num_rollouts, seed)
 
 
 def success_by_task(domain: Domain, store: RolloutStore) -> dict[str, tuple[int, int]]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +30,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
+from tensordict import TensorDict
 from torch import Tensor
 
-from kalm.core.durable import HashedFile, file_sha256, write_durably
+from kalm.core.durable import HashedFile, write_durably
 from kalm.core.errors import DataError
 from kalm.core.validation import raise_problems
+from kalm.judging.domain_rule import DOMAIN_RULE, rule_provenance
 from kalm.judging.judge import Judge, Verdict
 from kalm.store import layout
+from kalm.store.manifest import file_problems, listed, to_json
 from kalm.store.row_tables import RowNumbers
-from kalm.store.shards import ShardFolder, bytes_tensor, listed, shard_facts, to_json
+from kalm.store.shards import ShardFolder, bytes_tensor, shard_facts
 
 if TYPE_CHECKING:
     from kalm.store.reader import RolloutStore
@@ -54,30 +58,31 @@ def label_folder(name: str) -> str:
     return f"{layout.LABELS}/{layout.check_name('label', name)}"
 
 
+@dataclass(frozen=True, eq=False)
 class Labels:
-    """A finished label, open for reading by private memory maps.
+    """A finished label, open for reading by private memory maps; L verdicts, L = R for a label a rollout.
 
     Attributes:
         provenance: What the judge said of itself, in plain JSON types.
         is_veto: Whether it marks what is implausible rather than saying that goals are met.
-        met: Bool, shape (L,); L = R for a label a rollout.
+        met: Bool, shape (L,).
         score: Float32 in [0, 1], shape (L,).
         abstained: Bool, shape (L,).
         num_marked: Int32, shape (L,); of a veto only.
         goal: Row of ``goals``, int32, shape (L,); of goals x states only.
-        state: Row of the state table, int32, shape (L,); of goals x states only.
+        state: Which state of the store, int32, shape (L,); of goals x states only.
         goals: Goal (JSON form) and instruction of each goal; of goals x states only.
     """
 
-    def __init__(
-        self, facts: Mapping[str, Any], columns: Mapping[str, Tensor], goals: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
-        """Take what ``read_labels`` found, or what an old store has among its rollouts."""
-        self.provenance: dict[str, Any] = dict(facts["provenance"])
-        self.is_veto = bool(facts["is_veto"])
-        self.met, self.score, self.abstained = columns["met"], columns["score"], columns["abstained"]
-        self.num_marked, self.goal, self.state = (columns.get(key) for key in ("num_marked", "goal", "state"))
-        self.goals = list(goals)
+    provenance: Mapping[str, Any]
+    is_veto: bool
+    met: Tensor
+    score: Tensor
+    abstained: Tensor
+    num_marked: Tensor | None = None
+    goal: Tensor | None = None
+    state: Tensor | None = None
+    goals: Sequence[Mapping[str, Any]] = ()
 
     def __len__(self) -> int:
         """How many verdicts it holds, L."""
@@ -128,7 +133,41 @@ def read_labels(store: Path, name: str, manifest_sha256: str, num_rollouts: int,
         for key, form in columns.items()
     }
     lines = (folder / _GOALS).read_text(encoding="utf-8").splitlines() if _GOALS in files else []
-    return Labels(facts, tensors, [json.loads(line) for line in lines])
+    return Labels(facts["provenance"], facts["is_veto"], **tensors, goals=[json.loads(line) for line in lines])
+
+
+def old_verdicts(rollouts: TensorDict, name: str, known: Sequence[str], domain: str) -> Labels:
+    """A label of a store of schema version 1 or 2, out of the columns that kept verdicts then.
+
+    Args:
+        rollouts: Columns of the store's rollouts.
+        name: Of the label.
+        known: Names that the store has verdicts of.
+        domain: Whose rule they are by.
+
+    Raises:
+        DataError: If the store has no verdicts of that name.
+    """
+    if name not in known:
+        raise DataError(f"a rollout store without labels has no label {name!r}; it has {', '.join(known)}")
+    if name == DOMAIN_RULE:
+        columns = {"met": rollouts["is_success"], "score": rollouts["is_success"].float()}
+    else:
+        marked = rollouts["violations", name]
+        score = (1 - marked.double() / rollouts["length"].maximum(marked)).float()
+        columns = {"met": marked == 0, "score": score, "num_marked": marked}
+    abstained = torch.zeros_like(columns["met"])
+    return Labels(rule_provenance(domain), name != DOMAIN_RULE, **columns, abstained=abstained)
+
+
+def label_facts(shape: str, is_veto: bool, provenance: Mapping[str, Any], store_manifest_sha256: str) -> dict[str, Any]:
+    """What a label says of itself but for its files and the number of its rows."""
+    return {
+        "shape": shape,
+        "is_veto": is_veto,
+        "provenance": dict(provenance),
+        "store_manifest_sha256": store_manifest_sha256,
+    }
 
 
 def write_label_manifest(folder: Path, facts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
@@ -136,7 +175,7 @@ def write_label_manifest(folder: Path, facts: Mapping[str, Any], digests: Mappin
 
     Args:
         folder: Where it lies.
-        facts: ``shape``, ``is_veto``, ``provenance``, ``store_manifest_sha256``, ``num_rows``.
+        facts: What ``label_facts`` gave, and ``num_rows``.
         digests: SHA-256 of each of its files.
     """
     write_durably(folder / LABEL_MANIFEST, _manifest(folder, facts, digests))
@@ -168,12 +207,8 @@ class LabelWriter:
         if shape not in (ROLLOUT, GOAL_STATE):
             raise DataError(f"shape is {shape!r}; it must be {ROLLOUT} or {GOAL_STATE}")
         self._store, self._folder = store, store.path / label_folder(judge.name)
-        self._facts = {
-            "shape": shape,
-            "is_veto": judge.is_veto,
-            "provenance": json.loads(json.dumps({**judge.provenance, **(made_by or {})})),
-            "store_manifest_sha256": store.manifest_sha256,
-        }
+        provenance = {**judge.provenance, **(made_by or {})}
+        self._facts = label_facts(shape, judge.is_veto, provenance, store.manifest_sha256)
         self._columns = _columns(shape, judge.is_veto)
         self._shards = ShardFolder(self._folder, LABEL_MANIFEST, "label", self._facts, command)
 
@@ -303,11 +338,9 @@ def _problems(
         yield f"store_manifest_sha256: {facts['store_manifest_sha256']}, that of the store is {manifest_sha256}"
     if facts["shape"] == ROLLOUT and facts["num_rows"] != num_rollouts:
         yield f"num_rows: {facts['num_rows']}, the store has {num_rollouts} rollouts"
-    expected = {f"{key}.memmap": form.row_bytes * facts["num_rows"] for key, form in columns.items()}
-    for name in (*expected, *([_GOALS] if facts["shape"] == GOAL_STATE else [])):
-        file, entry = folder / name, facts["files"][name]
-        found = file.stat().st_size if file.is_file() else None
-        if found != entry["bytes"] or found != expected.get(name, found):
-            yield f"{name}: {'missing' if found is None else f'{found} bytes'}, expected {expected.get(name, entry)}"
-        elif verify and file_sha256(file) != entry["sha256"]:
-            yield f"{name}: its content changed since it was written (SHA-256 differs)"
+    expected: dict[str, int | None] = {
+        f"{key}.memmap": form.row_bytes * facts["num_rows"] for key, form in columns.items()
+    }
+    if facts["shape"] == GOAL_STATE:
+        expected[_GOALS] = None
+    yield from file_problems(folder, LABEL_MANIFEST, expected, facts["files"], verify)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,16 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from kalm.core import names
-from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.core.specs import GRID, TextAction
+from kalm.core.specs import GRID, GridObservation, TextAction
 from kalm.core.specs import NUMBERS as NUMBERS_PART
-from kalm.core.validation import raise_problems
-from kalm.judging.domain_rule import DOMAIN_RULE, rule_provenance
+from kalm.judging.domain_rule import DOMAIN_RULE
 from kalm.store import layout
-from kalm.store.labels import Labels, label_manifest, read_labels
-from kalm.store.row_tables import END_FILE, ROWS_FILE, RowTable
+from kalm.store.labels import Labels, label_manifest, old_verdicts, read_labels
+from kalm.store.manifest import check_files, manifest_content, parse_manifest
+from kalm.store.row_tables import ROWS_FILE, RowTable
 
 # Which part of an observation a key asks for, and the column that says in which row of the state table it stands.
 _IN_STATE_TABLE: dict[layout.Key, tuple[str, layout.Key]] = {
@@ -39,7 +38,6 @@ _IN_STATE_TABLE: dict[layout.Key, tuple[str, layout.Key]] = {
     names.NUMBERS: (NUMBERS_PART, names.STATE),
     names.NEXT_NUMBERS: (NUMBERS_PART, names.NEXT_STATE),
 }
-_REMEDY = "Delete the folder and make the store again, or copy it again from where it came."
 
 
 @dataclass(frozen=True)
@@ -79,17 +77,16 @@ class RolloutStore:
                 malformed (every bad file is named at once).
         """
         self.path, self._verify = Path(path), verify
-        content = _read_manifest(self.path)
+        content = manifest_content(self.path)
         self.manifest_sha256 = hashlib.sha256(content).hexdigest()
-        self.manifest: dict[str, Any] = _parse_manifest(self.path, content)
+        self.manifest: dict[str, Any] = parse_manifest(self.path, content)
         self.spec = layout.spec_of_manifest(self.manifest)
         self._has_labels = self.manifest["schema_version"] >= 3
         columns = {
             layout.TRANSITIONS: layout.transition_columns(self.spec),
             layout.ROLLOUTS: layout.rollout_columns(None if self._has_labels else self.plausibility_flags),
         }
-        problems = _file_problems(self.path, self.manifest, columns, verify)
-        raise_problems(f"rollout store {self.path} is damaged", problems, _REMEDY)
+        check_files(self.path, self.manifest, columns, verify)
         self.transitions, self.rollouts = (
             _map_columns(self.path, table, columns[table], self.manifest[f"num_{table}"])
             for table in (layout.TRANSITIONS, layout.ROLLOUTS)
@@ -152,6 +149,16 @@ class RolloutStore:
         """
         return [self._read(key, rows) for key in keys]
 
+    @property
+    def keys(self) -> list[layout.Key]:
+        """Keys of one whole transition as ``read`` gives it: observations that are tensors rather than their rows."""
+        stored = list(layout.transition_columns(self.spec))
+        if not isinstance(self.spec.observation, GridObservation):
+            return stored
+        parts = {part for part, size in ((GRID, 1), (NUMBERS_PART, self.spec.observation.num_numbers)) if size}
+        asked = [key for key, (part, _) in _IN_STATE_TABLE.items() if part in parts]
+        return asked + [key for key in stored if key not in (names.STATE, names.NEXT_STATE)]
+
     def observations(self, states: Tensor) -> NDArray[Any]:
         """States as a ``Rollout`` has them.
 
@@ -199,7 +206,7 @@ class RolloutStore:
             self._labels[name] = (
                 read_labels(self.path, name, self.manifest_sha256, self.num_rollouts, self._verify)
                 if self._has_labels
-                else self._old_verdicts(name)
+                else old_verdicts(self.rollouts, name, self._verdicts, self.domain)
             )
         return self._labels[name]
 
@@ -210,20 +217,6 @@ class RolloutStore:
     @property
     def _verdicts(self) -> list[str]:
         return [DOMAIN_RULE, *self.plausibility_flags]
-
-    def _old_verdicts(self, name: str) -> Labels:
-        """A label of a store of schema version 1 or 2, out of the columns that kept verdicts then."""
-        if name not in self._verdicts:
-            raise DataError(f"rollout store {self.path} has no label {name!r}; it has {', '.join(self._verdicts)}")
-        facts = {"is_veto": name != DOMAIN_RULE, "provenance": rule_provenance(self.domain)}
-        if name == DOMAIN_RULE:
-            columns = {"met": self.rollouts["is_success"]}
-            columns["score"] = columns["met"].float()
-        else:
-            marked = self.rollouts["violations", name]
-            score = (1 - marked.double() / self.rollouts["length"].maximum(marked)).float()
-            columns = {"met": marked == 0, "num_marked": marked, "score": score}
-        return Labels(facts, {**columns, "abstained": torch.zeros_like(columns["met"])})
 
     # --- rollouts ----------------------------------------------------------------------------------------------------
 
@@ -285,9 +278,10 @@ class RolloutStore:
 
     def _read(self, key: layout.Key, rows: Tensor) -> Tensor:
         if key in self._columns:
-            return self._columns[key][rows]
-        part, column = _IN_STATE_TABLE.get(key, ("", ""))
-        found = self.observations(self._columns[column][rows]) if column in self._columns else np.array("")
+            column = self._columns[key]
+            return column.index_select(0, rows.reshape(-1)).view(*rows.shape, *column.shape[1:])
+        part, row_of = _IN_STATE_TABLE.get(key, ("", ""))
+        found = self.observations(self._columns[row_of][rows]) if row_of in self._columns else np.array("")
         if part == GRID and found.dtype.kind in "iu":
             return torch.from_numpy(found)
         if part not in (found.dtype.names or ()):
@@ -298,95 +292,6 @@ class RolloutStore:
 def is_finished_store(path: str | Path) -> bool:
     """Whether a store was finished in this folder; says nothing about damage since."""
     return (Path(path) / layout.MANIFEST).is_file()
-
-
-def _read_manifest(path: Path) -> bytes:
-    if is_finished_store(path):
-        return (path / layout.MANIFEST).read_bytes()
-    header = path / layout.UNFINISHED
-    if header.is_file():
-        shards = len(list((path / layout.SHARDS).glob("[!.]*.safetensors")))
-        command = json.loads(header.read_text(encoding="utf-8"))["command"]
-        raise DataError(
-            f"rollout store {path} is unfinished: {shards} shards are written, {layout.MANIFEST} is not. "
-            f"Run this again, it goes on where it stopped: {command}"
-        )
-    if not path.is_dir():
-        near = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-        found = f"{path.parent} holds {', '.join(near) or 'nothing'}" if path.parent.is_dir() else "nor does its parent"
-    else:
-        found = f"it holds {', '.join(sorted(entry.name for entry in path.iterdir())) or 'nothing'}"
-    raise DataError(
-        f"there is no rollout store in {path} (no {layout.MANIFEST}); {found}. Make real rollouts with "
-        "`python -m kalm collect`, imagined ones with `python -m kalm predict`"
-    )
-
-
-def _parse_manifest(path: Path, content: bytes) -> dict[str, Any]:
-    name = path / layout.MANIFEST
-    try:
-        manifest = json.loads(content)
-        problems = list(_manifest_problems(manifest))
-    except KeyError as error:
-        raise DataError(f"{name} lacks the key {error}. {_REMEDY}") from error
-    except (TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{name} is not a manifest: {error}. {_REMEDY}") from error
-    raise_problems(f"{name} is malformed", problems, _REMEDY)
-    return dict(manifest)
-
-
-def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:
-    if manifest["schema_version"] not in layout.READABLE_VERSIONS:
-        readable = " and ".join(map(str, layout.READABLE_VERSIONS))
-        yield f"schema_version: {manifest['schema_version']}, this kalm reads {readable}"
-        return
-    for key in ("num_rollouts", "num_transitions", *(f"num_{table}" for table in _tables_of(manifest))):
-        if not isinstance(manifest[key], int) or manifest[key] < 1:
-            yield f"{key}: {manifest[key]!r}, expected a positive integer"
-    for flag in manifest["plausibility_flags"]:
-        layout.check_name("plausibility flag", flag)
-    for file in manifest["files"]:
-        if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-            yield f"files: {file!r} leads out of the store"
-    _ = manifest["domain"]
-
-
-def _tables_of(manifest: Mapping[str, Any]) -> dict[str, int | None]:
-    return layout.row_tables(layout.spec_of_manifest(manifest))
-
-
-def _file_problems(
-    path: Path,
-    manifest: Mapping[str, Any],
-    columns: Mapping[str, Mapping[layout.Key, layout.Column]],
-    verify: bool,
-) -> list[str]:
-    expected = {layout.INSTRUCTIONS: None, layout.PROVENANCE: None}
-    for table, row_bytes in _tables_of(manifest).items():
-        num_rows = manifest[f"num_{table}"]
-        expected[f"{table}/{ROWS_FILE}"] = None if row_bytes is None else row_bytes * num_rows
-        if row_bytes is None:
-            expected[f"{table}/{END_FILE}"] = 8 * num_rows
-    expected |= {
-        layout.column_file(table, key): column.row_bytes * manifest[f"num_{table}"]
-        for table, keys in columns.items()
-        for key, column in keys.items()
-    }
-    problems = []
-    for name, size in expected.items():
-        listed = manifest["files"].get(name)
-        if listed is None:
-            problems.append(f"{name}: not listed in {layout.MANIFEST}")
-        elif size is not None and listed["bytes"] != size:
-            problems.append(f"{name}: listed with {listed['bytes']} bytes, {size} would fit the counts")
-    for name, listed in manifest["files"].items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != listed["bytes"]:
-            problems.append(f"{name}: {'missing' if found is None else f'{found} bytes'}, expected {listed['bytes']}")
-        elif verify and file_sha256(file) != listed["sha256"]:
-            problems.append(f"{name}: its content changed since it was written (SHA-256 differs)")
-    return problems
 
 
 def _map_columns(path: Path, table: str, columns: Mapping[layout.Key, layout.Column], num_rows: int) -> TensorDict:

@@ -8,7 +8,7 @@ Shape letters: S rows of a table, B rows that are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kalm.core.durable import HashedFile
 from kalm.core.errors import DataError
 from kalm.core.specs import GridObservation, Observation
 
@@ -52,19 +53,52 @@ class RowNumbers:
         return np.array(numbers, dtype=np.int64), new
 
 
-def joined(rows: list[bytes], first_end: int = 0) -> tuple[bytes, NDArray[np.int64]]:
-    """Rows one after the other, and behind which byte each ends, counted from ``first_end``."""
-    return b"".join(rows), first_end + np.cumsum([len(row) for row in rows], dtype=np.int64)
+def number_rows(parts: Sequence[list[bytes]]) -> tuple[list[NDArray[np.int64]], Tensor, Tensor]:
+    """Rows of several parts as one table.
+
+    Returns:
+        For each part the number of each of its rows; the bytes of the different rows one after the other, uint8; and
+        behind which byte each of these ends, int64.
+    """
+    table, numbers, different = RowNumbers(), [], []
+    for rows in parts:
+        number, new = table.add(rows)
+        numbers.append(number)
+        different += new
+    content = np.frombuffer(bytearray(b"".join(different)), dtype=np.uint8)
+    return numbers, torch.from_numpy(content), torch.from_numpy(_ends(different))
 
 
-def split(content: Tensor, row_bytes: int | None, end: Tensor | None) -> list[bytes]:
-    """The rows that ``joined`` joined, of ``row_bytes`` each or ending where ``end`` says."""
-    joined_rows = content.numpy().tobytes()
-    if row_bytes is None:
-        assert end is not None
-        ends = end.tolist()
-        return [joined_rows[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
-    return [joined_rows[start : start + row_bytes] for start in range(0, len(joined_rows), row_bytes)]
+class TableFiles:
+    """The files of a table in the making: each different row of all shards is written once."""
+
+    def __init__(self, files: Mapping[str, HashedFile], table: str, row_bytes: int | None) -> None:
+        """Take the open files of ``table_files``.
+
+        Args:
+            files: By their names.
+            table: Its folder.
+            row_bytes: Bytes of a row; None for texts.
+        """
+        self.numbers = RowNumbers()
+        self._files, self._table, self._row_bytes, self._num_bytes = files, table, row_bytes, 0
+
+    def add(self, content: Tensor, end: Tensor) -> NDArray[np.int64]:
+        """Take the table of a shard in, as ``number_rows`` made it; returns the numbers its rows have now."""
+        joined, ends = content.numpy().tobytes(), end.tolist()
+        rows = [joined[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+        numbers, new = self.numbers.add(rows)
+        self._files[f"{self._table}/{ROWS_FILE}"].write(b"".join(new))
+        ends_of_new = self._num_bytes + _ends(new)
+        self._num_bytes += sum(map(len, new))
+        if self._row_bytes is None:
+            self._files[f"{self._table}/{END_FILE}"].write(ends_of_new.tobytes())
+        return numbers
+
+
+def table_files(table: str, row_bytes: int | None) -> list[str]:
+    """Names of a table's files."""
+    return [f"{table}/{file}" for file in ([ROWS_FILE, END_FILE] if row_bytes is None else [ROWS_FILE])]
 
 
 def to_rows(values: NDArray[Any], spec: Observation | None = None) -> list[bytes]:
@@ -76,10 +110,9 @@ def to_rows(values: NDArray[Any], spec: Observation | None = None) -> list[bytes
     """
     if not isinstance(spec, GridObservation):
         return [str(value).encode() for value in values]
-    dtype = spec.dtype if spec.num_numbers else spec.grid_dtype
-    return split(
-        torch.from_numpy(np.frombuffer(values.astype(dtype).tobytes(), np.uint8).copy()), spec.dtype.itemsize, None
-    )
+    content = values.astype(spec.dtype if spec.num_numbers else spec.grid_dtype).tobytes()
+    size = spec.dtype.itemsize
+    return [content[start : start + size] for start in range(0, len(content), size)]
 
 
 class RowTable:
@@ -133,3 +166,7 @@ class RowTable:
             *rows.shape, *(() if spec.num_numbers else spec.shape)
         )
         return grids
+
+
+def _ends(rows: Sequence[bytes]) -> NDArray[np.int64]:
+    return np.cumsum([len(row) for row in rows], dtype=np.int64)

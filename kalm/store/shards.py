@@ -21,16 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from kalm.core.changes import changes
 from kalm.core.durable import sync_folder, write_durably
 from kalm.core.errors import DataError
 from kalm.core.validation import raise_problems
 from kalm.store import layout
-
-
-def to_json(value: Any, indent: int | None = None) -> bytes:
-    """One spelling a value: sorted keys, plain ASCII, so that equal values are equal bytes and one line each."""
-    separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent, separators=separators).encode("ascii")
+from kalm.store.manifest import to_json
 
 
 def bytes_tensor(content: bytes) -> Tensor:
@@ -64,18 +60,13 @@ class ShardFolder:
         self._shards = path / layout.SHARDS
         if (path / manifest).is_file():
             raise DataError(f"{what} {path} is finished; delete the folder to make it anew")
-        header = path / layout.UNFINISHED
+        header, description = path / layout.UNFINISHED, json.loads(to_json(description))
         self._shards.mkdir(parents=True, exist_ok=True)
         if header.is_file():
             begun = json.loads(header.read_text(encoding="utf-8"))["description"]
-            changed = [
-                f"{key}: {begun.get(key)!r} -> {value!r}"
-                for key, value in description.items()
-                if begun.get(key) != value
-            ]
             raise_problems(
                 f"the unfinished {what} {path} was begun with other settings",
-                changed,
+                changes(begun, description),
                 "Use the first settings to finish it, or delete the folder.",
             )
         for leftover in (*path.glob(".*.tmp"), *self._shards.glob(".*.tmp")):
@@ -127,13 +118,6 @@ def shard_facts(path: Path) -> dict[str, Any]:
     """The facts of a shard, without reading its columns."""
     with safe_open(path, framework="pt") as shard:
         return {key: json.loads(value) for key, value in shard.metadata().items()}
-
-
-def listed(folder: Path, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """How a manifest lists files: name -> bytes and SHA-256."""
-    return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in sorted(digests.items())
-    }
 
 
 def column(parts: Iterable[NDArray[Any]], form: layout.Column) -> Tensor:

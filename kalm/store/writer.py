@@ -10,7 +10,6 @@ instructions, states and provenance are numbered from 0 in the shard; the merge 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,10 +33,11 @@ from kalm.core.validation import raise_problems, validate_rollout
 from kalm.judging.domain_rule import DOMAIN_RULE, rule_provenance
 from kalm.judging.judge import Judge, Verdict, verdict
 from kalm.store import layout
-from kalm.store.labels import label_folder, write_label_manifest
+from kalm.store.labels import ROLLOUT, label_facts, label_folder, write_label_manifest
+from kalm.store.manifest import listed, to_json
 from kalm.store.reader import RolloutStore
-from kalm.store.row_tables import END_FILE, ROWS_FILE, RowNumbers, joined, split, to_rows
-from kalm.store.shards import ShardFolder, bytes_tensor, column, listed, shard_facts, to_json
+from kalm.store.row_tables import END_FILE, ROWS_FILE, RowNumbers, TableFiles, number_rows, table_files, to_rows
+from kalm.store.shards import ShardFolder, bytes_tensor, column, shard_facts
 
 Columns = Mapping[str, Mapping[layout.Key, layout.Column]]
 
@@ -75,6 +75,8 @@ class RolloutStoreWriter:
         self._flags = tuple(layout.check_name("plausibility flag", flag) for flag in plausibility_flags)
         by_rule = rule_provenance(domain)
         self._judges = {DOMAIN_RULE: (False, by_rule), **dict.fromkeys(self._flags, (True, by_rule))}
+        if taken := sorted(self._judges.keys() & {judge.name for judge in judges}):
+            raise DataError(f"judges: {', '.join(taken)} would stand in for the domain's own; give them other names")
         self._judges |= {layout.check_name("label", judge.name): (judge.is_veto, judge.provenance) for judge in judges}
         self._given = {judge.name for judge in judges}
         self._description = {
@@ -82,7 +84,7 @@ class RolloutStoreWriter:
             "domain": layout.check_name("domain", domain),
             "spec": spec.to_json(),
             "plausibility_flags": [name for name, (is_veto, _) in self._judges.items() if is_veto],
-            "made_by": json.loads(json.dumps(dict(made_by))),
+            "made_by": dict(made_by),
         }
         self._columns: Columns = {
             layout.TRANSITIONS: layout.transition_columns(spec),
@@ -184,12 +186,9 @@ class RolloutStoreWriter:
 
     def _encode(self, rollouts: Sequence[Rollout], verdicts: Mapping[str, Verdict]) -> dict[str, Tensor]:
         """The columns of a shard, by the names of their files."""
-        lines, instructions = RowNumbers(), []
-        instruction_id = []
-        for rollout in rollouts:
-            number, new = lines.add([_instruction_line(rollout)] if rollout.goal else [])
-            instruction_id.append(int(number[0]) if len(number) else -1)
-            instructions += new
+        lines = [[_instruction_line(rollout)] if rollout.goal else [] for rollout in rollouts]
+        of_instructions, instructions, _ = number_rows(lines)
+        instruction_id = [int(number[0]) if len(number) else -1 for number in of_instructions]
         provenance = [to_json(dict(rollout.provenance)) + b"\n" for rollout in rollouts]
         length = [len(rollout) for rollout in rollouts]
         per_transition: dict[layout.Key, Iterable[NDArray[Any]]] = {
@@ -206,20 +205,8 @@ class RolloutStoreWriter:
         }
         columns: dict[str, Tensor] = {}
         for table in self._tables:
-            of_rollouts = [
-                to_rows(rollout.observations, self._spec.observation)
-                if table == layout.STATES
-                else to_rows(rollout.actions)
-                for rollout in rollouts
-            ]
-            numbering = RowNumbers()
-            numbers, new_rows = [], []
-            for rows in of_rollouts:
-                number, new = numbering.add(rows)
-                numbers.append(number)
-                new_rows += new
-            content, end = joined(new_rows)
-            columns |= {f"{table}/{ROWS_FILE}": bytes_tensor(content), f"{table}/{END_FILE}": torch.from_numpy(end)}
+            numbers, content, end = number_rows([self._table_rows(table, rollout) for rollout in rollouts])
+            columns |= {f"{table}/{ROWS_FILE}": content, f"{table}/{END_FILE}": end}
             if table == layout.STATES:
                 per_transition[names.STATE] = [number[:-1] for number in numbers]
                 per_transition[names.NEXT_STATE] = [number[1:] for number in numbers]
@@ -242,43 +229,37 @@ class RolloutStoreWriter:
                 else:
                     parts = [getattr(verdicts[table.removeprefix(f"{layout.LABELS}/")], str(key))]
                 columns[layout.column_file(table, key)] = column(parts, form)
-        columns[layout.INSTRUCTIONS] = bytes_tensor(b"".join(instructions))
+        columns[layout.INSTRUCTIONS] = instructions
         columns[layout.PROVENANCE] = bytes_tensor(b"".join(provenance))
         return columns
+
+    def _table_rows(self, table: str, rollout: Rollout) -> list[bytes]:
+        """What a rollout brings to a table."""
+        is_state = table == layout.STATES
+        return to_rows(rollout.observations, self._spec.observation) if is_state else to_rows(rollout.actions)
 
     def _merge(
         self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]]
     ) -> tuple[dict[str, str], dict[str, int]]:
         """Append every shard to the store's files; returns the SHA-256 of each file and the rows of each table."""
         offsets = dict.fromkeys((layout.ROLLOUTS, layout.TRANSITIONS, layout.PROVENANCE), 0)
-        lines, tables = RowNumbers(), {table: RowNumbers() for table in self._tables}
-        num_bytes = dict.fromkeys(tables, 0)
+        lines = RowNumbers()
         columns = [layout.column_file(table, key) for table, forms in self._columns.items() for key in forms]
-        files_of_tables = [
-            f"{table}/{file}"
-            for table, row_bytes in self._tables.items()
-            for file in ([ROWS_FILE, END_FILE] if row_bytes is None else [ROWS_FILE])
-        ]
+        of_tables = [name for table, row_bytes in self._tables.items() for name in table_files(table, row_bytes)]
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(HashedFile(self.path / name))
-                for name in (*columns, *files_of_tables, layout.INSTRUCTIONS, layout.PROVENANCE)
+                for name in (*columns, *of_tables, layout.INSTRUCTIONS, layout.PROVENANCE)
             }
+            tables = {table: TableFiles(files, table, row_bytes) for table, row_bytes in self._tables.items()}
             for shard, fact in zip(shards, facts, strict=True):
                 with safe_open(shard, framework="pt") as tensors:
                     text = tensors.get_tensor(layout.INSTRUCTIONS).numpy().tobytes()
                     numbers, new = lines.add(text.splitlines(keepends=True))
                     files[layout.INSTRUCTIONS].write(b"".join(new))
                     renumbered = {names.INSTRUCTION_ID: numbers}
-                    for table, row_bytes in self._tables.items():
-                        ends = tensors.get_tensor(f"{table}/{END_FILE}")
-                        rows = split(tensors.get_tensor(f"{table}/{ROWS_FILE}"), row_bytes, ends)
-                        numbers, new = tables[table].add(rows)
-                        content, end = joined(new, num_bytes[table])
-                        files[f"{table}/{ROWS_FILE}"].write(content)
-                        if row_bytes is None:
-                            files[f"{table}/{END_FILE}"].write(end.tobytes())
-                        num_bytes[table] += len(content)
+                    for table, made in tables.items():
+                        numbers = made.add(*(tensors.get_tensor(f"{table}/{file}") for file in (ROWS_FILE, END_FILE)))
                         keys = (names.STATE, "next/state") if table == layout.STATES else (names.ACTION,)
                         renumbered |= dict.fromkeys(keys, numbers)
                     for name in columns:
@@ -288,11 +269,10 @@ class RolloutStoreWriter:
                     files[layout.PROVENANCE].write(provenance)
                 offsets = {key: offsets[key] + fact.get(key, len(provenance)) for key in offsets}
             digests = {name: file.close() for name, file in files.items()}
-        return digests, {f"num_{table}": len(numbers) for table, numbers in tables.items()}
+        return digests, {f"num_{table}": len(made.numbers) for table, made in tables.items()}
 
     def _seal(self, totals: Mapping[str, int], num_rows: Mapping[str, int], digests: Mapping[str, str]) -> None:
-        of_labels = {name: digest for name, digest in digests.items() if name.startswith(f"{layout.LABELS}/")}
-        own = {name: digest for name, digest in digests.items() if name not in of_labels}
+        own = {name: digest for name, digest in digests.items() if not name.startswith(f"{layout.LABELS}/")}
         manifest = {
             **self._description,
             "num_rollouts": totals[layout.ROLLOUTS],
@@ -305,20 +285,9 @@ class RolloutStoreWriter:
         # Before the store's own: a store that is finished has its verdicts.
         for name, (is_veto, provenance) in self._judges.items():
             folder = label_folder(name)
-            files = {
-                file.removeprefix(f"{folder}/"): of_labels[file] for file in of_labels if file.startswith(f"{folder}/")
-            }
-            write_label_manifest(
-                self.path / folder,
-                {
-                    "shape": "rollout",
-                    "is_veto": is_veto,
-                    "provenance": provenance,
-                    "store_manifest_sha256": hashlib.sha256(content).hexdigest(),
-                    "num_rows": totals[layout.ROLLOUTS],
-                },
-                files,
-            )
+            files = {f"{key}.memmap": digests[layout.column_file(folder, key)] for key in self._columns[folder]}
+            facts = label_facts(ROLLOUT, is_veto, provenance, hashlib.sha256(content).hexdigest())
+            write_label_manifest(self.path / folder, {**facts, "num_rows": totals[layout.ROLLOUTS]}, files)
         self._shards.seal(content, digests)
 
 

@@ -3,7 +3,7 @@
     name: clevr_robot_mine
     root: checkpoints            # folder below which everything is written
     seeds: [0, 1, 2]
-    defaults:                    # by verb; what a stage says itself wins
+    defaults:                    # by verb: files go on top of a stage's own, values of `with` beneath its own
       fit: {config: conf/overlay/smoke.yaml}
     stages:
       - {name: imagine, verb: predict, config: conf/clevr_robot/imagine.yaml}

@@ -23,7 +23,7 @@ from kalm.callbacks.rollout_gif import GifStyle, imagined_panel, rollout_gif
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
-from kalm.store.domain_store import open_domain_store
+from kalm.store.collect import open_domain_store
 
 _COLORS = 64
 _LAST_MILLISECONDS = 2000

@@ -18,7 +18,7 @@ import numpy as np
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.envs.clevr_robot.goals import PlaceGoal
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS, PUSH_DIRECTIONS
-from kalm.store.domain_store import open_domain_store
+from kalm.store.collect import open_domain_store
 
 _LENGTHS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 50))
 

@@ -50,8 +50,8 @@ def test_limit_and_splits_apply_after_the_filter(store: RolloutStore) -> None:
     whole = Selection.whole([store])
     assert first_rollouts(passing(whole, RolloutFilter.success), 2).rollouts.tolist() == [0, 1]
     assert passing(whole, RolloutFilter.success).of_goal_split("easy").rollouts.tolist() == [0, 1]
-    limited = RealRollouts(str(store.path), RolloutFilter.success, max_rollouts=2).choose(whole)
-    assert limited.rollouts.tolist() == [0, 1]
+    limited = RealRollouts(str(store.path), RolloutFilter.plausible, max_rollouts=2).choose(whole)
+    assert limited.rollouts.tolist() == [0, 2]
 
 
 def test_counts_of_each_split(store: RolloutStore) -> None:

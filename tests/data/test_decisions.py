@@ -34,6 +34,12 @@ from tests.data.rollouts import imagined_rollouts, real_rollouts, write_store
 from tests.llm.token_encoder import TokenEncoder
 
 CLASSES = [GoalData, GroundingData, PolicyData, ReturnConditionedData, TransitionData]
+# What decides data, but not of the small sources below: one split, no top returns, plausible real rollouts, goals of
+# enough rollouts each. The encoder decides goal embeddings, which are no part of a batch.
+WITHOUT_EFFECT_HERE = {
+    *("domain", "encoder", "balance_goal_splits", "real.filter", "real.return_discount"),
+    *("imagined.return_discount", "imagined.num_least"),
+}
 
 
 class RenamedChain(ChainDomain):
@@ -65,7 +71,9 @@ def described(folder: Path) -> dict[str, Any]:
         "general_text": GeneralTextSource(str(folder / "text1"), num_pieces=2),
         "tasks": GroundingTasks(8, 4, 4, num_explanation_prompts=3),
         "evaluation": EvaluationEpisodes(4, 6, goals_file=None),
+        "batch_size": 8,
         "num_held_out": 10,
+        "tokens_per_prompt": 1,  # many batches an epoch
         "num_rollouts": {"easy": 3},
         "goals_file": str(folder / "goals1"),
     }
@@ -83,6 +91,7 @@ def another(name: str, value: Any, folder: Path) -> Any:
         "goal_splits": ["easy"],
         "verdict_weights": {"missed": 0.5},
         "num_rollouts": {"easy": 4},
+        "tokens_per_prompt": 24,
     }
     if name in special:
         return special[name]
@@ -91,7 +100,7 @@ def another(name: str, value: Any, folder: Path) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        return value + 1
+        return value + 1 if value < 3 else value // 2
     assert isinstance(value, float), f"give {name} another value here"
     return value / 2 if value else 0.5
 
@@ -160,11 +169,15 @@ def test_every_option_is_refused_on_resume_or_said_to_decide_nothing(
     else:
         with pytest.raises(CheckpointError, match=f"(with: |; ){option}: .* -> "):
             after.load_state_dict(before.state_dict())
+        if option not in WITHOUT_EFFECT_HERE:
+            with pytest.raises((AssertionError, KeyError, ValueError)):  # other values, columns or numbers
+                assert_same(*(tuple(data.batch(index) for index in range(3)) for data in (before, after)))
 
 
 def assert_same(left: Any, right: Any) -> None:
     """Two batches of one kind, whatever it is."""
     if isinstance(left, torch.Tensor) or hasattr(left, "batch_size"):
+        assert left.shape == right.shape
         assert (left == right).all()
     elif isinstance(left, tuple):
         for one, other in zip(left, right, strict=True):

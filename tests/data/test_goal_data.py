@@ -15,7 +15,7 @@ from kalm.data.goal_data import PAPER_NUM_ROLLOUTS, GoalData, ShardSampler
 from kalm.data.rollout_sources import RealRollouts
 from kalm.store.reader import is_finished_store
 from tests.chain_domain import MAX_STEPS, ChainDomain
-from tests.data.rollouts import real_rollouts, write_store
+from tests.data.rollouts import broken, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
 
 
@@ -76,6 +76,15 @@ def test_items_start_where_real_rollouts_did_with_the_goal_not_met(tmp_path: Pat
         assert tuple(item.start) in starts
         assert not item.instructed.goal.success(item.start)
         assert item.max_steps == MAX_STEPS
+
+
+def test_only_first_observations_are_starts(tmp_path: Path) -> None:
+    """Where those, and no later ones, have sevens."""
+    rollouts = real_rollouts(40)
+    marked = [np.concatenate([7 * rollout.observations[:1], rollout.observations[1:]]) for rollout in rollouts]
+    write_store(tmp_path / "real", [broken(r, observations=o) for r, o in zip(rollouts, marked, strict=True)])
+    items = [item for shard in goal_data(tmp_path).all_shards for item in shard.items]
+    assert {item.start.max() for item in items} == {7.0}
 
 
 def test_same_seed_same_work_and_another_seed_another_luck(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_held_out_rollouts_are_never_trained_on(tmp_path: Path) -> None:
     data = chain_grounding_data(tmp_path, num_rollouts=100, num_held_out=30)
     store = data.store
     used = [store.rollout(row) for row in range(100) if store.is_success[row]]
-    held_out = list(data.val_dataloader()[0].dataset)
+    held_out = [rollout for batch in data.val_dataloader()[0] for rollout in batch.rollouts]
     assert [r.actions.tolist() for r in held_out] == [r.actions.tolist() for r in used[-30:]]
     observations = np.concatenate([r.observations[:-1] for r in used[:-30]])
     changes = np.concatenate([np.diff(r.observations, axis=0) for r in used[:-30]])

@@ -128,6 +128,28 @@ def test_what_is_held_out_is_in_no_batch(real: RealRollouts, make: Any) -> None:
     assert [rollout.observations.max() for rollout in held_out] == ([] if expected == 7 else [7.0] * 10)
 
 
+def test_tasks_show_a_rollout_under_symmetries_of_their_own(tmp_path: Path) -> None:
+    """How one task shows a rollout says nothing about how another does: sixty rollouts, told apart by their size."""
+    rollouts = real_rollouts(60)
+    sized = [broken(r, observations=(place + 1) * r.observations) for place, r in enumerate(rollouts)]
+    write_store(tmp_path / "sized", sized)
+    sources = DOMAIN, TokenEncoder(), RealRollouts(str(tmp_path / "sized"))
+    shown = {}
+    for task in ("dynamics", "explanation"):
+        tasks = replace(GroundingTasks(0, 0, 0), **{task: 1000})
+        data = GroundingData(
+            *sources, tasks=tasks, symmetry=SymmetryKind.names, tokens_per_prompt=10**6, num_held_out=1
+        )
+        batch = data.batch(0)
+        sizes = [int(observation.max()) - 1 for observation in batch.final_observation]
+        ends = [observation.argmax() for observation in batch.final_observation]
+        shown[task] = dict(zip(sizes, ends, strict=True))
+    assert len(shown["dynamics"]) == len(shown["explanation"]) == 59
+    turned = [place for place, r in enumerate(rollouts[:59]) if r.observations[-1].argmax() != 2]
+    agreement = np.mean([shown["dynamics"][place] == shown["explanation"][place] for place in turned])
+    assert 0.25 < agreement < 0.75
+
+
 def attached(data: PolicyData, rank: int = 0, world_size: int = 1) -> PolicyData:
     """As one process of a distributed training."""
     data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), global_rank=rank, world_size=world_size)  # type: ignore[assignment]

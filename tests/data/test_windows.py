@@ -179,3 +179,12 @@ def test_statistics_are_those_of_the_rollouts_in_use(folder: Path) -> None:
     imagined = [r for split in ("rephrase", "easy") for r in imagined_rollouts(40, split)]
     in_use = [len(r.actions) for r in rollouts] + [len(r.actions) for r in imagined if r.is_success]
     assert statistics.max_length == max(in_use)
+
+
+def test_the_longest_rollout_may_be_an_imagined_one(folder: Path) -> None:
+    """Real rollouts of two steps at most, imagined ones of six."""
+    short = [rollout for rollout in real_rollouts(60) if len(rollout.actions) <= 2]
+    write_store(folder / "shorter", short)
+    statistics = make_data(folder, real=RealRollouts(str(folder / "shorter"))).rollout_statistics
+    assert statistics.max_length == 6
+    assert len(statistics.returns) == len(short)

@@ -24,6 +24,10 @@ from kalm.core.specs import (
     VectorAction,
     spec_of_spaces,
 )
+from kalm.data.selection import StoreLine
+from kalm.llm.grounding.rollout_codec import RolloutCodec
+from kalm.rl.bc import BC
+from kalm.rl.dynamics.dynamics_check import DynamicsCheck
 from kalm.store.reader import RolloutStore
 from kalm.store.writer import RolloutStoreWriter
 from tests.data.rollouts import DOMAIN, broken, real_rollouts, write_store
@@ -105,6 +109,8 @@ def test_read_looks_states_up(tmp_path: Path) -> None:
     rows = torch.tensor([[3, 7], [49, 3]])
     keys = (names.OBSERVATION, names.NUMBERS, names.NEXT_OBSERVATION, names.NEXT_NUMBERS, names.ACTION)
     grid, numbers, next_grid, next_numbers, action = store.read(keys, rows)
+    assert {*keys, names.REWARD} < set(store.keys)
+    assert all(len(column) == 2 for column in store.read(store.keys, rows))
     assert (grid.dtype, grid.shape) == (torch.int16, (2, 2, 4, 4, 3))
     assert (numbers.dtype, numbers.shape) == (torch.float32, (2, 2, 2))
     assert action.shape == (2, 2, 1)
@@ -114,6 +120,18 @@ def test_read_looks_states_up(tmp_path: Path) -> None:
         assert np.array_equal(next_grid.flatten(0, 1)[place], after["grid"])
         assert np.array_equal(numbers.flatten(0, 1)[place], before["numbers"])
         assert np.array_equal(next_numbers.flatten(0, 1)[place], after["numbers"])
+
+
+def test_several_stores_in_one_line_look_their_own_states_up(tmp_path: Path) -> None:
+    """Rows of both; a transition that was made for no goal says so, also beside stores that have instructions."""
+    both = [walks(PLAIN, 3, seed) for seed in range(2)]
+    line = StoreLine([stored(tmp_path / str(seed), PLAIN, both[seed]) for seed in range(2)])
+    rows = torch.tensor([29, 0, 16])  # 15 transitions each
+    grid, instruction_id, rollout_id = line.read([names.OBSERVATION, names.INSTRUCTION_ID, names.ROLLOUT_ID], rows)
+    expected = [both[row // 15][row % 15 // 5].observations[row % 5] for row in rows.tolist()]
+    assert np.array_equal(grid, expected)
+    assert instruction_id.tolist() == [-1, -1, -1]
+    assert rollout_id.tolist() == [5, 0, 3]
 
 
 def test_texts_are_read_by_their_rows_and_are_no_tensors(tmp_path: Path) -> None:
@@ -211,11 +229,12 @@ def test_eight_hundred_thousand_transitions_of_a_large_grid_fit_into_400_megabyt
 
 def test_a_policy_of_vectors_refuses_grids_and_texts() -> None:
     """At construction: that is when it asks how large an observation is."""
-    for ask in ("observation_size", "entities"):
+    makers = (BC, lambda spec: RolloutCodec(spec, [8], 8), lambda spec: DynamicsCheck(spec))
+    for make in makers:
         with pytest.raises(DataError, match=r"observations are of the kind grid .*this reads vectors"):
-            getattr(PLAIN, ask)
-    with pytest.raises(DataError, match="kind text"):
-        _ = TEXT.observation_size
+            make(PLAIN)
+        with pytest.raises(DataError, match="kind text|actions are texts"):
+            make(TEXT)
     with pytest.raises(DataError, match="actions are texts"):
         _ = TEXT.is_discrete
 

@@ -209,12 +209,12 @@ class TestStages:
             "collect": {"experiment": "w/collect/expert"},
             "ground": {
                 "experiment": "w/ground/tiny",
-                "data": {"init_args": {"real": "${root}/w/collect/expert/seed=0"}},
+                "data": {"init_args": {"real": {"path": "${root}/w/collect/expert/seed=0"}}},
             },
             "bc": {
                 "experiment": "w/bc/kalm",
                 "model": {"init_args": {"weights_from": "${root}/w/ground/tiny/seed=${seed_everything}"}},
-                "data": {"init_args": {"imagined": ["${root}/w/collect/expert/seed=0"], "batch_size": 2}},
+                "data": {"init_args": {"imagined": {"stores": ["${root}/w/collect/expert/seed=0"]}, "batch_size": 2}},
             },
         }
         for name, content in files.items():
@@ -238,10 +238,10 @@ class TestStages:
 
     def test_what_a_stage_overrides_counts(self) -> None:
         """The experiment and the seed decide the folder; a path that is replaced is not read; a run folder is."""
-        options = {"seed_everything": 4, "data.imagined": [], "model.weights_from": "${ground}"}
+        options = {"seed_everything": 4, "data.imagined": None, "model.weights_from": "${ground}"}
         bc = self.stages({"name": "bc", "config": ["bc.yaml"], "experiment": "w/bc/own", "with": options})["bc"]
         assert bc.command[3:6] == ("--root=out", "--experiment=w/bc/own", "--seed_everything=4")
-        assert bc.command[6:] == ("--data.imagined=[]", "--model.weights_from=out/w/ground/tiny/seed=0/last.ckpt")
+        assert bc.command[6:] == ("--data.imagined=null", "--model.weights_from=out/w/ground/tiny/seed=0/last.ckpt")
         assert bc.inputs == ("out/w/ground/tiny/seed=0/last.ckpt",)
         assert bc.outputs == ("out/w/bc/own/seed=4/last.ckpt",)
         assert self.stages({"name": "bc", "config": "bc.yaml"})["bc"].inputs == (
@@ -267,11 +267,11 @@ class TestStages:
 
     def test_test_repeats_the_stage(self) -> None:
         """Same configuration and overrides, once a seed, of that seed's checkpoint; more can be overridden."""
-        fit = {"name": "bc", "config": "bc.yaml", "with": {"data.imagined": []}, "seeds": "together"}
-        stages = self.stages({**fit, "test": {"data.num_test_episodes": 4}}, seeds=[0, 1, 7])
+        fit = {"name": "bc", "config": "bc.yaml", "with": {"data.imagined": None}, "seeds": "together"}
+        stages = self.stages({**fit, "test": {"data.evaluation.num_test_episodes": 4}}, seeds=[0, 1, 7])
         assert list(stages)[2:] == ["bc seeds=0-1", "bc seed=7", "bc-test seed=0", "bc-test seed=1", "bc-test seed=7"]
         test = stages["bc-test seed=1"]
-        own = ("--seed_everything=1", "--data.imagined=[]", "--data.num_test_episodes=4")
+        own = ("--seed_everything=1", "--data.imagined=null", "--data.evaluation.num_test_episodes=4")
         assert test.command == ("test", "--config", "bc.yaml", "--root=out", *own)
         assert test.inputs == ("out/w/bc/kalm/seed=1/last.ckpt",)
         assert test.outputs == ("out/w/bc/kalm/seed=1/results.jsonl",)
@@ -289,7 +289,7 @@ class TestStages:
 
     def test_seeds_together_are_one_stage_a_row_of_seeds(self) -> None:
         """Seeds 0, 1, 2 and 7: one command for the first three and one for the last; an output for each seed."""
-        stage = {"name": "fit", "config": "bc.yaml", "seeds": "together", "with": {"data.imagined": []}}
+        stage = {"name": "fit", "config": "bc.yaml", "seeds": "together", "with": {"data.imagined": None}}
         stages = self.stages(stage, seeds=[0, 1, 2, 7])
         three, one = stages["fit seeds=0-2"], stages["fit seed=7"]
         assert three.command[4:6] == ("--seed_everything=0", "--model.num_seeds=3")
@@ -300,7 +300,7 @@ class TestStages:
 
     def test_report_sees_commands_as_they_are_typed(self) -> None:
         """The root is filled in; what differs from run to run stays a name."""
-        stages = [{"name": "fit", "config": "bc.yaml", "seeds": "together", "with": {"data.imagined": []}}]
+        stages = [{"name": "fit", "config": "bc.yaml", "seeds": "together", "with": {"data.imagined": None}}]
         (shown,) = load_study(study_file(stages=stages), root="there").definition["stages"]
         assert shown["command"][3:6] == ["--root=there", "--seed_everything=${seed}", "--model.num_seeds=${num_seeds}"]
         runs = ("${run}", "seed=${seed}")

@@ -86,7 +86,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
             backbone_learning_rate_scale: The backbone's learning rate as a multiple of ``learning_rate``.
             num_evaluation_envs: Episodes that run side by side; the results do not depend on it, up to rounding.
         """
-        super().__init__(num_evaluation_envs=num_evaluation_envs)
+        super().__init__(num_evaluation_envs)
         is_share = 0 <= target_return_quantile <= 1
         require(is_share, "target_return_quantile", target_return_quantile, "in [0, 1]")
         is_one = len(backbone.parts) == 1

@@ -41,7 +41,7 @@ class LLMPolicy(EvaluatedPolicy):
             inner_size: As it was grounded.
             num_evaluation_envs: Episodes that run side by side; the results do not depend on it, up to rounding.
         """
-        super().__init__(num_evaluation_envs=num_evaluation_envs)
+        super().__init__(num_evaluation_envs)
         # Under the names that they have in a GroundedLLM, so that its checkpoints fit.
         self.backbone = backbone
         self.codec = RolloutCodec(spec, [part.hidden_size for part in backbone.parts], inner_size)

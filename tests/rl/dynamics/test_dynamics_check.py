@@ -182,7 +182,7 @@ def test_other_checkpoints_and_impossible_settings_are_refused(tmp_path: Path) -
     with pytest.raises(ValueError, match="false_alarm_rate is 1"):
         DynamicsCheck(DOMAIN.spec, false_alarm_rate=1)
     write_store(tmp_path / "few", real_rollouts(5))
-    with pytest.raises(DataError, match="5 rollouts; with num_held_out 5 none is left"):
+    with pytest.raises(DataError, match="5 rollouts of .*; with num_held_out 5 none is left"):
         TransitionData(DOMAIN, RealRollouts(str(tmp_path / "few")), num_held_out=5).setup("fit")
 
 
