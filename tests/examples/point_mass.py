@@ -56,9 +56,7 @@ class PointMass(Domain):
     observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
-        return [
-            InstructedGoal(Visit(p), f"{verb} {p}", goal_split) for p in PLACES[goal_split] for verb in ("go", "fly")
-        ]
+        return [InstructedGoal(Visit(p), f"{how} {p}", goal_split) for how in ("go", "fly") for p in PLACES[goal_split]]
 
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> DomainVectorEnv:  # noqa: D102
         return Square(self, num_envs)
