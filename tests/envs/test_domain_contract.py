@@ -101,7 +101,7 @@ def _by_row(self: ChainVectorEnv, row: int, rng: np.random.Generator, goal: Cell
 
 
 def _shared(self: ChainVectorEnv, rows: Any, actions: Any) -> Any:
-    self.luck = getattr(self, "luck", np.random.default_rng())
+    self.luck = getattr(self, "luck", np.random.default_rng(0))
     return one_hot(step(self._observation[rows].argmax(-1), np.where(self.luck.random(len(rows)) < 0.5, 0, actions)))
 
 
