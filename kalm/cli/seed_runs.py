@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kalm.callbacks.checkpoint import UpdateCheckpoint, point_to
+from kalm.callbacks.every_run import UpdateCheckpoint, point_to
 from kalm.core.errors import CheckpointError
 from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO

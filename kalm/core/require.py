@@ -8,4 +8,4 @@ from kalm.core.errors import KalmError
 def require(is_met: bool, name: str, value: object, allowed: str) -> None:
     """Stop at construction on a value out of range."""
     if not is_met:
-        raise KalmError(f"{name} is {value}; it must be {allowed}. Change it in the model section of the YAML")
+        raise KalmError(f"{name} is {value}; it must be {allowed}")

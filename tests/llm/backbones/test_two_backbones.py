@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kalm.callbacks.adapter_folder import AdapterFolder
-from kalm.callbacks.checkpoint import UpdateCheckpoint
+from kalm.callbacks.every_run import UpdateCheckpoint
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.specs import TaskSpec
 from kalm.data.grounding_batch import GeneralText
