@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kalm.callbacks.imagination import ValidatedRollouts
 from kalm.callbacks.rollout_gif import GifStyle, imagined_panel, show_gif
+from kalm.core.errors import require
 from kalm.core.goal import InstructedGoal
-from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain

@@ -20,8 +20,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from kalm.core.errors import require
 from kalm.core.names import PADDING_MASK, SOURCE
-from kalm.core.require import require
 from kalm.core.specs import TaskSpec
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.rl.training.attached_data import attached_data, check_fit
