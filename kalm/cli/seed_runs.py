@@ -30,12 +30,14 @@ def write_seed_runs(
     checkpoint_io, source = VerifiedCheckpointIO(), (together / LAST).resolve()
     checkpoint = checkpoint_io.load_checkpoint(source)
     stacked = dict(policy.named_parameters()).keys()
+    data = type(policy.trainer.datamodule).__qualname__  # type: ignore[attr-defined]  # where Lightning keeps its state
     for number, folder in enumerate(folders):
         own = checkpoint_of(checkpoint, stacked, number)
         kept = {"saved": [source.name]}
         own["callbacks"] = {
             key: kept if key == UpdateCheckpoint().state_key else state for key, state in own["callbacks"].items()
         }
+        own[data] = {**own[data], "seed": own[data]["seed"] + number}
         folder.mkdir(parents=True, exist_ok=True)
         save_config(number, folder)
         checkpoint_io.save_checkpoint(own, folder / source.name)
