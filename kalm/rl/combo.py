@@ -36,11 +36,15 @@ from kalm.core.errors import KalmError
 from kalm.core.require import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
-from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
-from kalm.rl.dynamics.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size
+from kalm.rl.dynamics.dynamics_ensemble import (
+    DynamicsEnsemble,
+    ImaginedTransition,
+    imagined_transitions,
+    noise_size,
+)
 from kalm.rl.losses import sampled_cql_penalty, soft_policy_loss, td_target, temperature_loss
 from kalm.rl.networks.gaussian_policies import LearnedScale, SquashedGaussian, sampled_actions
-from kalm.rl.networks.mlp import critic_network, gaussian_policy_network
+from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 
@@ -106,7 +110,7 @@ class COMBO(OfflineRLModule):
         self.dynamics = DynamicsEnsemble(spec, num_dynamics_members, dynamics_hidden_sizes)
         self.critic = critic_network(spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
-        self.policy = gaussian_policy_network(spec, self.hidden_sizes)
+        self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, 2 * spec.action_size)
         self.temperature = LearnedScale()
         self._noise_sizes = [
             noise_size(num_model_steps, spec.observation_size, spec.action_size),

@@ -31,7 +31,7 @@ from kalm.core.require import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import squared_action_error, td_target
-from kalm.rl.networks.mlp import critic_network, policy_network
+from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 
@@ -82,7 +82,7 @@ class TD3BC(OfflineRLModule):
         self.policy_update_interval = policy_update_interval
         self.updates_policy = True
         self.noise_size = spec.action_size
-        self.policy = policy_network(spec, self.hidden_sizes)
+        self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, spec.action_size)
         self.target_policy = self.target_of(self.policy)
         self.critic = critic_network(spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
