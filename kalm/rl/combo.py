@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.core.errors import KalmError
 from kalm.core.require import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
@@ -50,6 +49,8 @@ from kalm.rl.training.batches import TransitionBatch
 
 class COMBO(OfflineRLModule):
     """COMBO for continuous actions."""
+
+    needs_continuous_actions = True
 
     def __init__(
         self,
@@ -82,9 +83,6 @@ class COMBO(OfflineRLModule):
             policy_learning_rate: Adam's step size for policy and temperature (paper: 1e-4).
             dynamics_learning_rate: Adam's step size for the model (authors' code: 1e-3).
             options: Options that all algorithms share.
-
-        Raises:
-            KalmError: If the domain's actions are discrete.
         """
         super().__init__(spec, learning_rate=learning_rate, **options)
         require(conservative_weight >= 0, "conservative_weight", conservative_weight, "0 or more")
@@ -95,11 +93,6 @@ class COMBO(OfflineRLModule):
         require(dynamics_warmup_updates >= 0, "dynamics_warmup_updates", dynamics_warmup_updates, "0 or more")
         require(policy_learning_rate > 0, "policy_learning_rate", policy_learning_rate, "above 0")
         require(dynamics_learning_rate > 0, "dynamics_learning_rate", dynamics_learning_rate, "above 0")
-        if spec.is_discrete:
-            raise KalmError(
-                "COMBO needs a domain with continuous actions, but this one's are discrete; use kalm.rl.cql.CQL, "
-                "kalm.rl.iql.IQL or kalm.rl.awac.AWAC"
-            )
         self.conservative_weight = conservative_weight
         self.real_fraction = real_fraction
         self.num_model_steps = num_model_steps
