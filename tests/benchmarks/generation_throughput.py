@@ -35,12 +35,11 @@ from torch import Tensor
 
 from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.specs import vector_spec
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.generation import Generation
-from kalm.llm.imagination.reader import CachedReader, Reader
+from kalm.llm.imagination.generation import CachedReader, Generation, Reader
 from kalm.llm.imagination.rows import Generated
 from tests.chain_domain import CellGoal
 from tests.llm.small_models import backbone, save_small_model

@@ -33,7 +33,7 @@ from kalm.core.errors import KalmError
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.core.specs import TaskSpec, VectorObservation
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
+from kalm.data.language_batches import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
 from kalm.envs.running_episodes import RunningEpisodes

@@ -22,8 +22,7 @@ from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.backbone import Backbone, require_same_backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.generation import choose_action
-from kalm.llm.imagination.reader import CachedReader
+from kalm.llm.imagination.generation import CachedReader, choose_action
 from kalm.runs.evaluated import EvaluatedPolicy
 
 

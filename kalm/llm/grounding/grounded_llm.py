@@ -3,8 +3,8 @@
 Three tasks teach it what states and actions mean: generation (goal in, rollout out; actions, next states and the end
 are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out).
 
-Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; what is asked about
-held-out rollouts and texts in ``held_out.py``; imagination (section 3.2) in ``imagination/rollout_engine.py``.
+Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
+3.2) in ``imagination/rollout_engine.py``.
 
 Differences from the paper: (1) a next state is predicted as its change, and kept to the range of the data; (2) an
 end head says when the goal is met, so that continuous actions need no end token; (3) a rollout contributes all its
@@ -28,13 +28,18 @@ from torch import Tensor
 
 from kalm.core.rollout import Rollout
 from kalm.core.specs import TaskSpec
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
-from kalm.data.work_item import WorkItem, WorkShard
+from kalm.data.language_batches import (
+    GroundingBatch,
+    GroundingTask,
+    ValidationBatch,
+    WorkItem,
+    WorkShard,
+    batch_rollouts,
+)
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
 from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
-from kalm.llm.grounding.held_out import prediction_metrics, text_metrics, write_answers
 from kalm.llm.grounding.losses import Optimization, action_loss, change_loss, end_loss, require_finite, text_loss
-from kalm.llm.grounding.reading import RolloutHidden, read_rollouts
+from kalm.llm.grounding.reading import RolloutHidden, read_rollouts, read_texts, write_answers
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -43,6 +48,8 @@ from kalm.runs.folder import find_checkpoint
 _AS_IN_THE_PAPER = ImaginationSettings()
 # What decides, with the weights, what is imagined; the other settings say how fast.
 _DECIDES = ("temperature", "goal_test", "end_threshold", "chain_sub_goals")
+# A next state matches when every number is within this many standard deviations of the data.
+_STATE_TOLERANCE = 0.2
 
 
 class GroundedLLM(LightningModule):
@@ -187,9 +194,12 @@ class GroundedLLM(LightningModule):
         if batch.rollouts:
             prompts = [generation_prompt(rollout.instruction) for rollout in batch.rollouts]
             asked = self._asked(batch.rollouts, prompts, GroundingTask.GENERATION)
-            self._log_means(prediction_metrics(self.backbone, self.codec, asked))
+            self._log_means(self._prediction_metrics(asked))
         if batch.text.texts:
-            self._log_means(text_metrics(self.backbone, batch.text, self.device))
+            hidden, target = read_texts(self.backbone, batch.text, self.device)
+            # The exponential of its mean is the perplexity.
+            loss = text_loss(self.backbone.text_logits(hidden), target)
+            self._log_means({"ground/held_out_general_text_loss": loss})
         return {"real": list(batch.rollouts), "imaginary": self.imagine(batch.items) if batch.items else []}
 
     def predict_step(self, batch: WorkShard, batch_index: int) -> list[Rollout]:
@@ -264,6 +274,22 @@ class GroundedLLM(LightningModule):
         """Rollouts, each behind a prompt of its own, where the model is."""
         batch: GroundingBatch = self.transfer_batch_to_device(batch_rollouts(rollouts, prompts, task), self.device, 0)
         return batch
+
+    def _prediction_metrics(self, batch: GroundingBatch) -> dict[str, Tensor]:
+        """One-step predictions along real rollouts of training goals: losses, and how often they are right, (n,)."""
+        hidden = read_rollouts(self.backbone, self.codec, batch)
+        action, change = self.codec.predict_action(hidden.observation), self.codec.predict_change(hidden.action)
+        error = self.codec.apply_change(batch.observation, change) - batch.next_observation
+        tolerance = _STATE_TOLERANCE * self.codec.observation_std
+        real_change = self.codec.change(batch.observation, batch.next_observation)
+        metrics = {
+            "ground/held_out_action_loss": action_loss(action, batch.action),
+            "ground/held_out_next_observation_loss": change_loss(change, real_change),
+            "imagine/train/state_match": (error.abs() <= tolerance).all(dim=-1).float(),
+        }
+        if self.codec.is_discrete:
+            metrics["imagine/train/action_match"] = (action.argmax(dim=-1) == batch.action).float()
+        return metrics
 
     def _log_means(self, metrics: dict[str, Tensor]) -> None:
         """Log each metric's mean over all batches of a validation; all have as many numbers."""

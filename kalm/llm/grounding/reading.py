@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import DataError
-from kalm.data.grounding_batch import GeneralText, GroundingBatch
+from kalm.data.language_batches import GeneralText, GroundingBatch
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.packing import counts, pack
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 
 ROW_SIZE = 128  # wide enough for little padding, narrow enough for cheap attention
+MAX_ANSWER_TOKENS = 48
 
 
 class RolloutHidden(NamedTuple):
@@ -51,13 +52,9 @@ class RolloutHidden(NamedTuple):
 def read_rollouts(
     backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch, row_size: int | None = ROW_SIZE
 ) -> RolloutHidden:
-    """Run over prompts, rollouts and answers at once.
+    """Run over prompts, rollouts and answers at once, in rows of ``row_size`` tokens, or a row a prompt where None.
 
-    Args:
-        backbone: The language model.
-        codec: Its inputs for observations and actions.
-        batch: Rollouts behind their prompts.
-        row_size: Columns of a row, None for a row a prompt; changes the work, not the result.
+    The size of a row changes the work, not the result.
     """
     text, text_lengths = _text(backbone, batch)
     if not backbone.reads_any_mask:
@@ -93,12 +90,7 @@ def read_rollouts(
 
 
 def read_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Run over texts alone.
-
-    Args:
-        backbone: The language model.
-        text: One text or more.
-        device: Of the model.
+    """Run over texts alone, one or more.
 
     Returns:
         Hidden vectors where tokens are predicted, shape (g, H); what is to be predicted, int64 of shape (g,).
@@ -151,6 +143,28 @@ def embed_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> 
     )
 
 
+@torch.inference_mode()
+def write_answers(backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch) -> list[str]:
+    """The likeliest answer behind each of R rollouts, each of which has a prompt of its own, token by token."""
+    vectors, prompt_mask = backbone.embed_prompts([batch.prompts[place] for place in batch.prompt_of_rollout.tolist()])
+    num_prompt_tokens, num_tokens = prompt_mask.sum(dim=1), 2 * batch.lengths + 1
+    tokens = _interleaved(codec, batch)
+    num_columns = vectors.shape[1] + tokens.shape[1] + MAX_ANSWER_TOKENS
+    cache = backbone.make_cache(len(vectors), num_columns)
+    backbone.read(vectors, cache)
+    cache.trim(num_prompt_tokens)
+    hidden = backbone.read(tokens, cache)
+    cache.trim(num_prompt_tokens + num_tokens)
+    hidden = hidden[torch.arange(len(hidden)), num_tokens - 1]
+    written: list[Tensor] = []
+    while True:
+        token_id = backbone.text_logits(hidden).argmax(dim=-1)
+        written.append(token_id)
+        if len(written) == MAX_ANSWER_TOKENS or (torch.stack(written) == backbone.end_of_text).any(dim=0).all():
+            return [backbone.decode(token_ids) for token_ids in torch.stack(written, dim=1).tolist()]
+        hidden = backbone.read(backbone.embed_tokens(token_id)[:, None], cache)[:, 0]
+
+
 def _with_a_prompt_each(batch: GroundingBatch) -> GroundingBatch:
     """Rollouts that share a prompt get a copy each, and so a row each."""
     shared = batch.prompt_of_rollout
@@ -174,3 +188,17 @@ def _text(backbone: Backbone, batch: GroundingBatch) -> tuple[Tensor, Tensor]:
     device = batch.lengths.device
     lengths = torch.tensor([len(ids) for ids in token_ids], device=device)
     return torch.tensor(flat, dtype=torch.int64, device=device), lengths
+
+
+def _interleaved(codec: RolloutCodec, batch: GroundingBatch) -> Tensor:
+    """s0 a0 s1 ... sT of each rollout, padded at the end, shape (R, 2 T + 1, H) with the longest one's T."""
+    lengths = batch.lengths.tolist()
+    observations = codec.encode_observation(batch.observation).split(lengths)
+    actions = codec.encode_action(batch.action).split(lengths)
+    rows = [
+        torch.cat([torch.stack([observation, action], dim=1).flatten(0, 1), final[None]])
+        for observation, action, final in zip(
+            observations, actions, codec.encode_observation(batch.final_observation), strict=True
+        )
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.envs.base import Domain
 from kalm.llm.imagination.rows import Generated, GoalTest
 

@@ -1,4 +1,4 @@
-"""Takes the steps of many rollouts together, two tokens a step: the state, then the action.
+"""Takes the steps of many rollouts together, each at its own place, two tokens a step: the state, then the action.
 
 A rollout stops on its own: when its goal is met, when the model says that it ends, or at its limit. Its row of the
 batch then goes to the next rollout that waits, so that the batch stays full (continuous batching: Yu et al. 2022,
@@ -13,21 +13,104 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.language.prompts import generation_prompt
+from kalm.llm.backbones.backbone import Backbone
+from kalm.llm.backbones.key_value_cache import RowMemory
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.reader import Reader
 from kalm.llm.imagination.rows import GoalTest, Plan, Rows
 
 # Rows are given to the next rollouts, or dropped, once this part of them is free: either has a price, and so have rows
 # that are free.
 _FREE_FRACTION = 0.125
+
+
+class Reader(Protocol):
+    """Runs a language model over one rollout a row, behind a prompt of its own."""
+
+    def admit(self, rows: Sequence[int], prompts: Sequence[str], num_tokens: int) -> None:
+        """Begin these rows anew with these prompts; at most so many tokens will come behind any of them."""
+
+    def make_room(self, num_tokens: int) -> None:
+        """Get ready to extend each row by so many tokens."""
+
+    def extend(self, vectors: Tensor) -> Tensor:
+        """Hidden vectors of the next token of each row, shape (R, H), from its vector, shape (R, H)."""
+
+    def release(self, rows: NDArray[np.int64]) -> None:
+        """These rows are done with; they may be admitted anew, or dropped."""
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Drop all rows but these: row ``rows[i]`` becomes row i; a row below ``len(rows)`` stays where it is."""
+
+
+class CachedReader:
+    """Remembers keys and values: each token is run once, and so is each prompt that several rollouts share."""
+
+    def __init__(self, backbone: Backbone, num_rows: int, column_step: int = 1) -> None:
+        """Plan for so many rows; nothing is read yet, and no memory taken; for the step see ``KeyValueCache``."""
+        self._backbone, self._column_step = backbone, column_step
+        self._cache = backbone.make_cache(num_rows, 0, column_step)
+        self._memories: dict[str, RowMemory] = {}  # the prompt that was used last stands last
+
+    def begin(self, num_rows: int) -> None:
+        """Forget everything; let there be so many rows, at most as many as were planned for.
+
+        Prompts too: how a prompt's numbers are rounded depends on those that it is read with, and a run that was killed
+        and goes on must imagine the same to the last bit.
+        """
+        self._cache.restart(num_rows)
+        self._memories.clear()
+
+    def admit(self, rows: Sequence[int], prompts: Sequence[str], num_tokens: int) -> None:  # noqa: D102
+        self._read([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._memories])
+        memories = [self._memories.pop(prompt) for prompt in dict.fromkeys(prompts)]
+        self._memories |= dict(zip(dict.fromkeys(prompts), memories, strict=True))
+        longest = max(memory.num_tokens for memory in memories)
+        self._backbone.require_room(longest + num_tokens)
+        self._cache.reserve(-(-(longest + num_tokens) // self._column_step) * self._column_step)
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._cache.recall(row, self._memories[prompt])
+        self._forget_prompts(len(memories))
+
+    def make_room(self, num_tokens: int) -> None:  # noqa: D102
+        self._cache.make_room(num_tokens)
+
+    def extend(self, vectors: Tensor) -> Tensor:  # noqa: D102
+        return self._backbone.read_on(vectors[:, None], self._cache)[:, 0]
+
+    def release(self, rows: NDArray[np.int64]) -> None:  # noqa: D102
+        self._cache.forget(rows)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:  # noqa: D102
+        self._cache.keep(rows)
+
+    def _read(self, prompts: Sequence[str]) -> None:
+        """Run the model over prompts, and remember what it makes of each."""
+        if not prompts:
+            return
+        vectors, prompt_mask = self._backbone.embed_prompts(prompts)
+        cache = self._backbone.make_cache(*prompt_mask.shape)
+        self._backbone.read(vectors, cache)
+        cache.trim(prompt_mask.sum(dim=1))
+        self._memories |= {prompt: cache.memory(row) for row, prompt in enumerate(prompts)}
+
+    def _forget_prompts(self, num_needed: int) -> None:
+        """Let prompts take up no more memory than rollouts do; forget first those that were not used for longest."""
+        budget = self._cache.num_rows * self._cache.num_columns
+        num_tokens = sum(memory.num_tokens for memory in self._memories.values())
+        for prompt in list(self._memories)[:-num_needed]:
+            if num_tokens <= budget:
+                return
+            num_tokens -= self._memories.pop(prompt).num_tokens
+
 
 # Probability of the end, shape (R,); actions; next observations, shape (R, O).
 Step = Callable[[Reader, RolloutCodec, float, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
@@ -36,11 +119,11 @@ Step = Callable[[Reader, RolloutCodec, float, Tensor, Tensor | None], tuple[Tens
 def take_step(
     reader: Reader, codec: RolloutCodec, temperature: float, observation: Tensor, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of every row; tensors only, so that it can be compiled.
+    """One step of every row, which has room for two more tokens; tensors only, so that it can be compiled.
 
     Args:
-        reader: Has room for two more tokens in each row.
-        codec: Inputs and outputs for observations and actions.
+        reader: Runs the model.
+        codec: Its inputs and outputs.
         temperature: Of ``Generation``.
         observation: Where each rollout is, shape (R, O).
         noise: Each rollout's luck in this step, shape (R,) or (R, A); None at temperature 0.

@@ -21,13 +21,12 @@ from kalm.core.goal import success_of_each
 from kalm.core.names import Source
 from kalm.core.require import require
 from kalm.core.rollout import Rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.envs.base import Domain
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.chained_rollout import ChainedRollout, sentences_of_goals
-from kalm.llm.imagination.generation import Generation, Step, take_step
-from kalm.llm.imagination.reader import CachedReader
+from kalm.llm.imagination.generation import CachedReader, Generation, Step, take_step
 from kalm.llm.imagination.rows import Generated, GoalTest
 
 _COMPILED_COLUMN_STEP = 64  # each other number of columns in use is compiled anew

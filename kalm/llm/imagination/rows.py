@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.goal import Goal
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 
 # Whether goals have been met, bool of shape (B,), by one step of a rollout for each: observations before it, shape

@@ -13,11 +13,11 @@ import torch
 from kalm.core.validation import validate_rollout
 from kalm.data.choice import RolloutFilter
 from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.language_batches import WorkItem
 from kalm.data.rollout_sources import RealRollouts
-from kalm.data.work_item import WorkItem
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.reader import CachedReader
+from kalm.llm.imagination.generation import CachedReader
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.store.writer import RolloutStoreWriter
 from tests.llm.grounding.test_grounded_llm import LOSSES, trainer

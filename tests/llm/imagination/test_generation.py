@@ -17,12 +17,11 @@ from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.imagination import rollout_engine
-from kalm.llm.imagination.generation import Generation
-from kalm.llm.imagination.reader import CachedReader, Reader
+from kalm.llm.imagination.generation import CachedReader, Generation, Reader
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.llm.imagination.rows import Generated, GoalTest
 from tests.chain_domain import CellGoal, ChainDomain
