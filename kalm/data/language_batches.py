@@ -44,19 +44,12 @@ class GeneralText(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class WorkItem:
-    """Everything that decides an imagined rollout but the model.
+    """Everything that decides an imagined rollout but the model."""
 
-    Attributes:
-        instructed: The goal and the sentence that asks for it.
-        start: Observation to start from, float32 of shape (O,).
-        max_steps: Steps after which the rollout is truncated.
-        seed: Seed of the rollout's own random draws, so that it does not depend on its batch.
-    """
-
-    instructed: InstructedGoal
-    start: NDArray[np.float32]
-    max_steps: int
-    seed: int
+    instructed: InstructedGoal  # the goal and the sentence that asks for it
+    start: NDArray[np.float32]  # observation to start from, shape (O,)
+    max_steps: int  # after which the rollout is truncated
+    seed: int  # of the rollout's own random draws, so that it does not depend on its batch
 
     def identity(self, provenance: str) -> str:
         """Hash of goal, sentence, start, limit and seed, and of ``provenance``, which names model and prompt."""
@@ -81,35 +74,20 @@ class ValidationBatch(NamedTuple):
 
 
 class GroundingBatch(NamedTuple):
-    """Rollouts behind their prompts. Several rollouts may follow one prompt; they do not see each other.
+    """Rollouts behind their prompts. Several rollouts may follow one prompt; they do not see each other."""
 
-    Attributes:
-        prompts: The B prompts.
-        prompt_of_rollout: Which of them each rollout follows, int64 of shape (R,), never falling.
-        task: ``GroundingTask`` of each rollout, int64 of shape (R,).
-        lengths: Steps of each rollout, int64 of shape (R,).
-        observation: Before each step, float32 of shape (n, O); rollouts one after the other.
-        action: Of each step, int64 of shape (n,) or float32 of shape (n, A).
-        next_observation: After each step, float32 of shape (n, O).
-        final_observation: After the last step of each rollout, float32 of shape (R, O).
-        is_terminated: Whether the last step of each rollout met its goal, bool of shape (R,).
-        return_to_go: Rewards of each step and of all later ones of its rollout added up, float32 of shape (n,).
-        answers: For each rollout the text to be written behind it; empty but for explanation.
-        general_text: Texts beside the rollouts.
-    """
-
-    prompts: list[str]
-    prompt_of_rollout: Tensor
-    task: Tensor
-    lengths: Tensor
-    observation: Tensor
-    action: Tensor
-    next_observation: Tensor
-    final_observation: Tensor
-    is_terminated: Tensor
-    return_to_go: Tensor
-    answers: list[str]
-    general_text: GeneralText = GeneralText()
+    prompts: list[str]  # B of them
+    prompt_of_rollout: Tensor  # which of them each rollout follows, int64 of shape (R,), never falling
+    task: Tensor  # ``GroundingTask`` of each rollout, int64 of shape (R,)
+    lengths: Tensor  # steps of each rollout, int64 of shape (R,)
+    observation: Tensor  # before each step, float32 of shape (n, O); rollouts one after the other
+    action: Tensor  # of each step, int64 of shape (n,) or float32 of shape (n, A)
+    next_observation: Tensor  # after each step, float32 of shape (n, O)
+    final_observation: Tensor  # after the last step of each rollout, float32 of shape (R, O)
+    is_terminated: Tensor  # whether the last step of each rollout met its goal, bool of shape (R,)
+    return_to_go: Tensor  # rewards of each step and of all later ones of its rollout, float32 of shape (n,)
+    answers: list[str]  # the text to be written behind each rollout; empty but for explanation
+    general_text: GeneralText = GeneralText()  # beside the rollouts
 
 
 def batch_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[str], task: GroundingTask) -> GroundingBatch:

@@ -112,11 +112,7 @@ class WindowSampler(SliceSampler):
 
 
 class Minibatches:
-    """The rows of the minibatches of any updates.
-
-    Attributes:
-        buffer: TorchRL's ensemble, a member for each part; ``buffer.sample`` draws as many rows of each.
-    """
+    """The rows of the minibatches of any updates; ``buffer`` is TorchRL's ensemble, a member for each part."""
 
     def __init__(self, parts: Sequence[Part], sequence_length: int = 1) -> None:
         """Make the buffer; no transition is read. Rows of T = ``sequence_length`` above 1 are windows."""

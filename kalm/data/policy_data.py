@@ -130,9 +130,8 @@ class PolicyData(RolloutData):
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
         self.seed, self.num_seeds = seed, 1
-        require_least(
-            batch_size=(batch_size, 1), sequence_length=(sequence_length, 1), updates_per_step=(updates_per_step, 1)
-        )
+        require_least(batch_size=(batch_size, 1), sequence_length=(sequence_length, 1))
+        require_least(updates_per_step=(updates_per_step, 1))
         domain.check_goal_splits(evaluation.goal_splits)
         self._num_imagined_rows = 0
         if imagined:

@@ -64,15 +64,7 @@ class IndexedBatches(IterableDataset[Batch], Generic[Batch]):
 
 
 class RolloutData(LightningDataModule):
-    """Rollouts of a world that something learns from.
-
-    Attributes:
-        domain: The world.
-        encoder: The frozen sentence encoder, for those who show sentences.
-        spec: Sizes for whoever learns; known before any data is read.
-        real: The real rollouts, as they were described.
-        imagined: The imagined ones, None where there are none.
-    """
+    """Rollouts of a world that something learns from."""
 
     # Constructor arguments that do not decide what is learned from; a resumed run may change them.
     undecided: ClassVar[frozenset[str]] = frozenset()
@@ -94,7 +86,7 @@ class RolloutData(LightningDataModule):
         super().__init__()
         self._arguments = {name: arguments[name] for name in inspect.signature(type(self)).parameters}
         self.domain: Domain = arguments["domain"]
-        self.spec = self.domain.spec
+        self.spec = self.domain.spec  # for whoever learns; known before any data is read
         if "encoder" in arguments:  # what knows no goals needs none
             self.encoder: SentenceEncoder = arguments["encoder"]
             self.spec = self.spec.with_goals(self.encoder.embedding_size)

@@ -100,17 +100,11 @@ class StoreLine:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Rollouts of a line of stores, each with a weight.
-
-    Attributes:
-        line: The stores.
-        rollouts: Which of their rollouts, int64 of shape (J,), ascending.
-        weights: How much each counts in a loss, float32 of shape (J,); 1 is the weight of others.
-    """
+    """Rollouts of a line of stores, each with a weight."""
 
     line: StoreLine
-    rollouts: Tensor
-    weights: Tensor
+    rollouts: Tensor  # which of the line's, int64 of shape (J,), ascending
+    weights: Tensor  # how much each counts in a loss, float32 of shape (J,); 1 is the weight of others
 
     @classmethod
     def whole(cls, stores: Sequence[RolloutStore]) -> Selection:

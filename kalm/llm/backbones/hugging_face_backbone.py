@@ -176,9 +176,9 @@ class HuggingFaceBackbone(Backbone):
 
     @property
     def identity(self) -> dict[str, Any]:  # noqa: D102
-        names = (
-            ("tuning",) if self._settings.tuning == "full" else ("tuning", "lora_rank", "lora_alpha", "lora_targets")
-        )
+        names = ["tuning"]
+        if self._settings.tuning != "full":
+            names += ["lora_rank", "lora_alpha", "lora_targets"]
         return {**super().identity, **{name: getattr(self._settings, name) for name in names}}
 
     @property
@@ -221,8 +221,7 @@ class HuggingFaceBackbone(Backbone):
         return logits
 
     def _autocast(self) -> torch.autocast:
-        dtype = self._settings.dtype
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.dtype is torch.bfloat16)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Ids with what the tokenizer puts around a text, such as a beginning, but without an end."""

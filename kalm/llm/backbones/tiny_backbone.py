@@ -35,6 +35,7 @@ class TinyBackbone(Backbone):
     """A decoder of about a million parameters that learns to imagine within minutes on two CPU cores."""
 
     end_of_text = 0
+    vocabulary: Tensor
 
     def __init__(
         self,
@@ -62,7 +63,6 @@ class TinyBackbone(Backbone):
         self._token_ids: dict[str, list[int]] = {}
         self.prompt_projection = nn.Linear(encoder.embedding_size, hidden_size)
         self.decoder = Decoder(hidden_size, num_layers, num_heads, feed_forward_size, dropout)
-        self.vocabulary: Tensor
         self.register_buffer("vocabulary", torch.zeros(0, dtype=torch.int64))
         self._resize_vocabulary([])
 
@@ -142,6 +142,8 @@ class TinyBackbone(Backbone):
 class Decoder(nn.Module):
     """A stack of decoder layers over vectors; embeddings and heads live elsewhere."""
 
+    frequency: Tensor
+
     def __init__(
         self, hidden_size: int, num_layers: int, num_heads: int, feed_forward_size: int, dropout: float = 0.0
     ) -> None:
@@ -157,7 +159,6 @@ class Decoder(nn.Module):
             _Layer(hidden_size, num_heads, feed_forward_size, dropout) for _ in range(num_layers)
         )
         self.output_norm = nn.LayerNorm(hidden_size, bias=False)
-        self.frequency: Tensor
         frequency = _ROTARY_BASE ** (-torch.arange(0, self.head_size, 2) / self.head_size)
         self.register_buffer("frequency", frequency, persistent=False)
         for name, parameter in self.named_parameters():

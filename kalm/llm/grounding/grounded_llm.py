@@ -37,7 +37,7 @@ from kalm.data.language_batches import (
     batch_rollouts,
 )
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
-from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
+from kalm.llm.backbones.backbone import Backbone, require_same_backbone
 from kalm.llm.grounding.losses import Optimization, action_loss, change_loss, end_loss, require_finite, text_loss
 from kalm.llm.grounding.reading import RolloutHidden, read_rollouts, read_texts, write_answers
 from kalm.llm.grounding.rollout_codec import RolloutCodec
@@ -132,13 +132,14 @@ class GroundedLLM(LightningModule):
         self.codec.token_scales = [part.token_scale for part in self.backbone.parts]
         is_new = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
         if self._weights_from is not None and is_new:
-            self._load_weights(self._weights_from)
+            # With what they count in: the earlier run's statistics, its vocabulary.
+            file = find_checkpoint(self._weights_from, Path(self._weights_from), "model.weights_from")
+            checkpoint = VerifiedCheckpointIO().load_checkpoint(file)
+            self.on_load_checkpoint(checkpoint)
+            self.load_state_dict(checkpoint["state_dict"])
 
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """What the tasks ask of the model, in the order of the paper's section 3.1.
-
-        Args:
-            batch: Rollouts behind their prompts, of one or more tasks.
 
         Returns:
             Losses, one number a step, observation or text token; neither reduced nor weighted. A task that the batch
@@ -151,14 +152,13 @@ class GroundedLLM(LightningModule):
         generates, predicts = task == GroundingTask.GENERATION, task == GroundingTask.DYNAMICS
         change = self.codec.change(batch.observation, batch.next_observation)
         ends = batch.task == GroundingTask.GENERATION
-        end = self.codec.predict_end(torch.cat([hidden.observation[generates], hidden.final[ends]]))
+        generated, written = hidden.observation[generates], self.backbone.text_logits(hidden.text)
+        end = self.codec.predict_end(torch.cat([generated, hidden.final[ends]]))
         is_end = torch.cat([torch.zeros_like(task[generates], dtype=torch.bool), batch.is_terminated[ends]])
         losses = {
             "dynamics_loss": change_loss(self.codec.predict_change(hidden.action[predicts]), change[predicts]),
-            "text_loss": text_loss(self.backbone.text_logits(hidden.text), hidden.text_target),
-            "action_loss": action_loss(
-                self.codec.predict_action(hidden.observation[generates]), batch.action[generates]
-            ),
+            "text_loss": text_loss(written, hidden.text_target),
+            "action_loss": action_loss(self.codec.predict_action(generated), batch.action[generates]),
             "next_observation_loss": change_loss(
                 self.codec.predict_change(hidden.action[generates]), change[generates]
             ),
@@ -169,7 +169,9 @@ class GroundedLLM(LightningModule):
 
     def training_step(self, batch: GroundingBatch, batch_index: int) -> Tensor:
         """One update over rollouts of every task."""
-        batch = self._with_noise(batch)
+        if self._observation_noise:
+            observation, final = self._noisy(batch.observation), self._noisy(batch.final_observation)
+            batch = batch._replace(observation=observation, final_observation=final)
         hidden = read_rollouts(self.backbone, self.codec, batch)
         means = {name: values.mean() for name, values in self._losses_of(hidden, batch).items()}
         metrics = {f"ground/{name}": value.detach() for name, value in means.items()}
@@ -209,8 +211,7 @@ class GroundedLLM(LightningModule):
     @torch.inference_mode()
     def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
         """Imagine one rollout for each work item, labelled by the domain's own rules."""
-        engine = self._engine or self._make_engine()
-        return engine.imagine(items)
+        return (self._engine or self._make_engine()).imagine(items)
 
     def on_predict_start(self) -> None:
         """Set up imagination once: the weights stay what they are until the end."""
@@ -227,18 +228,12 @@ class GroundedLLM(LightningModule):
         return write_answers(self.backbone, self.codec, asked)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the weights belong to."""
-        add_backbone(checkpoint, self.backbone)
+        """Say which language model the weights belong to: those that are frozen are not in the checkpoint."""
+        checkpoint["backbone"] = self.backbone.description
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained on top of others."""
         require_same_backbone(checkpoint, self.backbone)
-
-    def _load_weights(self, name: str) -> None:
-        """Begin with the weights of an earlier run, and with what they count in: its statistics, its vocabulary."""
-        checkpoint = VerifiedCheckpointIO().load_checkpoint(find_checkpoint(name, Path(name), "model.weights_from"))
-        self.on_load_checkpoint(checkpoint)
-        self.load_state_dict(checkpoint["state_dict"])
 
     def provenance(self) -> dict[str, Any]:
         """Plain JSON types that say what imagines: hashes of weights and prompts, and how actions are drawn."""
@@ -257,13 +252,6 @@ class GroundedLLM(LightningModule):
     @property
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
-
-    def _with_noise(self, batch: GroundingBatch) -> GroundingBatch:
-        if not self._observation_noise:
-            return batch
-        return batch._replace(
-            observation=self._noisy(batch.observation), final_observation=self._noisy(batch.final_observation)
-        )
 
     def _noisy(self, observation: Tensor) -> Tensor:
         # None on a number that cannot change: it cannot drift, and imagination never meets it changed.

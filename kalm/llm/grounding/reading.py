@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kalm.core.errors import DataError
 from kalm.data.language_batches import GeneralText, GroundingBatch
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.packing import counts, pack
@@ -26,27 +25,16 @@ MAX_ANSWER_TOKENS = 48
 
 
 class RolloutHidden(NamedTuple):
-    """Hidden vectors by what is read off them.
+    """Hidden vectors by what is read off them."""
 
-    Attributes:
-        observation: At the observation before each step, where the action is predicted, shape (n, H).
-        action: At each action, where the next observation is predicted, shape (n, H).
-        final: At the observation after each rollout's last step, shape (R, H).
-        text: Where each text token, and each answer's end, is predicted, shape (m + R, H).
-        text_target: What is to be predicted there, int64 of shape (m + R,).
-        general_text: Where each token of general text is predicted, shape (g, H).
-        general_text_target: What is to be predicted there, int64 of shape (g,).
-        padding_share: Part of what the model ran over that was nothing, in [0, 1).
-    """
-
-    observation: Tensor
-    action: Tensor
-    final: Tensor
-    text: Tensor
-    text_target: Tensor
-    general_text: Tensor
-    general_text_target: Tensor
-    padding_share: float
+    observation: Tensor  # at the observation before each step, where the action is predicted, (n, H)
+    action: Tensor  # at each action, where the next observation is predicted, (n, H)
+    final: Tensor  # at the observation after each rollout's last step, (R, H)
+    text: Tensor  # where each text token, and each answer's end, is predicted, (m + R, H)
+    text_target: Tensor  # what is to be predicted there, int64 of shape (m + R,)
+    general_text: Tensor  # where each token of general text is predicted, (g, H)
+    general_text_target: Tensor  # what is to be predicted there, int64 of shape (g,)
+    padding_share: float  # part of what the model ran over that was nothing, in [0, 1)
 
 
 def read_rollouts(
@@ -61,7 +49,9 @@ def read_rollouts(
         batch, row_size = _with_a_prompt_each(batch), None
     prompts, prompt_mask = backbone.embed_prompts(batch.prompts)
     prompt_lengths = prompt_mask.sum(dim=1)
-    _require_room(backbone, prompt_lengths[batch.prompt_of_rollout] + 2 * batch.lengths + 1 + text_lengths)
+    if backbone.context_size is not None:
+        num_tokens = prompt_lengths[batch.prompt_of_rollout] + 2 * batch.lengths + 1 + text_lengths
+        backbone.require_room(int(num_tokens.max()))
     general = embed_texts(backbone, batch.general_text, batch.lengths.device)
     # A text is laid out like a prompt that no rollout follows.
     laid_out = torch.cat([prompt_lengths, general.lengths])
@@ -106,19 +96,12 @@ def read_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> t
 
 
 class EmbeddedTexts(NamedTuple):
-    """Texts ready to be read, one after the other.
+    """Texts ready to be read, one after the other."""
 
-    Attributes:
-        vectors: Of each token, shape (t, H).
-        lengths: Tokens of each text, int64 of shape (B,).
-        before: The token before each one that is to be predicted, int64 of shape (g,), in [0, t).
-        target: What is to be predicted there, int64 of shape (g,).
-    """
-
-    vectors: Tensor
-    lengths: Tensor
-    before: Tensor
-    target: Tensor
+    vectors: Tensor  # of each token, (t, H)
+    lengths: Tensor  # tokens of each text, int64 of shape (B,)
+    before: Tensor  # the token before each one that is to be predicted, int64 of shape (g,), in [0, t)
+    target: Tensor  # what is to be predicted there, int64 of shape (g,)
 
 
 def embed_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> EmbeddedTexts:
@@ -170,15 +153,6 @@ def _with_a_prompt_each(batch: GroundingBatch) -> GroundingBatch:
     shared = batch.prompt_of_rollout
     prompts = [batch.prompts[prompt] for prompt in shared.tolist()]
     return batch._replace(prompts=prompts, prompt_of_rollout=torch.arange(len(prompts), device=shared.device))
-
-
-def _require_room(backbone: Backbone, num_tokens: Tensor) -> None:
-    """Refuse a rollout, its prompt and its answer that are together longer than the model reads, shape (R,)."""
-    if backbone.context_size is not None and int(num_tokens.max()) > backbone.context_size:
-        raise DataError(
-            f"a rollout with its prompt and answer has {int(num_tokens.max())} tokens; the model reads at most "
-            f"{backbone.context_size}. Collect shorter rollouts, or choose a model with a longer context"
-        )
 
 
 def _text(backbone: Backbone, batch: GroundingBatch) -> tuple[Tensor, Tensor]:

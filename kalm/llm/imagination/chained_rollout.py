@@ -34,20 +34,9 @@ class ChainedRollout:
     """
 
     def __init__(
-        self,
-        domain: Domain,
-        item: WorkItem,
-        sentences: Mapping[Goal, Sequence[InstructedGoal]],
-        is_met: GoalTest,
+        self, domain: Domain, item: WorkItem, sentences: Mapping[Goal, Sequence[InstructedGoal]], is_met: GoalTest
     ) -> None:
-        """Choose the first link.
-
-        Args:
-            domain: Names sub-goals, and judges the outcome.
-            item: What to imagine.
-            sentences: How to ask for each goal.
-            is_met: Whether the whole goal has been met, which no further link is needed then.
-        """
+        """Choose the first link; sentences say how to ask for each goal, ``is_met`` ends the chain."""
         self._domain, self._item, self._sentences, self._is_met = domain, item, sentences, is_met
         self._rng = np.random.default_rng([item.seed, 1])
         self._links: list[tuple[WorkItem, Generated]] = []
@@ -68,14 +57,11 @@ class ChainedRollout:
         pieces = [piece for _, piece in self._links]
         observations = np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)])
         actions = np.concatenate([piece.actions for piece in pieces])
-        facts = {
-            "seed": self._item.seed,
-            "stopped_by": "goal" if self._has_met_goal else "limit",
-            "links": [
-                {"instruction": link.instructed.instruction, "num_steps": len(piece.actions)}
-                for link, piece in self._links
-            ],
-        }
+        links = [
+            {"instruction": link.instructed.instruction, "num_steps": len(piece.actions)} for link, piece in self._links
+        ]
+        stopped_by = "goal" if self._has_met_goal else "limit"
+        facts = {"seed": self._item.seed, "stopped_by": stopped_by, "links": links}
         return self._domain.label_rollout(self._item.instructed, observations, actions, Source.IMAGINARY, facts)
 
     def _choose(self, observation: NDArray[Any]) -> WorkItem | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,27 +31,11 @@ from kalm.llm.imagination.rows import GoalTest, Plan, Rows
 _FREE_FRACTION = 0.125
 
 
-class Reader(Protocol):
-    """Runs a language model over one rollout a row, behind a prompt of its own."""
+class Reader:
+    """Runs a language model over one rollout a row, behind a prompt of its own.
 
-    def admit(self, rows: Sequence[int], prompts: Sequence[str], num_tokens: int) -> None:
-        """Begin these rows anew with these prompts; at most so many tokens will come behind any of them."""
-
-    def make_room(self, num_tokens: int) -> None:
-        """Get ready to extend each row by so many tokens."""
-
-    def extend(self, vectors: Tensor) -> Tensor:
-        """Hidden vectors of the next token of each row, shape (R, H), from its vector, shape (R, H)."""
-
-    def release(self, rows: NDArray[np.int64]) -> None:
-        """These rows are done with; they may be admitted anew, or dropped."""
-
-    def keep(self, rows: NDArray[np.int64]) -> None:
-        """Drop all rows but these: row ``rows[i]`` becomes row i; a row below ``len(rows)`` stays where it is."""
-
-
-class CachedReader:
-    """Remembers keys and values: each token is run once, and so is each prompt that several rollouts share."""
+    It remembers keys and values: each token is run once, and so is each prompt that several rollouts share.
+    """
 
     def __init__(self, backbone: Backbone, num_rows: int, column_step: int = 1) -> None:
         """Plan for so many rows; nothing is read yet, and no memory taken; for the step see ``KeyValueCache``."""
@@ -69,7 +52,8 @@ class CachedReader:
         self._cache.restart(num_rows)
         self._memories.clear()
 
-    def admit(self, rows: Sequence[int], prompts: Sequence[str], num_tokens: int) -> None:  # noqa: D102
+    def admit(self, rows: Sequence[int], prompts: Sequence[str], num_tokens: int) -> None:
+        """Begin these rows anew with these prompts; at most so many tokens will come behind any of them."""
         self._read([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._memories])
         memories = [self._memories.pop(prompt) for prompt in dict.fromkeys(prompts)]
         self._memories |= dict(zip(dict.fromkeys(prompts), memories, strict=True))
@@ -80,16 +64,20 @@ class CachedReader:
             self._cache.recall(row, self._memories[prompt])
         self._forget_prompts(len(memories))
 
-    def make_room(self, num_tokens: int) -> None:  # noqa: D102
+    def make_room(self, num_tokens: int) -> None:
+        """Get ready to extend each row by so many tokens."""
         self._cache.make_room(num_tokens)
 
-    def extend(self, vectors: Tensor) -> Tensor:  # noqa: D102
+    def extend(self, vectors: Tensor) -> Tensor:
+        """Hidden vectors of the next token of each row, shape (R, H), from its vector, shape (R, H)."""
         return self._backbone.read_on(vectors[:, None], self._cache)[:, 0]
 
-    def release(self, rows: NDArray[np.int64]) -> None:  # noqa: D102
+    def release(self, rows: NDArray[np.int64]) -> None:
+        """These rows are done with; they may be admitted anew, or dropped."""
         self._cache.forget(rows)
 
-    def keep(self, rows: NDArray[np.int64]) -> None:  # noqa: D102
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Drop all rows but these: row ``rows[i]`` becomes row i; a row below ``len(rows)`` stays where it is."""
         self._cache.keep(rows)
 
     def _read(self, prompts: Sequence[str]) -> None:
@@ -112,7 +100,6 @@ class CachedReader:
             num_tokens -= self._memories.pop(prompt).num_tokens
 
 
-# Probability of the end, shape (R,); actions; next observations, shape (R, O).
 Step = Callable[[Reader, RolloutCodec, float, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -121,12 +108,8 @@ def take_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of every row, which has room for two more tokens; tensors only, so that it can be compiled.
 
-    Args:
-        reader: Runs the model.
-        codec: Its inputs and outputs.
-        temperature: Of ``Generation``.
-        observation: Where each rollout is, shape (R, O).
-        noise: Each rollout's luck in this step, shape (R,) or (R, A); None at temperature 0.
+    ``observation`` is where each rollout is, shape (R, O); ``noise`` is each rollout's luck in this step, shape (R,) or
+    (R, A), None at temperature 0.
 
     Returns:
         Probability that the rollout has ended before this step, shape (R,); actions, int64 of shape (R,) or float of
@@ -141,26 +124,15 @@ def take_step(
 
 @dataclass(frozen=True)
 class Generation:
-    """A model set up to take steps, and what stops a rollout before its limit.
-
-    Attributes:
-        reader: Runs the model.
-        codec: Inputs and outputs for observations and actions.
-        is_met: Says after each step which rollouts have met their goals.
-        temperature: How freely actions are drawn; 0 takes the likeliest. Else the scores of discrete actions are
-            divided by it; to a continuous action it adds Gaussian noise of this standard deviation.
-        end_threshold: Probability of the end, as the model sees it, at which a rollout stops.
-        step: ``take_step``, compiled perhaps.
-        drops_rows: Whether rows that nothing waits for are dropped. If not, shapes stay what they are.
-    """
+    """A model set up to take steps, and what stops a rollout before its limit."""
 
     reader: Reader
     codec: RolloutCodec
-    is_met: GoalTest
-    temperature: float = 0.0
+    is_met: GoalTest  # says after each step which rollouts have met their goals
+    temperature: float = 0.0  # both of these as in ``ImaginationSettings``
     end_threshold: float = 1.0
-    step: Step = take_step
-    drops_rows: bool = True
+    step: Step = take_step  # compiled perhaps
+    drops_rows: bool = True  # those that nothing waits for; if not, shapes stay what they are
 
     @torch.inference_mode()
     def carry_out(self, plans: Sequence[Plan], num_rows: int) -> None:
@@ -186,9 +158,8 @@ class Generation:
                 else:
                     self.reader.release(free)
             self.reader.make_room(2)
-            end, action, observation = self.step(
-                self.reader, self.codec, self.temperature, rows.observation, rows.noise
-            )
+            made = self.step(self.reader, self.codec, self.temperature, rows.observation, rows.noise)
+            end, action, observation = made
             rows.observation.copy_(observation)
             is_end = end.cpu().numpy() >= self.end_threshold
             stopped = rows.add(is_end, action.cpu().numpy(), observation.cpu().numpy(), self.is_met)

@@ -26,8 +26,8 @@ from kalm.envs.base import Domain
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.chained_rollout import ChainedRollout, sentences_of_goals
-from kalm.llm.imagination.generation import CachedReader, Generation, Step, take_step
-from kalm.llm.imagination.rows import Generated, GoalTest
+from kalm.llm.imagination.generation import Generation, Reader, Step, take_step
+from kalm.llm.imagination.rows import Generated, GoalTest, Plan
 
 _COMPILED_COLUMN_STEP = 64  # each other number of columns in use is compiled anew
 
@@ -79,17 +79,10 @@ class RolloutEngine:
     """
 
     def __init__(self, backbone: Backbone, codec: RolloutCodec, domain: Domain, settings: ImaginationSettings) -> None:
-        """Take the model and the world.
-
-        Args:
-            backbone: The grounded language model.
-            codec: Its inputs and outputs for observations and actions.
-            domain: Whose rules say what a step is worth and which steps are implausible.
-            settings: How rollouts are imagined.
-        """
+        """Take the grounded model, and the world whose rules say what a step is worth and what is implausible."""
         self._domain, self._settings = domain, settings
         self._device = codec.observation_mean.device
-        self._reader = CachedReader(backbone, settings.batch_size, _COMPILED_COLUMN_STEP if settings.compile else 1)
+        self._reader = Reader(backbone, settings.batch_size, _COMPILED_COLUMN_STEP if settings.compile else 1)
         self._is_met = make_goal_test(settings.goal_test)
         self._generation = Generation(
             self._reader,
@@ -102,11 +95,9 @@ class RolloutEngine:
         )
 
     def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
-        """Imagine one rollout for each work item, and let the domain judge it.
+        """Imagine one rollout for each work item, in their order, and let the domain judge it.
 
-        Returns:
-            Rollouts in the order of ``items``, with how each stopped and its seed as provenance; those made by
-            sub-goals say their links as well.
+        Provenance says how each stopped, and its seed; of those made by sub-goals it says their links as well.
 
         Raises:
             KalmError: If there is too little memory for so many rollouts at a time.
@@ -120,24 +111,22 @@ class RolloutEngine:
                 self._reader.begin(num_rows)
                 self._generation.carry_out(wanted, num_rows)
             except torch.OutOfMemoryError as error:
+                on_gpu = self._device.type == "cuda"
+                free = f", {torch.cuda.mem_get_info(self._device)[0] / 2**30:.1f} GiB free" if on_gpu else ""
                 raise KalmError(
-                    f"out of memory with {num_rows} rollouts imagined at a time{self._free_memory()}: {error}. Set the "
-                    "model's imagination.batch_size lower, or imagine goals of fewer steps"
+                    f"out of memory with {num_rows} rollouts imagined at a time{free}: {error}. Set the model's "
+                    "imagination.batch_size lower, or imagine goals of fewer steps"
                 ) from error
         return [plan.rollout() for plan in plans]
 
-    def _plans(self, items: Sequence[WorkItem]) -> list[RolloutPlan]:
+    def _plans(self, items: Sequence[WorkItem]) -> list[Plan]:
         """Chains for goals that have sub-goals where those are wanted."""
-        whole: list[RolloutPlan] = [WholeRollout(self._domain, item) for item in items]
+        whole: list[Plan] = [WholeRollout(self._domain, item) for item in items]
         if not self._settings.chain_sub_goals:
             return whole
         sentences = sentences_of_goals(self._domain)
         chains = [ChainedRollout(self._domain, item, sentences, self._is_met) for item in items]
         return [chain if chain.next_item is not None else plan for chain, plan in zip(chains, whole, strict=True)]
-
-    def _free_memory(self) -> str:
-        on_gpu = self._device.type == "cuda"
-        return f", {torch.cuda.mem_get_info(self._device)[0] / 2**30:.1f} GiB free" if on_gpu else ""
 
 
 class WholeRollout:
@@ -159,9 +148,6 @@ class WholeRollout:
         return self._domain.label_rollout(item.instructed, made.observations, made.actions, Source.IMAGINARY, facts)
 
 
-RolloutPlan = WholeRollout | ChainedRollout
-
-
 def make_goal_test(name: GoalTestName) -> GoalTest:
     """Who says after each step which goals have been met; whoever else can tell joins here."""
     if name == "rule":
@@ -169,9 +155,9 @@ def make_goal_test(name: GoalTestName) -> GoalTest:
     return lambda goals, *step: np.zeros(len(goals), dtype=np.bool_)  # the end head alone, by its threshold
 
 
-def _by_instruction(plans: Sequence[RolloutPlan]) -> list[RolloutPlan]:
+def _by_instruction(plans: Sequence[Plan]) -> list[Plan]:
     """Those that want something: of one goal next to each other, and among them those of one instruction."""
-    groups: dict[Any, dict[str, list[RolloutPlan]]] = {}
+    groups: dict[Any, dict[str, list[Plan]]] = {}
     for plan in plans:
         if plan.next_item is not None:
             instructed = plan.next_item.instructed
@@ -184,9 +170,8 @@ def _compiled_step(device: torch.device) -> Step:
     on_gpu = device.type == "cuda"
     compiled = torch.compile(take_step, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
 
-    def step(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def step(*arguments: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # what the last step returned has been copied
-        made: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = compiled(*arguments)
-        return made
+        return compiled(*arguments)
 
     return step
