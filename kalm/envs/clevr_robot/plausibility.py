@@ -1,6 +1,6 @@
 """Which transitions the real world could not have made: off the table, or farther than any push carries a ball.
 
-The limits are not guessed: ``LIMITS`` keeps, rounded, what ``python -m kalm.envs.clevr_robot.measure_limits`` derives
+The limits are not guessed: ``LIMITS`` keeps, rounded, what ``python -m tests.benchmarks.clevr_robot_limits`` derives
 from real transitions of the expert and of the random policy.
 """
 

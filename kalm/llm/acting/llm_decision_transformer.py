@@ -29,8 +29,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kalm.core.errors import KalmError
-from kalm.core.require import require
+from kalm.core.errors import KalmError, require
 from kalm.core.specs import TaskSpec, VectorObservation
 from kalm.data.language_batches import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
@@ -43,8 +42,8 @@ from kalm.llm.backbones.backbone import Backbone, require_same_backbone
 from kalm.llm.grounding.losses import Optimization, action_loss, require_finite
 from kalm.llm.grounding.reading import read_rollouts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
+from kalm.runs.checkpoint_io import POLICY, require_same_policy
 from kalm.runs.evaluated import EvaluatedPolicy
-from kalm.runs.policy_checkpoint import add_policy, require_same_policy
 
 
 class LLMDecisionTransformer(EvaluatedPolicy):
@@ -166,7 +165,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the weights are, and what they belong to: those that are frozen are not in the checkpoint."""
-        add_policy(checkpoint, self._identity)
+        checkpoint[POLICY] = self._identity
         checkpoint["backbone"] = self.backbone.description
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kalm.core.durable import file_sha256
-from kalm.core.errors import KalmError
-from kalm.core.require import require
+from kalm.core.errors import KalmError, require
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from kalm.core.errors import DataError
-from kalm.core.require import require
+from kalm.core.errors import DataError, require
 
 
 def action_loss(prediction: Tensor, action: Tensor) -> Tensor:
