@@ -206,6 +206,5 @@ def check_shown_rollouts(tokens_per_prompt: int, crop_probability: float, num_he
 
 
 def _loader(entries: Sequence[Any], batch_size: int | None, collate: Any) -> DataLoader[ValidationBatch]:
-    # A list serves as a dataset; PyTorch's types only know its own class.
-    dataset = cast("Dataset[Any]", entries)
+    dataset = cast("Dataset[Any]", entries)  # a list serves, but PyTorch's types know only its own class
     return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=collate)

@@ -64,8 +64,7 @@ class EvaluationEpisodes:
     def _loader(self, domain: Domain, num_episodes: int, seed: int) -> DataLoader[list[Episode]]:
         splits = domain.check_goal_splits(self.goal_splits)
         episodes = evaluation_episodes(domain, splits, num_episodes, seed, self.goals_file)
-        # A list serves as a dataset; PyTorch's types only know its own class.
-        dataset = cast("Dataset[list[Episode]]", episodes)
+        dataset = cast("Dataset[list[Episode]]", episodes)  # a list serves, but PyTorch's types know only its own class
         return DataLoader(dataset, batch_size=_EPISODES_A_BATCH, shuffle=False, collate_fn=list)
 
 
@@ -76,7 +75,6 @@ class PolicyData(RolloutData):
     """Real rollouts, imagined rollouts that passed a filter, and the episodes to be judged on.
 
     Attributes:
-        evaluation: The episodes to be judged on.
         seed: Decides which transitions each update gets.
         num_seeds: Policies that are trained side by side, S; set by the policy. Each gets the minibatches of its own
             seed, ``seed``, ``seed + 1`` and so on.

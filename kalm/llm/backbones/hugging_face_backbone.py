@@ -138,9 +138,7 @@ class HuggingFaceBackbone(Backbone):
         hidden: Tensor = output.last_hidden_state
         return hidden.float()
 
-    def make_cache(  # noqa: D102
-        self, num_rows: int, num_columns: int, column_step: int = 1
-    ) -> KeyValueCache:
+    def make_cache(self, num_rows: int, num_columns: int, column_step: int = 1) -> KeyValueCache:  # noqa: D102
         self.require_room(num_columns)
         num_layers, dtype = self._text_config.num_hidden_layers, self._settings.dtype
         return KeyValueCache(num_layers, num_rows, num_columns, self._device, dtype, column_step)

@@ -83,9 +83,7 @@ class TinyBackbone(Backbone):
     ) -> Tensor:
         return self.decoder(embeddings, positions, attention_mask, cache)
 
-    def make_cache(  # noqa: D102
-        self, num_rows: int, num_columns: int, column_step: int = 1
-    ) -> KeyValueCache:
+    def make_cache(self, num_rows: int, num_columns: int, column_step: int = 1) -> KeyValueCache:  # noqa: D102
         device = self.prompt_projection.weight.device
         return KeyValueCache(len(self.decoder.layers), num_rows, num_columns, device, column_step=column_step)
 

@@ -94,9 +94,7 @@ class TwoBackbones(Backbone):
         of_each = zip(self.parts, vectors, caches, strict=True)
         return torch.cat([part(own, positions, attention_mask, memory) for part, own, memory in of_each], dim=-1)
 
-    def make_cache(  # noqa: D102
-        self, num_rows: int, num_columns: int, column_step: int = 1
-    ) -> KeyValueCache:
+    def make_cache(self, num_rows: int, num_columns: int, column_step: int = 1) -> KeyValueCache:  # noqa: D102
         return JoinedCache([part.make_cache(num_rows, num_columns, column_step) for part in self.parts])
 
     def learn_vocabulary(self, texts: Sequence[str]) -> None:  # noqa: D102

@@ -105,13 +105,7 @@ class EmbeddedTexts(NamedTuple):
 
 
 def embed_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> EmbeddedTexts:
-    """Cut texts to what is to be read of them, and embed that.
-
-    Args:
-        backbone: The language model.
-        text: Texts; none is allowed.
-        device: Of the model.
-    """
+    """Cut texts, of which there may be none, to what is to be read of them, and embed that."""
     most = text.max_tokens if backbone.context_size is None else min(text.max_tokens, backbone.context_size)
     beginning = backbone.beginning_of_text
     ids_of = [[*beginning, *backbone.tokenize(entry)][:most] for entry in text.texts]

@@ -74,13 +74,7 @@ class RolloutCodec(nn.Module):
         self.token_scales = [1.0] * len(hidden_sizes)
 
     def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
-        """Take the statistics of the training data, shape (O,) each.
-
-        Args:
-            observation_mean: Of observations.
-            observation_std: Of observations; 1 where a number never varies.
-            change_std: Of changes in one step; 0 where a number never changes within a rollout.
-        """
+        """Take the training data's statistics, shape (O,); where a number never varies, 1 and a change's 0."""
         self.observation_mean.copy_(observation_mean)
         self.observation_std.copy_(observation_std)
         at_least = torch.maximum(change_std, _LEAST_CHANGE * observation_std)

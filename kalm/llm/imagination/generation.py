@@ -138,10 +138,8 @@ class Generation:
     def carry_out(self, plans: Sequence[Plan], num_rows: int) -> None:
         """Take steps until no plan wants anything more; what a plan wants after a piece comes before what waits.
 
-        Args:
-            plans: Rollouts to be made. Those of one goal and one instruction are best next to each other: they are
-                judged together, and their prompt is read once.
-            num_rows: Rollouts that take their steps together; ``reader`` has begun with so many rows.
+        Plans of one goal and one instruction are best next to each other: they are judged together, and their prompt is
+        read once. So many rows take their steps together; ``reader`` has begun with as many.
         """
         waiting = deque((plan, item) for plan in plans if (item := plan.next_item) is not None)
         rows = Rows(self.codec, num_rows, draws=bool(self.temperature))
