@@ -1,1 +1,1 @@
-"""Lightning callbacks, one a file; installed and imported as ``kalm.callbacks``."""
+"""Lightning callbacks; installed and imported as ``kalm.callbacks``."""

@@ -22,13 +22,8 @@ class AdapterFolder(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the weights that go into the checkpoint."""
-        model = cast(GroundedLLM, pl_module)
         if trainer.is_global_zero:
-            data = getattr(trainer, "datamodule", None)
-            write_adapter_folder(
-                Path(trainer.default_root_dir) / FOLDER,
-                model.backbone,
-                model.codec,
-                update=trainer.global_step,
-                data_fingerprint=getattr(data, "fingerprint", None),
-            )
+            model, folder = cast(GroundedLLM, pl_module), Path(trainer.default_root_dir) / FOLDER
+            fingerprint = getattr(getattr(trainer, "datamodule", None), "fingerprint", None)
+            facts = {"update": trainer.global_step, "data_fingerprint": fingerprint}
+            write_adapter_folder(folder, model.backbone, model.codec, **facts)

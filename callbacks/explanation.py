@@ -6,8 +6,8 @@ from typing import cast
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kalm.callbacks.validated_rollouts import ValidatedRollouts
-from kalm.core.errors import KalmError
+from kalm.callbacks.imagination import ValidatedRollouts
+from kalm.core.errors import require
 from kalm.language.prompts import EXPLANATION, UNSEEN_EXPLANATION
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.loggers import markdown_table, show_table
@@ -25,13 +25,8 @@ class Explanation(ValidatedRollouts):
     """
 
     def __init__(self, num_examples: int = 5) -> None:
-        """Choose how much to show.
-
-        Args:
-            num_examples: Rollouts in the example table; 0 writes none.
-        """
-        if num_examples < 0:
-            raise KalmError(f"explanation: num_examples is {num_examples}; it must be 0 or more")
+        """Show so many rollouts in the table; 0 writes none."""
+        require(num_examples >= 0, "num_examples", num_examples, "0 or more")
         super().__init__()
         self.num_examples = num_examples
 
@@ -44,14 +39,11 @@ class Explanation(ValidatedRollouts):
         goals = [domain.goal_from_json(rollout.goal) for rollout in self.real]
         starts = range(0, len(self.real), _ROLLOUTS_AT_ONCE)
         parts = [self.real[start : start + _ROLLOUTS_AT_ONCE] for start in starts]
-        texts_of = {
-            name: [text for some in parts for text in model.explain(some, prompt)] for name, prompt in _PROMPTS.items()
-        }
-        num_right = {
-            name: sum(goal.explained_by(text) for goal, text in zip(goals, texts, strict=True))
-            for name, texts in texts_of.items()
-        }
-        accuracies = {f"explain/{name}_prompt_accuracy": right / len(goals) for name, right in num_right.items()}
+        texts_of, accuracies = {}, {}
+        for name, prompt in _PROMPTS.items():
+            texts = texts_of[name] = [text for some in parts for text in model.explain(some, prompt)]
+            num_right = sum(goal.explained_by(text) for goal, text in zip(goals, texts, strict=True))
+            accuracies[f"explain/{name}_prompt_accuracy"] = num_right / len(goals)
         pl_module.log_dict(accuracies, batch_size=1)
         if self.num_examples:
             columns = ("told", *(f"explained, {name} prompt" for name in _PROMPTS))

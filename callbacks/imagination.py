@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.callbacks.validated_rollouts import ValidatedRollouts
-from kalm.core.errors import KalmError
+from kalm.core.errors import require
 from kalm.core.rollout import Rollout
 from kalm.runs.loggers import markdown_table, show_table
 
 _COLUMNS = ("split", "instruction", "steps", "stopped by", "meets its goal", "plausible", "actions")
+
+
+class ValidatedRollouts(Callback, ABC):
+    """Collects the rollouts of a validation: held-out ones in ``real``, what the model imagines in ``imagined``."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.real: list[Rollout] = []
+        self.imagined: list[Rollout] = []
+
+    @abstractmethod
+    def report(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the rollouts of the whole validation show; called only if there are any."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last validation."""
+        self.real, self.imagined = [], []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take what a step has shown."""
+        self.real += outputs.get("real", [])
+        self.imagined += outputs.get("imaginary", [])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        if not trainer.sanity_checking and (self.real or self.imagined):
+            self.report(trainer, pl_module)
 
 
 class Imagination(ValidatedRollouts):
@@ -24,13 +59,8 @@ class Imagination(ValidatedRollouts):
     """
 
     def __init__(self, num_examples: int = 3) -> None:
-        """Choose how much to show.
-
-        Args:
-            num_examples: Rows of the example table a split; 0 writes none.
-        """
-        if num_examples < 0:
-            raise KalmError(f"imagination: num_examples is {num_examples}; it must be 0 or more")
+        """Show so many rollouts of each split in the table; 0 writes none."""
+        require(num_examples >= 0, "num_examples", num_examples, "0 or more")
         super().__init__()
         self.num_examples = num_examples
 
@@ -38,29 +68,18 @@ class Imagination(ValidatedRollouts):
         """Log rates, and show examples in the order of the splits."""
         if not self.imagined:
             return
-        splits = trainer.datamodule.domain.goal_splits  # type: ignore[attr-defined]
-        rollouts = sorted(self.imagined, key=lambda rollout: splits.index(rollout.goal_split))
-        pl_module.log_dict(rates(rollouts), batch_size=1)
-        if self.num_examples:
-            show_table(trainer, "imagine/examples", examples_table(rollouts, self.num_examples))
-
-
-def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Share of imagined rollouts of each split that meet their goal, and that are plausible; their mean length."""
-    metrics = {}
-    for split, of_split in _by_split(rollouts).items():
-        num_successes = sum(rollout.is_success for rollout in of_split)
-        num_plausible = sum(_is_plausible(rollout) for rollout in of_split)
-        metrics[f"imagine/{split}/success_rate"] = num_successes / len(of_split)
-        metrics[f"imagine/{split}/plausible_rate"] = num_plausible / len(of_split)
-        metrics[f"imagine/{split}/mean_length"] = sum(map(len, of_split)) / len(of_split)
-    return metrics
-
-
-def examples_table(rollouts: Sequence[Rollout], num_examples: int) -> str:
-    """A Markdown table of the first rollouts of each split."""
-    chosen = [rollout for of_split in _by_split(rollouts).values() for rollout in of_split[:num_examples]]
-    return markdown_table(_COLUMNS, map(_cells, chosen))
+        metrics, examples = {}, []
+        for split in trainer.datamodule.domain.goal_splits:  # type: ignore[attr-defined]
+            rollouts = [rollout for rollout in self.imagined if rollout.goal_split == split]
+            if rollouts:
+                examples += rollouts[: self.num_examples]
+                num_successes = sum(rollout.is_success for rollout in rollouts)
+                metrics[f"imagine/{split}/success_rate"] = num_successes / len(rollouts)
+                metrics[f"imagine/{split}/plausible_rate"] = sum(map(_is_plausible, rollouts)) / len(rollouts)
+                metrics[f"imagine/{split}/mean_length"] = sum(map(len, rollouts)) / len(rollouts)
+        pl_module.log_dict(metrics, batch_size=1)
+        if examples:
+            show_table(trainer, "imagine/examples", markdown_table(_COLUMNS, map(_cells, examples)))
 
 
 def _cells(rollout: Rollout) -> tuple[str, ...]:
@@ -77,10 +96,3 @@ def _cells(rollout: Rollout) -> tuple[str, ...]:
 
 def _is_plausible(rollout: Rollout) -> bool:
     return not any(rollout.violations.values())
-
-
-def _by_split(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
-    by_split: dict[str, list[Rollout]] = {}
-    for rollout in rollouts:
-        by_split.setdefault(rollout.goal_split, []).append(rollout)
-    return by_split

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core.durable import write_durably
-from kalm.core.errors import KalmError
+from kalm.core.errors import KalmError, require
 from kalm.data.choice import RolloutFilter, rollout_tasks, rollout_verdicts
 from kalm.data.selection import Selection
 from kalm.envs.base import Domain
@@ -30,13 +29,8 @@ class ImaginedTasks(Callback):
     """
 
     def __init__(self, num_replayed: int = 0) -> None:
-        """Choose how much to replay.
-
-        Args:
-            num_replayed: Of each task the first so many rollouts that meet their goal are replayed; 0 replays none.
-        """
-        if num_replayed < 0:
-            raise KalmError(f"num_replayed is {num_replayed}; it must be 0 or more")
+        """Replay of each task the first so many rollouts that meet their goal; 0 replays none."""
+        require(num_replayed >= 0, "num_replayed", num_replayed, "0 or more")
         self.num_replayed = num_replayed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -55,12 +49,7 @@ class ImaginedTasks(Callback):
 
 
 def task_counts(domain: Domain, store: RolloutStore, num_replayed: int) -> list[dict[str, Any]]:
-    """Verdicts of each task of each goal split.
-
-    Args:
-        domain: World that the rollouts are of.
-        store: Imagined rollouts.
-        num_replayed: Of each task, successful rollouts to replay at most.
+    """Verdicts of each task of each goal split; of each task at most ``num_replayed`` rollouts are replayed.
 
     Returns:
         ``goal_split`` and ``task``; ``num_rollouts``; ``plausible``, ``success`` and ``both``, those that pass that
@@ -73,24 +62,15 @@ def task_counts(domain: Domain, store: RolloutStore, num_replayed: int) -> list[
     rank = {split: place for place, split in enumerate(domain.goal_splits)}
     for split, task in sorted(set(zip(splits, tasks, strict=True)), key=lambda entry: (rank[entry[0]], entry[1])):
         of_task = torch.tensor([(s, t) == (split, task) for s, t in zip(splits, tasks, strict=True)])
+        passed = {f.name: int((verdicts[f] & of_task).sum()) for f in RolloutFilter if f is not RolloutFilter.none}
         claimed = (verdicts[RolloutFilter.success] & of_task).nonzero().squeeze(-1)[:num_replayed]
-        counts.append(
-            {
-                "goal_split": split,
-                "task": task,
-                "num_rollouts": int(of_task.sum()),
-                **{f.name: int((verdicts[f] & of_task).sum()) for f in RolloutFilter if f is not RolloutFilter.none},
-                **_replayed(domain, store, claimed),
-            }
-        )
+        rollouts = [store.rollout(row) for row in claimed.tolist()]
+        results = replay(domain, rollouts)
+        replayed = {
+            "num_replayed": len(results),
+            "replayed_success": sum(result.is_success for result in results),
+            "drift": float(np.mean(list(map(drift, rollouts, results)))) if results else None,
+        }
+        num_rollouts = {"num_rollouts": int(of_task.sum())}
+        counts.append({"goal_split": split, "task": task, **num_rollouts, **passed, **replayed})
     return counts
-
-
-def _replayed(domain: Domain, store: RolloutStore, rows: Tensor) -> dict[str, Any]:
-    rollouts = [store.rollout(row) for row in rows.tolist()]
-    results = replay(domain, rollouts)
-    return {
-        "num_replayed": len(results),
-        "replayed_success": sum(result.is_success for result in results),
-        "drift": float(np.mean(list(map(drift, rollouts, results)))) if results else None,
-    }

@@ -7,9 +7,9 @@ from typing import cast
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 
-from kalm.callbacks.rollout_gif import GifStyle, Panel, imagined_panel, rollout_gif, show_gif
-from kalm.callbacks.validated_rollouts import ValidatedRollouts
-from kalm.core.errors import KalmError
+from kalm.callbacks.imagination import ValidatedRollouts
+from kalm.callbacks.rollout_gif import GifStyle, imagined_panel, show_gif
+from kalm.core.errors import require
 from kalm.core.goal import InstructedGoal
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
@@ -37,8 +37,7 @@ class ImaginedVideo(ValidatedRollouts):
             size: Pixels along each side.
             seconds_per_step: How long a frame stays.
         """
-        if num_rollouts < 1:
-            raise KalmError(f"imagined_video: num_rollouts is {num_rollouts}; it must be 1 or more")
+        require(num_rollouts >= 1, "num_rollouts", num_rollouts, "1 or more")
         super().__init__()
         self.num_rollouts = num_rollouts
         self.style = GifStyle(max_steps, size, seconds_per_step)
@@ -52,7 +51,8 @@ class ImaginedVideo(ValidatedRollouts):
             of_split = [rollout for rollout in self.imagined if rollout.goal_split == split and len(rollout)]
             for number, rollout in enumerate(of_split[: self.num_rollouts]):
                 name, tag = f"imagined-{split}-{number}", f"imagine/{split}/rollout_{number}"
-                self._show(trainer, name, tag, [imagined_panel(domain, rollout)], rollout.instruction)
+                panels = [imagined_panel(domain, rollout)]
+                show_gif(trainer, name, tag, panels, rollout.instruction, self.style, trainer.global_step)
         recorded = self.real[: self.num_rollouts]
         if not recorded:
             return
@@ -60,11 +60,7 @@ class ImaginedVideo(ValidatedRollouts):
         for number, (real, imagined) in enumerate(zip(recorded, again, strict=True)):
             panels = [imagined_panel(domain, real, "real"), imagined_panel(domain, imagined, "imagined")]
             name, tag = f"real-imagined-{number}", f"imagine/beside_real/rollout_{number}"
-            self._show(trainer, name, tag, panels, real.instruction)
-
-    def _show(self, trainer: Trainer, name: str, tag: str, panels: list[Panel], instruction: str) -> None:
-        domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]
-        show_gif(trainer, name, tag, rollout_gif(domain, panels, instruction, self.style), trainer.global_step)
+            show_gif(trainer, name, tag, panels, real.instruction, self.style, trainer.global_step)
 
 
 def _work_item(domain: Domain, rollout: Rollout) -> WorkItem:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kalm.callbacks.validated_rollouts import ValidatedRollouts
+from kalm.callbacks.imagination import ValidatedRollouts
 
 
 class Plausibility(ValidatedRollouts):

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from kalm.core.errors import KalmError
+from kalm.core.errors import require
 from kalm.core.goal import FloatArray
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
@@ -46,9 +46,8 @@ class GifStyle:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, value in (("max_steps", self.max_steps), ("size", self.size)):
-            if value < 1:
-                raise KalmError(f"rollout video: {name} is {value}; it must be 1 or more")
+        require(self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
+        require(self.size >= 1, "size", self.size, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -87,17 +86,13 @@ def evaluated_panel(result: EpisodeResult, caption: str = "") -> Panel:
 
 
 def rollout_gif(domain: Domain, panels: Sequence[Panel], instruction: str, style: GifStyle) -> bytes:
-    """Draw one frame a step; it plays forever. A rollout that ends before its neighbours waits for them.
+    """Draw rollouts from left to right, a frame a step, the instruction over each; it plays forever.
 
-    Args:
-        domain: Draws observations.
-        panels: Rollouts from left to right.
-        instruction: Written over every frame.
-        style: How to draw.
+    A rollout that ends before its neighbours waits for them.
     """
     columns = [_frames(domain, panel, instruction, style) for panel in panels]
-    num_frames = max(map(len, columns))
-    frames = [_joined([column[min(index, len(column) - 1)] for column in columns]) for index in range(num_frames)]
+    rows = ([column[min(index, len(column) - 1)] for column in columns] for index in range(max(map(len, columns))))
+    frames = [Image.fromarray(np.hstack(list(map(np.asarray, row)))) for row in rows]
     milliseconds = [round(1000 * style.seconds_per_step)] * len(frames)
     milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
     content = BytesIO()
@@ -107,16 +102,11 @@ def rollout_gif(domain: Domain, panels: Sequence[Panel], instruction: str, style
     return content.getvalue()
 
 
-def show_gif(trainer: Trainer, name: str, tag: str, gif: bytes, step: int) -> None:
-    """Write a GIF to ``videos/<name>.gif`` in the run folder and to TensorBoard.
-
-    Args:
-        trainer: Knows folder and loggers.
-        name: File name; the latest GIF of a name stays.
-        tag: Name in TensorBoard.
-        gif: The picture.
-        step: Update counter.
-    """
+def show_gif(
+    trainer: Trainer, name: str, tag: str, panels: Sequence[Panel], instruction: str, style: GifStyle, update: int
+) -> None:
+    """Draw rollouts into ``videos/<name>.gif`` of the run folder, replacing the last, and into TensorBoard by tag."""
+    gif = rollout_gif(trainer.datamodule.domain, panels, instruction, style)  # type: ignore[attr-defined]
     folder = Path(trainer.default_root_dir) / "videos"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.gif").write_bytes(gif)
@@ -125,7 +115,7 @@ def show_gif(trainer: Trainer, name: str, tag: str, gif: bytes, step: int) -> No
     summary = Summary(value=[Summary.Value(tag=tag, image=image)])
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment._get_file_writer().add_summary(summary, step)
+            logger.experiment._get_file_writer().add_summary(summary, update)
 
 
 def _frames(domain: Domain, panel: Panel, instruction: str, style: GifStyle) -> list[Image.Image]:
@@ -144,12 +134,3 @@ def _write_below(frame: Image.Image, text: str, color: Color) -> None:
     font = ImageFont.load_default(size=max(9, frame.height // 16))
     place = 4, frame.height - 4
     ImageDraw.Draw(frame).text(place, text, fill="white", font=font, anchor="lb", stroke_width=3, stroke_fill=color)
-
-
-def _joined(frames: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size, from left to right."""
-    size = frames[0].width
-    joined = Image.new("RGB", (size * len(frames), size))
-    for column, frame in enumerate(frames):
-        joined.paste(frame, (size * column, 0))
-    return joined

@@ -6,9 +6,8 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, rollout_gif, show_gif
-from kalm.core.errors import KalmError
-from kalm.envs.base import Domain
+from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, show_gif
+from kalm.core.errors import require
 from kalm.runs.evaluated import EvaluatedPolicy
 
 
@@ -36,9 +35,8 @@ class RolloutVideo(Callback):
             seconds_per_step: How long a frame stays.
             every_n_validations: Draw at the first of every so many validations during fit; test always draws.
         """
-        for name, value in (("num_rollouts", num_rollouts), ("every_n_validations", every_n_validations)):
-            if value < 1:
-                raise KalmError(f"rollout_video: {name} is {value}; it must be 1 or more")
+        require(num_rollouts >= 1, "num_rollouts", num_rollouts, "1 or more")
+        require(every_n_validations >= 1, "every_n_validations", every_n_validations, "1 or more")
         self.num_rollouts, self.every_n_validations = num_rollouts, every_n_validations
         self.style = GifStyle(max_steps, size, seconds_per_step)
         self._num_validations = 0
@@ -66,11 +64,9 @@ class RolloutVideo(Callback):
     def _write_videos(self, trainer: Trainer, policy: EvaluatedPolicy, prefix: str) -> None:
         if not trainer.is_global_zero or not policy.episode_results:
             return
-        domain: Domain = trainer.datamodule.domain  # type: ignore[attr-defined]
-        for split in domain.goal_splits:
+        for split in trainer.datamodule.domain.goal_splits:  # type: ignore[attr-defined]
             results = [r for r in policy.episode_results if r.episode.instructed.goal_split == split]
             for number, result in enumerate(results[: self.num_rollouts]):
-                instruction = result.episode.instructed.instruction
-                gif = rollout_gif(domain, [evaluated_panel(result)], instruction, self.style)
-                tag = f"{prefix}/{split}/rollout_{number}"
-                show_gif(trainer, f"{split}-{number}", tag, gif, policy.num_updates)
+                told, panels = result.episode.instructed.instruction, [evaluated_panel(result)]
+                name, tag = f"{split}-{number}", f"{prefix}/{split}/rollout_{number}"
+                show_gif(trainer, name, tag, panels, told, self.style, policy.num_updates)

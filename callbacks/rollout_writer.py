@@ -13,9 +13,9 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from kalm.core.changes import changes
 from kalm.core.durable import file_sha256, write_durably
-from kalm.core.errors import DataError, KalmError
+from kalm.core.errors import DataError, KalmError, require
+from kalm.core.provenance import changes
 from kalm.core.validation import raise_problems, rejection
 from kalm.data.choice import verdict_counts
 from kalm.data.goal_data import GoalData
@@ -55,8 +55,7 @@ class RolloutWriter(Callback):
             least_confirming: Of its members, how many must see the goal of a successful rollout come true as well.
             judges: Who else judges each rollout that is kept; each writes a label of its own beside the store.
         """
-        if not 0 <= max_rejection_rate <= 1:
-            raise KalmError(f"max_rejection_rate is {max_rejection_rate}; it is a share, in [0, 1]")
+        require(0 <= max_rejection_rate <= 1, "max_rejection_rate", max_rejection_rate, "a share, in [0, 1]")
         self.max_rejection_rate = max_rejection_rate
         self._dynamics, self._least_confirming = dynamics, least_confirming
         self._judges = list(judges)
@@ -113,7 +112,7 @@ class RolloutWriter(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, data: GoalData) -> set[str]:
         """Open the store, new or unfinished; the names of the shards that need not be imagined."""
-        folder = _folder(trainer) / STORE
+        folder = Path(trainer.default_root_dir) / STORE
         self._provenance = cast(GroundedLLM, pl_module).provenance()
         made_by = {"verb": "predict", **data.description, **self._provenance}
         if self._judges:
@@ -125,24 +124,26 @@ class RolloutWriter(Callback):
             self._judges += [OffLearnedDynamics(model, which), unconfirmed]
             made_by |= {**which, "least_confirming": self._least_confirming}
         if is_finished_store(folder):
-            _check_same(folder, made_by)
+            # Rollouts of another model, or of other goals, must not pass for those that are asked for.
+            raise_problems(
+                f"{folder} holds what was imagined with other settings",
+                changes(RolloutStore(folder).manifest["made_by"], json.loads(json.dumps(made_by))),
+                "Write elsewhere with another --experiment, or delete the folder to imagine anew.",
+            )
             logger.info("all rollouts had been imagined before: %s", folder)
             return {shard.name for shard in data.all_shards}
-        if trainer.is_global_zero:
-            self._writer = self._open(folder, data, made_by)
-        trainer.strategy.barrier()  # the store is begun by one device and joined by the others
         if not trainer.is_global_zero:
-            self._writer = self._open(folder, data, made_by)
-        assert self._writer is not None
+            trainer.strategy.barrier()  # the store is begun by one device and joined by the others
+        domain = data.domain
+        self._writer = RolloutStoreWriter(
+            folder, domain.name, domain.spec, domain.plausibility_flags, made_by, judges=self._judges
+        )
+        if trainer.is_global_zero:
+            trainer.strategy.barrier()
         # One answer for all, after which any of them may write: else each would deal out what is left by itself.
         finished: set[str] = trainer.strategy.broadcast(self._writer.finished_shards)
         trainer.strategy.barrier()
         return finished
-
-    def _open(self, folder: Path, data: GoalData, made_by: Mapping[str, Any]) -> RolloutStoreWriter:
-        domain = data.domain
-        flags = domain.plausibility_flags
-        return RolloutStoreWriter(folder, domain.name, domain.spec, flags, made_by, judges=self._judges)
 
     def _check_rate(self, counts: Mapping[str, Counter[str]], data: GoalData) -> None:
         """Stop a run whose model imagines little that is sound."""
@@ -161,7 +162,9 @@ class RolloutWriter(Callback):
             logger.warning("%d shards are left to imagine; the same command goes on with them", num_left)
             return
         counts = writer.rejected
-        write_durably(_folder(trainer) / REJECTED_FILE, json.dumps(counts, sort_keys=True, indent=1).encode())
+        write_durably(
+            Path(trainer.default_root_dir) / REJECTED_FILE, json.dumps(counts, sort_keys=True, indent=1).encode()
+        )
         store = writer.finish()
         for split, verdicts in verdict_counts(store).items():
             logger.info("%s: %s", split, ", ".join(f"{count} {name}" for name, count in verdicts.items()))
@@ -172,18 +175,3 @@ class RolloutWriter(Callback):
 def _reasons(counts: Mapping[str, Counter[str]]) -> str:
     total = sum(counts.values(), Counter[str]())
     return ", ".join(f"{count} {reason}" for reason, count in total.most_common())
-
-
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir)
-
-
-def _check_same(folder: Path, made_by: Mapping[str, Any]) -> None:
-    """Refuse to pass off rollouts of another model, or of other goals, as those that were asked for."""
-    found = RolloutStore(folder).manifest["made_by"]
-    expected = json.loads(json.dumps(made_by))
-    raise_problems(
-        f"{folder} holds what was imagined with other settings",
-        changes(found, expected),
-        "Write elsewhere with another --experiment, or delete the folder to imagine anew.",
-    )

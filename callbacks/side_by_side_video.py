@@ -6,7 +6,7 @@ from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, imagined_panel, rollout_gif, show_gif
+from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, imagined_panel, show_gif
 from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
@@ -40,18 +40,14 @@ class SideBySideVideo(Callback):
             return
         policy = cast(EvaluatedPolicy, pl_module)
         data: PolicyData = trainer.datamodule  # type: ignore[attr-defined]
-        found = {split: data.first_rollout(split) for split in data.domain.goal_splits}
-        recorded = {split: rollout for split, rollout in found.items() if rollout is not None}
-        starts = [_same_start(data.domain, rollout) for rollout in recorded.values()]
-        results = policy.run_episodes(data.domain, starts)
-        for (split, rollout), result in zip(recorded.items(), results, strict=True):
-            panels = [
-                imagined_panel(data.domain, rollout, "real" if rollout.source is Source.REAL else "imagined"),
-                evaluated_panel(result, "policy"),
-            ]
-            gif = rollout_gif(data.domain, panels, rollout.instruction, self.style)
-            name, tag = f"side-by-side-{split}", f"side_by_side/{split}"
-            show_gif(trainer, name, tag, gif, policy.num_updates)
+        found = [data.first_rollout(split) for split in data.domain.goal_splits]
+        recorded = [rollout for rollout in found if rollout is not None]
+        results = policy.run_episodes(data.domain, [_same_start(data.domain, rollout) for rollout in recorded])
+        for rollout, result in zip(recorded, results, strict=True):
+            whose = "real" if rollout.source is Source.REAL else "imagined"
+            panels = [imagined_panel(data.domain, rollout, whose), evaluated_panel(result, "policy")]
+            name, tag = f"side-by-side-{rollout.goal_split}", f"side_by_side/{rollout.goal_split}"
+            show_gif(trainer, name, tag, panels, rollout.instruction, self.style, policy.num_updates)
 
 
 def _same_start(domain: Domain, rollout: Rollout) -> Episode:

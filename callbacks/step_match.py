@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 
-from kalm.callbacks.validated_rollouts import ValidatedRollouts
-from kalm.core.errors import KalmError
+from kalm.callbacks.imagination import ValidatedRollouts
+from kalm.core.errors import require
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.envs.simulation import replay
@@ -25,13 +25,8 @@ class StepMatch(ValidatedRollouts):
     """
 
     def __init__(self, tolerance: float = 0.2) -> None:
-        """Choose what close means.
-
-        Args:
-            tolerance: Greatest error of a number, in standard deviations of real observations.
-        """
-        if tolerance <= 0:
-            raise KalmError(f"step_match: tolerance is {tolerance}; it must be above 0")
+        """Choose what close means: the greatest error of a number, in standard deviations of real observations."""
+        require(tolerance > 0, "tolerance", tolerance, "above 0")
         super().__init__()
         self.tolerance = tolerance
 
@@ -47,13 +42,7 @@ class StepMatch(ValidatedRollouts):
 
 
 def step_match(domain: Domain, rollouts: Sequence[Rollout], allowed: np.ndarray) -> dict[str, float]:
-    """Compare first steps with the simulator's.
-
-    Args:
-        domain: Whose simulator to ask.
-        rollouts: Imagined rollouts, none of them empty.
-        allowed: Greatest error of each number of an observation, shape (O,).
-    """
+    """Compare first steps of rollouts that have any with the simulator's; ``allowed`` is the greatest error, (O,)."""
     results = replay(domain, rollouts, num_envs=len(rollouts), max_steps=1)
     after = np.stack([result.observations[1] for result in results])
     error = np.abs(np.stack([rollout.observations[1] for rollout in rollouts]) - after)

@@ -28,7 +28,7 @@ class SuccessRate(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget validations of updates that a killed run made and that its checkpoint does not know."""
         if trainer.is_global_zero:
-            path = _results_path(trainer)
+            path = Path(trainer.default_root_dir) / RESULTS_FILE
             _keep(path, lambda row: row["stage"] == "test" or row["update"] <= trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,7 +46,7 @@ class SuccessRate(Callback):
             return
         policy.log_dict(_metrics(results, prefix) | {"step": float(policy.num_updates)})
         if trainer.is_global_zero:
-            update, path = policy.num_updates, _results_path(trainer)
+            update, path = policy.num_updates, Path(trainer.default_root_dir) / RESULTS_FILE
             _keep(path, lambda row: row["stage"] != stage or row["update"] != update)
             rows = [
                 _row(result, number, policy, trainer, stage)
@@ -90,10 +90,6 @@ def _row(result: EpisodeResult, number: int, policy: EvaluatedPolicy, trainer: T
         "num_steps": result.num_steps,
         "episode_return": result.episode_return,
     }
-
-
-def _results_path(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / RESULTS_FILE
 
 
 def _keep(path: Path, is_wanted: Any) -> None:

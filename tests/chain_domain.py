@@ -127,7 +127,7 @@ class ChainDomain(Domain):
             yield self.label_rollout(instructed, observations, np.array(actions, dtype=np.int64), Source.REAL)
 
     def draw(self, observation: Array, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
-        """Five grey bars, the current one white."""
+        """Five grey bars, the current one white; a lighter line above is as long as the instruction."""
         picture = np.full((size, size, 3), 60, dtype=np.uint8)
         cell = int(np.asarray(observation).argmax())
         picture[:, cell * size // NUM_CELLS : (cell + 1) * size // NUM_CELLS] = 255

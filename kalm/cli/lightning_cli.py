@@ -25,9 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import kalm
-from kalm.callbacks.checkpoint import UpdateCheckpoint
-from kalm.callbacks.random_state import RandomState
-from kalm.callbacks.updates import UpdateAxis, UpdateProgressBar
+from kalm.callbacks.every_run import RandomState, UpdateAxis, UpdateCheckpoint, UpdateProgressBar
 from kalm.cli.seed_runs import refuse_occupied, write_seed_runs
 from kalm.cli.usage import usage_error
 from kalm.core.errors import CheckpointError, KalmError

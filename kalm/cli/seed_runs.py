@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kalm.callbacks.checkpoint import UpdateCheckpoint, point_to
+from kalm.callbacks.every_run import UpdateCheckpoint, point_to
 from kalm.core.errors import CheckpointError
 from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -30,12 +30,15 @@ def write_seed_runs(
     checkpoint_io, source = VerifiedCheckpointIO(), (together / LAST).resolve()
     checkpoint = checkpoint_io.load_checkpoint(source)
     stacked = dict(policy.named_parameters()).keys()
+    data = policy.trainer.datamodule  # type: ignore[attr-defined]
+    of_data = type(data).__qualname__  # where Lightning keeps what decides the data
     for number, folder in enumerate(folders):
         own = checkpoint_of(checkpoint, stacked, number)
         kept = {"saved": [source.name]}
         own["callbacks"] = {
             key: kept if key == UpdateCheckpoint().state_key else state for key, state in own["callbacks"].items()
         }
+        own[of_data] = {**own[of_data], "seed": data.seed + number}
         folder.mkdir(parents=True, exist_ok=True)
         save_config(number, folder)
         checkpoint_io.save_checkpoint(own, folder / source.name)

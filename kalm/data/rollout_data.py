@@ -15,8 +15,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kalm.core.changes import changes
 from kalm.core.errors import CheckpointError, DataError
+from kalm.core.provenance import changes
 from kalm.data.choice import first_rollouts
 from kalm.data.decisions import data_decisions
 from kalm.data.grounding_batch import ValidationBatch

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import advantage_weight, gaussian_log_probability, imitation_loss, td_target, value_of_action

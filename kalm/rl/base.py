@@ -20,8 +20,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from kalm.core.errors import require
 from kalm.core.names import PADDING_MASK, SOURCE
-from kalm.core.require import require
 from kalm.core.specs import TaskSpec
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.rl.training.attached_data import attached_data, check_fit
@@ -31,8 +31,8 @@ from kalm.rl.training.policy_evaluation import EpisodePolicy, evaluate_policy
 from kalm.rl.training.randomness import initialize, update_noise
 from kalm.rl.training.recorded import is_finite, raise_non_finite, source_means, stack_recorded
 from kalm.rl.training.side_by_side import MethodCall, policy_of, side_by_side, stack_parameters
+from kalm.runs.checkpoint_io import POLICY, require_same_policy
 from kalm.runs.evaluated import EvaluatedPolicy
-from kalm.runs.policy_checkpoint import add_policy, require_same_policy
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData
@@ -298,7 +298,7 @@ class OfflineRLModule(EvaluatedPolicy):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which policy the weights belong to; add the averaged ones."""
-        add_policy(checkpoint, self._identity)
+        checkpoint[POLICY] = self._identity
         if self.average is not None:
             self.average.add_to(checkpoint)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import imitation_loss, log_probability_penalty, squared_action_error

@@ -32,8 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.core.errors import KalmError
-from kalm.core.require import require
+from kalm.core.errors import KalmError, require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble

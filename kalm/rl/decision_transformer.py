@@ -33,8 +33,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.core.errors import DataError
-from kalm.core.require import require
+from kalm.core.errors import DataError, require
 from kalm.core.specs import TaskSpec
 from kalm.envs.running_episodes import RunningEpisodes
 from kalm.envs.simulation import Episode

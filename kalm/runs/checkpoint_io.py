@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,7 +26,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 import kalm
 from kalm.core.durable import file_sha256, sync_folder, write_durably
 from kalm.core.errors import CheckpointError
+from kalm.core.provenance import changes
 from kalm.runs.folder import describe_folder
+
+POLICY = "kalm_policy"  # key of a checkpoint: algorithm, sizes and number of seeds of the policy it holds
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -38,12 +41,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         """Write a checkpoint and its sidecar so that a kill at any moment leaves the previous one good.
 
         The sidecar goes first and names the digest it replaces as well: between the two renames the old file still
-        verifies.
-
-        Args:
-            checkpoint: Tensors and plain types; anything else is refused, because it could not be loaded again.
-            path: Target file.
-            storage_options: Not used; part of Lightning's interface.
+        verifies. Only tensors and plain types are accepted; anything else could not be loaded again.
 
         Raises:
             CheckpointError: If the file system refuses, or the file that was read back is not the one written.
@@ -54,8 +52,18 @@ class VerifiedCheckpointIO(CheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             num_bytes, digest = _write(checkpoint, temporary)
             _verify_written(temporary, digest)
-            sidecar = _describe(checkpoint, num_bytes, digest)
-            sidecar["replaces"] = _digest_in_place(path)
+            sidecar = {
+                "bytes": num_bytes,
+                "sha256": digest,
+                "update": int(checkpoint.get("global_step", 0)),
+                "versions": {
+                    "kalm": kalm.__version__,
+                    "lightning": lightning.__version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+                "replaces": file_sha256(path) if path.is_file() else None,
+            }
             write_durably(path.with_name(path.name + ".json"), (json.dumps(sidecar, indent=1) + "\n").encode())
             os.replace(temporary, path)
             sync_folder(path.parent)
@@ -71,12 +79,12 @@ class VerifiedCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Verify a checkpoint's digest, then read tensors and plain types from it.
+        """Verify a checkpoint's digest, then read tensors and plain types from it, to the CPU by default.
 
         Args:
             path: Checkpoint file.
-            map_location: Where tensors go; the CPU by default.
-            weights_only: Part of Lightning's interface. Loading is always restricted; False is refused.
+            map_location: Where tensors go, as for ``torch.load``.
+            weights_only: Loading is always restricted; False is refused.
 
         Raises:
             CheckpointError: If the file is missing, damaged, or holds anything but tensors and plain types.
@@ -153,8 +161,7 @@ def verify_checkpoint(path: Path) -> None:
 
 def newest_intact(paths: Iterable[Path]) -> Path | None:
     """The most recently written checkpoint whose digest matches its sidecar; None if there is none."""
-    newest_first = sorted(filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in newest_first:
+    for path in sorted(filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             sidecar = read_sidecar(path)
             if sidecar is not None and file_sha256(path) in _accepted_digests(sidecar):
@@ -162,6 +169,21 @@ def newest_intact(paths: Iterable[Path]) -> Path | None:
         except (CheckpointError, OSError):
             continue
     return None
+
+
+def require_same_policy(checkpoint: Mapping[str, Any], identity: dict[str, Any]) -> None:
+    """Refuse another policy's weights before torch lists every mismatched tensor.
+
+    Raises:
+        CheckpointError: If the algorithm, a size or the number of seeds differs.
+    """
+    found = checkpoint.get(POLICY)
+    if found != identity:
+        what = "another policy than the configuration asks for" if found else "no policy of kalm"
+        raise CheckpointError(
+            f"the checkpoint holds {what} ({'; '.join(changes(found or {}, identity))}); name the checkpoint of that "
+            "policy, or the configuration that it was made with"
+        )
 
 
 class _HashingFile:
@@ -218,25 +240,6 @@ def _verify_written(temporary: Path, digest: str) -> None:
         ) from error
 
 
-def _describe(checkpoint: dict[str, Any], num_bytes: int, digest: str) -> dict[str, Any]:
-    return {
-        "bytes": num_bytes,
-        "sha256": digest,
-        "update": int(checkpoint.get("global_step", 0)),
-        "versions": {
-            "kalm": kalm.__version__,
-            "lightning": lightning.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _digest_in_place(path: Path) -> str | None:
-    """Digest of the file that is about to be replaced."""
-    return file_sha256(path) if path.is_file() else None
-
-
 def _accepted_digests(sidecar: dict[str, Any]) -> set[str]:
     return {digest for digest in (sidecar["sha256"], sidecar.get("replaces")) if digest}
 
@@ -254,9 +257,6 @@ def _storage_error(error: OSError, path: Path, needed_bytes: int) -> CheckpointE
 def _tensor_bytes(tree: Any) -> int:
     """Bytes of all tensors in nested containers: what a checkpoint needs on the disk, all but a little."""
     if isinstance(tree, torch.Tensor):
-        return tree.numel() * tree.element_size()
-    if isinstance(tree, dict):
-        return sum(map(_tensor_bytes, tree.values()))
-    if isinstance(tree, list | tuple):
-        return sum(map(_tensor_bytes, tree))
-    return 0
+        return tree.nbytes
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return sum(map(_tensor_bytes, parts))

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import LightningModule
 
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult
 
@@ -20,18 +20,14 @@ class EvaluatedPolicy(LightningModule):
 
     Attributes:
         num_seeds: Policies side by side, each of which runs every episode.
-        num_evaluation_envs: Episodes that run at the same time.
+        num_evaluation_envs: Episodes that run at the same time; the results do not depend on it.
         results_of_seeds: Results of the latest validation or test, a list for each seed.
     """
 
     num_seeds: int = 1
 
     def __init__(self, num_evaluation_envs: int) -> None:
-        """Begin without results.
-
-        Args:
-            num_evaluation_envs: Episodes that run at the same time, 1 or more; the results do not depend on it.
-        """
+        """Begin without results."""
         super().__init__()
         require(num_evaluation_envs >= 1, "num_evaluation_envs", num_evaluation_envs, "1 or more")
         self.num_evaluation_envs = num_evaluation_envs
@@ -40,12 +36,7 @@ class EvaluatedPolicy(LightningModule):
 
     @abstractmethod
     def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
-        """Act in every episode, and keep nothing.
-
-        Args:
-            domain: World to run in.
-            episodes: What to run, at least one.
-            number: Which of the policies side by side.
+        """Act in every episode, at least one, with one of the policies side by side, and keep nothing.
 
         Returns:
             One result an episode, in the order of ``episodes``.

@@ -25,13 +25,7 @@ _BARE_NAME = re.compile(r"[A-Za-z0-9=_.-]+")
 
 
 def run_folder(root: str, experiment: str, seed: int, num_seeds: int = 1) -> Path:
-    """The folder of a run.
-
-    Args:
-        root: Folder below which all runs write.
-        experiment: ``<domain>/<stage>/<name>``.
-        seed: Seed of the run; the first of several.
-        num_seeds: Seeds that are trained side by side.
+    """The folder of a run of ``<domain>/<stage>/<name>`` below a root; ``seed`` is the first of ``num_seeds``.
 
     Raises:
         KalmError: If ``experiment`` could lead out of ``root``, or holds characters that a path should not.

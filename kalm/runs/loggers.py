@@ -24,19 +24,12 @@ _MARKDOWN = "\\`*_{}[]()#+-.!|~"
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """TensorBoard events directly in the run folder, without a ``version_0`` folder per start.
-
-    Args:
-        folder: The run folder.
-        resumed_update: Update that the run goes on from; TensorBoard forgets what a killed run logged after it.
-    """
+    """TensorBoard events directly in the run folder, without a ``version_0`` folder per start."""
 
     def __init__(self, folder: str, resumed_update: int | None = None) -> None:
-        """Say where to write; the file is opened at the first event."""
+        """Go on from an update, if one is given: what a killed run logged after it is forgotten."""
         purge_step = None if resumed_update is None else resumed_update + 1
-        super().__init__(
-            folder, name="", version="", default_hp_metric=False, purge_step=purge_step, flush_secs=_FLUSH_SECONDS
-        )
+        super().__init__(folder, "", "", default_hp_metric=False, purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
 
     @rank_zero_only
     def save(self) -> None:
@@ -48,14 +41,10 @@ class MetricsFileLogger(Logger):
 
     Lightning's CSVLogger deletes the file of an earlier run in the same folder, which a resumed run's folder always
     holds.
-
-    Args:
-        path: The CSV file.
-        resumed_update: Update that the run goes on from: earlier rows up to it are kept, later ones are dropped.
     """
 
     def __init__(self, path: str | Path, resumed_update: int | None = None) -> None:
-        """Say where to write; nothing is read or written before the first row."""
+        """Go on from an update, if one is given: earlier rows up to it are kept, later ones are dropped."""
         super().__init__()
         self.path = Path(path)
         self._resumed_update = resumed_update
@@ -83,12 +72,7 @@ class MetricsFileLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row; Lightning calls ``save`` right after.
-
-        Args:
-            metrics: Metric name -> value.
-            step: Update counter.
-        """
+        """Add a row of metrics at an update; Lightning calls ``save`` right after."""
         if metrics:
             self._pending.append({**metrics, "step": "" if step is None else int(step)})
 
@@ -97,9 +81,7 @@ class MetricsFileLogger(Logger):
         """Write the pending rows; a metric that is new becomes a new column of the whole file."""
         if not self._pending:
             return
-        if self._header is None:
-            self._start()
-        header = self._header or []
+        header = self._start() if self._header is None else self._header
         new = {name for row in self._pending for name in row} - set(header)
         if new or not self.path.exists():
             rows = [*self._read(), *self._pending]
@@ -115,8 +97,8 @@ class MetricsFileLogger(Logger):
         """Write what is pending when the run ends, however it ends."""
         self.save()
 
-    def _start(self) -> None:
-        """Take over the rows of an earlier part of this run, or start the file."""
+    def _start(self) -> list[str]:
+        """Take over the rows of an earlier part of this run, or start the file; its columns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = self._read() if self._resumed_update is not None else []
         kept = [row for row in rows if row["step"] and int(row["step"]) <= (self._resumed_update or 0)]
@@ -125,6 +107,7 @@ class MetricsFileLogger(Logger):
             write_durably(self.path, _to_csv(self._header, kept, with_header=True).encode())
         else:
             self.path.unlink(missing_ok=True)
+        return self._header
 
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -150,9 +133,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 def show_table(trainer: Trainer, tag: str, table: str) -> None:
     """Write a table to TensorBoard, at the update that the trainer has reached."""
-    if not trainer.is_global_zero:
-        return
-    for logger in trainer.loggers:
+    for logger in trainer.loggers if trainer.is_global_zero else ():
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(tag, table, trainer.global_step)
 

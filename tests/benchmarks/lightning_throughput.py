@@ -24,9 +24,8 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from kalm.callbacks.random_state import RandomState
+from kalm.callbacks.every_run import RandomState, UpdateAxis
 from kalm.callbacks.throughput import Throughput
-from kalm.callbacks.updates import UpdateAxis
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
 from tests.benchmarks.throughput_cases import CASES, UPDATES_PER_STEP, Case, policy_data
 

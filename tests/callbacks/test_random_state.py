@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from kalm.callbacks.random_state import RandomState, seed_generators
+from kalm.callbacks.every_run import RandomState, seed_generators
 
 
 class Drawing(lightning.LightningModule):

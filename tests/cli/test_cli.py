@@ -94,8 +94,8 @@ def test_unknown_verb_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> Non
             ["'kalm.rl.bc.CB' does not exist", "did you mean 'kalm.rl.bc.BC'?"],
         ),
         ({"model": {"class_path": "kalm.rl.bcc.BC"}}, ["does not exist", "did you mean 'kalm.rl.bc.BC'?"]),
-        ({"model": {"class_path": "kalm.callbacks.checkpoint.UpdateCheckpoint"}}, ["model", "LightningModule"]),
-        ({"data": {"init_args": {"real": "${rooot}/real"}}}, ["rooot", "did you mean 'root'?"]),
+        ({"model": {"class_path": "kalm.callbacks.every_run.UpdateCheckpoint"}}, ["model", "LightningModule"]),
+        ({"data": {"init_args": {"real": {"path": "${rooot}/real"}}}}, ["rooot", "did you mean 'root'?"]),
         ({"root": "${experiment}", "experiment": "${root}"}, ["refers to itself"]),
         ({"trainer": {"max_steps": "many"}}, ["trainer.max_steps", "many"]),
         ({"trainer": {"default_root_dir": "/tmp"}}, ["trainer.default_root_dir", "set root and experiment instead"]),
@@ -156,13 +156,13 @@ def test_experiment_is_checked_on_the_command_line(tmp_path: Path, capsys: pytes
 
 def test_overlay_appends_callbacks_and_overrides_scalars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``callbacks+:`` in a later file adds to the list; a plain key replaces what was there."""
-    rate = {"class_path": "kalm.callbacks.updates.UpdateProgressBar", "init_args": {"refresh_rate": 2}}
+    rate = {"class_path": "kalm.callbacks.every_run.UpdateProgressBar", "init_args": {"refresh_rate": 2}}
     file = overlay(tmp_path, {"trainer": {"max_steps": 5, "callbacks+": [rate]}})
     config = printed_config(capsys, "fit", "--config", write_config(tmp_path), "--config", file)
     assert config["trainer"]["max_steps"] == 5
     assert [callback["class_path"] for callback in config["trainer"]["callbacks"]] == [
         "kalm.callbacks.success_rate.SuccessRate",
-        "kalm.callbacks.updates.UpdateProgressBar",
+        "kalm.callbacks.every_run.UpdateProgressBar",
     ]
     replaced = overlay(tmp_path, {"trainer": {"callbacks": [rate]}})
     config = printed_config(capsys, "fit", "--config", write_config(tmp_path), "--config", replaced)
@@ -172,7 +172,7 @@ def test_overlay_appends_callbacks_and_overrides_scalars(tmp_path: Path, capsys:
 def test_interpolation_follows_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``${root}`` in a file means the root that counts in the end, not the one in that file."""
     arguments = ("--config", write_config(tmp_path), "--root", "elsewhere")
-    assert printed_config(capsys, "fit", *arguments)["data"]["init_args"]["real"] == "elsewhere/real"
+    assert printed_config(capsys, "fit", *arguments)["data"]["init_args"]["real"]["path"] == "elsewhere/real"
 
 
 def test_one_means_one_batch_whatever_was_imported_before(

@@ -299,6 +299,13 @@ def test_imagined_rollouts_under_symmetries_stay_true(tmp_path: Path) -> None:
     assert ends == {1, 2, 3}
 
 
+def test_the_seed_decides_the_order_of_imagined_rollouts_too(tmp_path: Path) -> None:
+    """Generation alone, of imagined rollouts alone."""
+    options = {"imagined": write_imagined(tmp_path, fraction=1.0), "tasks": GroundingTasks(8, 0, 0)}
+    one, other = (chain_grounding_data(tmp_path, seed=seed, **options) for seed in (0, 1))
+    assert rollouts_of(one.batch(0)) != rollouts_of(other.batch(0))
+
+
 def test_imagined_stores_without_a_sound_rollout_are_refused(tmp_path: Path) -> None:
     """Before training; the message names the filter."""
     missed = [rollout for rollout in imagined_rollouts(40, "hard") if not rollout.is_success]

@@ -339,7 +339,7 @@ class TestChainStudy:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Killed after the checkpoint at update 60, the study resumes there, goes on, reports, and is then finished."""
-        from kalm.callbacks.checkpoint import UpdateCheckpoint
+        from kalm.callbacks.every_run import UpdateCheckpoint
 
         save = UpdateCheckpoint._save
 
@@ -366,7 +366,7 @@ class TestChainStudy:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Killed at update 60, it resumes for all seeds; each is tested by itself and has its training curve."""
-        from kalm.callbacks.checkpoint import UpdateCheckpoint
+        from kalm.callbacks.every_run import UpdateCheckpoint
 
         study = yaml.safe_load((tmp_path / "study.yaml").read_text(encoding="utf-8"))
         study["seeds"] = [3, 4]

@@ -29,8 +29,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kalm.core.errors import KalmError
-from kalm.core.require import require
+from kalm.core.errors import KalmError, require
 from kalm.core.rollout import Rollout
 from kalm.core.specs import TaskSpec, VectorObservation
 from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
@@ -44,8 +43,8 @@ from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_bac
 from kalm.llm.grounding.losses import Optimization, action_loss, require_finite
 from kalm.llm.grounding.reading import read_rollouts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
+from kalm.runs.checkpoint_io import POLICY, require_same_policy
 from kalm.runs.evaluated import EvaluatedPolicy
-from kalm.runs.policy_checkpoint import add_policy, require_same_policy
 
 
 class LLMDecisionTransformer(EvaluatedPolicy):
@@ -171,7 +170,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the weights are, and what they belong to: those that are frozen are not in the checkpoint."""
-        add_policy(checkpoint, self._identity)
+        checkpoint[POLICY] = self._identity
         add_backbone(checkpoint, self.backbone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

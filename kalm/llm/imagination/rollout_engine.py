@@ -16,10 +16,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from kalm.core.errors import KalmError
+from kalm.core.errors import KalmError, require
 from kalm.core.goal import success_of_each
 from kalm.core.names import Source
-from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.data.work_item import WorkItem
 from kalm.envs.base import Domain

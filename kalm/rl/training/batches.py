@@ -17,6 +17,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from kalm.core.errors import require
 from kalm.core.names import (
     ACTION,
     INSTRUCTION_ID,
@@ -31,7 +32,6 @@ from kalm.core.names import (
     WEIGHT,
     Source,
 )
-from kalm.core.require import require
 
 
 @dataclass(frozen=True, slots=True)

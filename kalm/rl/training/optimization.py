@@ -24,8 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kalm.core.errors import CheckpointError, KalmError
-from kalm.core.require import require
+from kalm.core.errors import CheckpointError, KalmError, require
 
 logger = logging.getLogger(__name__)
 

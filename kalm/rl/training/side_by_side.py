@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kalm.rl.training.optimization import AVERAGE
-from kalm.runs.policy_checkpoint import POLICY
+from kalm.runs.checkpoint_io import POLICY
 
 
 class MethodCall(nn.Module):

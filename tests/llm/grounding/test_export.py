@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from kalm.callbacks.adapter_folder import AdapterFolder
-from kalm.callbacks.checkpoint import UpdateCheckpoint
+from kalm.callbacks.every_run import UpdateCheckpoint
 from kalm.core.errors import CheckpointError
 from kalm.language.prompts import prompts_hash
 from kalm.llm.grounding import export

@@ -10,7 +10,7 @@ import lightning
 import pytest
 import torch
 
-from kalm.callbacks.checkpoint import UpdateCheckpoint
+from kalm.callbacks.every_run import UpdateCheckpoint
 from kalm.callbacks.success_rate import SuccessRate
 from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
