@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium as gym
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -85,7 +86,7 @@ class RolloutWriter(Callback):
         """Store one shard."""
         data: GoalData = trainer.datamodule  # type: ignore[attr-defined]
         assert self._writer is not None
-        spec, space = data.domain.spec, data.domain.observation_space
+        spec, space = data.domain.spec, cast(gym.spaces.Box, data.domain.observation_space)
         goals, kept, rejected = [], [], Counter[str]()
         for rollout, item in zip(outputs, batch.items, strict=True):
             if reason := rejection(rollout, spec, item.max_steps, space.low, space.high):
