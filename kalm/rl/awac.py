@@ -61,8 +61,7 @@ class AWAC(OfflineRLModule):
         super().__init__(spec, learning_rate=learning_rate, **options)
         require(temperature > 0, "temperature", temperature, "above 0")
         require(max_advantage_weight > 0, "max_advantage_weight", max_advantage_weight, "above 0")
-        self.temperature = temperature
-        self.max_advantage_weight = max_advantage_weight
+        self.temperature, self.max_advantage_weight = temperature, max_advantage_weight
         self.critic = critic_network(spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
         self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, spec.action_size)

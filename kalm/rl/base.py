@@ -4,8 +4,7 @@ A subclass holds only its paper: networks, ``losses`` and ``act``. The sum of it
 with a parameter group a network; one ``training_step`` performs K updates on K stacked minibatches, because a training
 step of Lightning costs as much as an update of a small network. ``global_step`` and ``max_steps`` count updates.
 
-Shape letters: K updates a training step, S policies side by side, B batch, O observation, E goal embedding, A action,
-I instructions.
+Shape letters: K updates a training step, S policies side by side, B batch, O observation, E goal embedding, A action.
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ class OfflineRLModule(EvaluatedPolicy):
             normalize_goal_embedding: Whether goal embeddings are shifted, and scaled as a whole, by the statistics of
                 the data's instructions; else a sentence encoder's are too close for a small network to tell apart.
             gradient_clip_norm: Largest norm of the whole gradient; null does not clip.
-            learning_rate_schedule: What becomes of the learning rate after the warm-up: it stays (constant), or falls
-                to 0 (linear, cosine).
+            learning_rate_schedule: The learning rate after the warm-up: constant, or falling to 0 (linear, cosine).
             warmup_updates: Updates over which the learning rate rises from 0.
             schedule_updates: Updates after which it has fallen to 0, the warm-up included; null if it is constant.
             ema_rate: Part of the averaged weights that each update replaces, in (0, 1]; evaluation then acts with the
@@ -115,6 +113,7 @@ class OfflineRLModule(EvaluatedPolicy):
         self.spec = spec
         self.hidden_sizes = tuple(hidden_sizes)
         self.learning_rate, self.discount = learning_rate, discount
+        self.learning_rate_of: dict[str, float] = {}  # of networks that take steps of their own size
         self.target_update_rate, self.target_update_interval = target_update_rate, target_update_interval
         self.normalize_observation, self.normalize_goal_embedding = normalize_observation, normalize_goal_embedding
         self.gradient_clip_norm, self.compile_losses, self.num_seeds = gradient_clip_norm, compile, num_seeds
@@ -130,7 +129,7 @@ class OfflineRLModule(EvaluatedPolicy):
         self.register_buffer("goal_embeddings", torch.zeros(0, spec.goal_embedding_size), persistent=False)
         self.transition_weights = TransitionWeights(source_weights)
 
-    # --- what an algorithm defines ---------------------------------------------------------------------------------
+    # --- what an algorithm defines, and what it may use --------------------------------------------------------------
 
     @abstractmethod
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
@@ -138,17 +137,11 @@ class OfflineRLModule(EvaluatedPolicy):
 
     @abstractmethod
     def act(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
-        """The action to take.
-
-        Args:
-            observation: Normalised, shape (B, O).
-            goal_embedding: Normalised, shape (B, E).
+        """The action to take at observations (B, O) for goal embeddings (B, E), both normalised.
 
         Returns:
             Shape (B,) int64 if actions are discrete, else (B, A) in [-1, 1].
         """
-
-    # --- what an algorithm may use ---------------------------------------------------------------------------------
 
     def target_of(self, network: nn.Module) -> Any:
         """A frozen copy of ``network`` that follows it by ``target_update_rate`` and ``target_update_interval``."""
@@ -171,15 +164,14 @@ class OfflineRLModule(EvaluatedPolicy):
 
     def setup(self, stage: str) -> None:
         """Take what the data say, and the first weights by their seed, before a checkpoint puts others in place."""
+        policies: list[dict[str, Any]] = [dict(self.named_parameters())] * self.num_seeds
         if stage == "fit":
             check_fit(type(self).__name__, self.spec, self.sequence_length, self._data, self.trainer.max_steps)
             self._take_statistics()
             self._data.num_seeds = self.num_seeds
-        if stage == "fit" and not self._has_weights:
-            policies = [initialize(self, seed, self.targets) for seed in self._seeds]
-            self._has_weights = True
-        else:
-            policies = [dict(self.named_parameters())] * self.num_seeds
+            if not self._has_weights:
+                policies = [initialize(self, seed, self.targets) for seed in self._seeds]
+                self._has_weights = True
         if self.num_seeds > 1 and not self._is_stacked:
             stack_parameters(self, policies)
             self._is_stacked = True
@@ -196,12 +188,12 @@ class OfflineRLModule(EvaluatedPolicy):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with a parameter group for every network that is trained."""
-        groups = [
-            {"params": list(network.parameters()), "name": name}
-            for name, network in self.named_children()
-            if any(parameter.requires_grad for parameter in network.parameters())
-        ]
-        return torch.optim.Adam(groups, lr=self.learning_rate, fused=True)
+        groups = []
+        for name, network in self.named_children():
+            if any(parameter.requires_grad for parameter in network.parameters()):
+                rate = self.learning_rate_of.get(name, self.learning_rate)
+                groups.append({"params": list(network.parameters()), "name": name, "lr": rate})
+        return torch.optim.Adam(groups, fused=True)
 
     def on_train_start(self) -> None:
         """Look once at how updates are to be made; optimizer and parameters are final now."""
@@ -291,8 +283,9 @@ class OfflineRLModule(EvaluatedPolicy):
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with; a policy with sizes of its own adds them."""
         sizes = {"hidden_sizes": list(self.hidden_sizes), **asdict(self.spec)}
-        several = {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
-        return {"algorithm": type(self).__name__, **sizes, **several}
+        return {"algorithm": type(self).__name__, **sizes} | (
+            {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
+        )
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -304,11 +297,10 @@ class OfflineRLModule(EvaluatedPolicy):
         """Act in every episode, with the weights that policy ``number`` of those side by side is evaluated with."""
 
         def run() -> list[EpisodeResult]:
-            policy, encoder = self.start_episodes(domain, episodes), self._data.encoder
+            policy, encoder = self.start_episodes(episodes), self._data.encoder
             return evaluate_policy(policy, self.device, encoder, domain, episodes, self.num_evaluation_envs)
 
-        results: list[EpisodeResult] = MethodCall(self, run).using(self.acting_weights(number))
-        return results
+        return cast("list[EpisodeResult]", MethodCall(self, run).using(self.acting_weights(number)))
 
     def acting_weights(self, number: int = 0) -> dict[str, Tensor]:
         """The parameters with which policy ``number`` of those side by side is evaluated: the averages, if kept."""
@@ -317,7 +309,7 @@ class OfflineRLModule(EvaluatedPolicy):
             weights |= {name: value.to(self.device) for name, value in self.average.tensors.items()}
         return policy_of(weights, number) if self.num_seeds > 1 else weights
 
-    def start_episodes(self, domain: Domain, episodes: Sequence[Episode]) -> EpisodePolicy:
+    def start_episodes(self, episodes: Sequence[Episode]) -> EpisodePolicy:
         """The policy as ``episodes`` will ask it; one that remembers overrides it and keeps a history for each."""
         return lambda observation, goal_embedding, episode: self(observation, goal_embedding)
 
@@ -330,7 +322,7 @@ class OfflineRLModule(EvaluatedPolicy):
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise KalmError(
-                f"{type(self).__name__} got no data module; pass kalm.data.policy_data.PolicyData to the trainer as "
-                "datamodule: observation statistics and goal embeddings come from it"
+                f"{type(self).__name__} got no data module, which has observation statistics and goal embeddings; pass "
+                "kalm.data.policy_data.PolicyData to the trainer as datamodule"
             )
         return cast("PolicyData", data)

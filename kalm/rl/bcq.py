@@ -5,7 +5,7 @@ discrete ones. The action space decides.
 
 Equation -> function, continuous (algorithm 1 of 2019a): autoencoder -> ``squared_action_error`` and
 ``standard_normal_divergence``; target y, the soft minimum over critics and the maximum over sampled actions ->
-``_soft_minimum``, ``td_target``; perturbation phi, the deterministic policy gradient -> ``policy_loss``.
+``_next_value``, ``td_target``; perturbation phi, the deterministic policy gradient -> ``policy_loss``.
 Discrete (algorithm 1 of 2019b): actions likely enough, relative to the likeliest -> ``_constrained``; double
 Q-learning with Huber's loss -> ``td_target``, ``huber_td_loss``; behaviour model -> ``imitation_loss``.
 
@@ -91,12 +91,9 @@ class BCQ(OfflineRLModule):
         require(num_sampled_actions >= 1, "num_sampled_actions", num_sampled_actions, "1 or more")
         require(0 <= lower_value_weight <= 1, "lower_value_weight", lower_value_weight, "in [0, 1]")
         require(divergence_weight >= 0, "divergence_weight", divergence_weight, "0 or more")
-        self.probability_threshold = probability_threshold
-        self.logit_penalty_weight = logit_penalty_weight
-        self.max_perturbation = max_perturbation
-        self.num_sampled_actions = num_sampled_actions
-        self.lower_value_weight = lower_value_weight
-        self.divergence_weight = divergence_weight
+        self.probability_threshold, self.logit_penalty_weight = probability_threshold, logit_penalty_weight
+        self.max_perturbation, self.num_sampled_actions = max_perturbation, num_sampled_actions
+        self.lower_value_weight, self.divergence_weight = lower_value_weight, divergence_weight
         if spec.is_discrete:
             self._build_discrete()
         else:
@@ -178,11 +175,15 @@ class BCQ(OfflineRLModule):
         }
 
     def _next_value(self, batch: TransitionBatch, noise: Tensor) -> Tensor:
-        """Value of the best of M actions that the data might hold at the next observation, shape (B,)."""
+        """Value of the best of M actions that the data might hold at the next observation, shape (B,).
+
+        A value is a soft minimum: a convex combination of the lowest and the highest critic.
+        """
         inputs = batch.next_observation.unsqueeze(1), batch.goal_embedding.unsqueeze(1)
         action = self._perturbed(self.target_perturbation, *inputs, self.autoencoder.sample(*inputs, noise))
         q = self.target_critic(*inputs, action).squeeze(-1)
-        return _soft_minimum(q, self.lower_value_weight).amax(dim=-1)
+        soft_minimum = self.lower_value_weight * q.amin(0) + (1 - self.lower_value_weight) * q.amax(0)
+        return soft_minimum.amax(dim=-1)
 
     def _perturbed(self, perturbation: MLP, observation: Tensor, goal_embedding: Tensor, action: Tensor) -> Tensor:
         """An action, moved a little towards a greater value, in [-1, 1]."""
@@ -216,8 +217,3 @@ class _ActionAutoencoder(nn.Module):
     def sample(self, observation: Tensor, goal_embedding: Tensor, noise: Tensor) -> Tensor:
         """Actions that the data might hold, (..., A), by standard normal numbers, (..., D), which are cut to a code."""
         return self.decode(observation, goal_embedding, noise.clamp(-_MAX_CODE, _MAX_CODE))
-
-
-def _soft_minimum(q: Tensor, lower_value_weight: float) -> Tensor:
-    """Convex combination of the lowest and the highest critic: (N, ...) -> (...)."""
-    return lower_value_weight * q.amin(0) + (1 - lower_value_weight) * q.amax(0)

@@ -93,12 +93,11 @@ class COMBO(OfflineRLModule):
         require(dynamics_warmup_updates >= 0, "dynamics_warmup_updates", dynamics_warmup_updates, "0 or more")
         require(policy_learning_rate > 0, "policy_learning_rate", policy_learning_rate, "above 0")
         require(dynamics_learning_rate > 0, "dynamics_learning_rate", dynamics_learning_rate, "above 0")
-        self.conservative_weight = conservative_weight
-        self.real_fraction = real_fraction
-        self.num_model_steps = num_model_steps
-        self.num_sampled_actions = num_sampled_actions
+        self.conservative_weight, self.real_fraction = conservative_weight, real_fraction
+        self.num_model_steps, self.num_sampled_actions = num_model_steps, num_sampled_actions
         self.dynamics_warmup_updates = dynamics_warmup_updates
-        self.policy_learning_rate, self.dynamics_learning_rate = policy_learning_rate, dynamics_learning_rate
+        self.learning_rate_of = dict.fromkeys(("policy", "temperature"), policy_learning_rate)
+        self.learning_rate_of["dynamics"] = dynamics_learning_rate
         self.updates_policy = True
         self.dynamics = DynamicsEnsemble(spec, num_dynamics_members, dynamics_hidden_sizes)
         self.critic = critic_network(spec, self.hidden_sizes)
@@ -111,18 +110,6 @@ class COMBO(OfflineRLModule):
             3 * num_sampled_actions * spec.action_size,
         ]
         self.noise_size = sum(self._noise_sizes)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam; the model, the policy and the temperature take steps of their own size."""
-        optimizer = super().configure_optimizers()
-        rates = {
-            "dynamics": self.dynamics_learning_rate,
-            "policy": self.policy_learning_rate,
-            "temperature": self.policy_learning_rate,
-        }
-        for group in optimizer.param_groups:
-            group["lr"] = rates.get(group["name"], group["lr"])
-        return optimizer
 
     def begin_update(self, number: int) -> None:
         """Say whether the model is old enough for critics and policy to learn from it."""

@@ -97,9 +97,8 @@ class CQL(OfflineRLModule):
         require(self.conservative_weight >= 0, "conservative_weight", conservative_weight, "0 or more")
         require(policy_learning_rate > 0, "policy_learning_rate", policy_learning_rate, "above 0")
         require(num_sampled_actions >= 1, "num_sampled_actions", num_sampled_actions, "1 or more")
-        self.policy_learning_rate = policy_learning_rate
-        self.num_sampled_actions = num_sampled_actions
-        self.lagrange_threshold = lagrange_threshold
+        self.learning_rate_of = dict.fromkeys(("policy", "temperature"), policy_learning_rate)
+        self.num_sampled_actions, self.lagrange_threshold = num_sampled_actions, lagrange_threshold
         if is_discrete:
             self.critic = goal_conditioned_mlp(spec, self.hidden_sizes, spec.action_size)
         else:
@@ -110,14 +109,6 @@ class CQL(OfflineRLModule):
             if lagrange_threshold is not None:
                 self.multiplier = LearnedScale()
         self.target_critic = self.target_of(self.critic)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam; policy and temperature take steps of their own size."""
-        optimizer = super().configure_optimizers()
-        for group in optimizer.param_groups:
-            if group["name"] in ("policy", "temperature"):
-                group["lr"] = self.policy_learning_rate
-        return optimizer
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """The losses that the action space calls for."""

@@ -25,7 +25,7 @@ Shape letters: B batch, T steps of a window, O observation, E goal embedding, A 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -42,9 +42,6 @@ from kalm.rl.losses import imitation_loss, squared_action_error
 from kalm.rl.networks.transformer import CausalTransformer
 from kalm.rl.training.batches import Normalizer, WindowBatch, split
 from kalm.rl.training.policy_evaluation import EpisodePolicy
-
-if TYPE_CHECKING:
-    from kalm.envs.base import Domain
 
 
 class DecisionTransformer(OfflineRLModule):
@@ -194,7 +191,7 @@ class DecisionTransformer(OfflineRLModule):
             step_weight = step_weight * weight
         return split(WindowBatch, columns, stacked.get(INSTRUCTION_ID)[..., 0], self.goal_embeddings, step_weight)
 
-    def start_episodes(self, domain: Domain, episodes: Sequence[Episode]) -> EpisodePolicy:
+    def start_episodes(self, episodes: Sequence[Episode]) -> EpisodePolicy:
         """The policy with a history for each of ``episodes``."""
         goals, last_step = [episode.instructed.goal for episode in episodes], int(self.last_step)
         length = min(self.sequence_length, last_step + 1)

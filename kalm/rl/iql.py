@@ -74,8 +74,7 @@ class IQL(OfflineRLModule):
         require(0 < expectile < 1, "expectile", expectile, "between 0 and 1")
         require(inverse_temperature >= 0, "inverse_temperature", inverse_temperature, "0 or more")
         require(max_advantage_weight > 0, "max_advantage_weight", max_advantage_weight, "above 0")
-        self.expectile = expectile
-        self.inverse_temperature = inverse_temperature
+        self.expectile, self.inverse_temperature = expectile, inverse_temperature
         self.max_advantage_weight = max_advantage_weight
         self.value = goal_conditioned_mlp(spec, self.hidden_sizes, 1)
         self.critic = critic_network(spec, self.hidden_sizes)

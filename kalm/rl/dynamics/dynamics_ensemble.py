@@ -27,37 +27,22 @@ _LOG_DEVIATION_RANGE = (-5.0, 5.0)
 
 
 class ImaginedStep(NamedTuple):
-    """Where the model says that an action leads.
+    """Where the model says that an action leads."""
 
-    Attributes:
-        next_observation: Normalised, shape (B, O).
-        reward: Shape (B,).
-        termination: Probability that the task ended with the step, shape (B,).
-    """
-
-    next_observation: Tensor
-    reward: Tensor
-    termination: Tensor
+    next_observation: Tensor  # normalised, (B, O)
+    reward: Tensor  # (B,)
+    termination: Tensor  # probability that the task ended with the step, (B,)
 
 
 class ImaginedTransition(NamedTuple):
-    """One transition of each rollout.
+    """One transition of each rollout."""
 
-    Attributes:
-        observation: Shape (B, O).
-        action: Shape (B, A).
-        next_observation: Shape (B, O).
-        reward: Shape (B,).
-        termination: Probability that the task ended with it, shape (B,).
-        survival: Probability that the task had not ended before it, shape (B,).
-    """
-
-    observation: Tensor
-    action: Tensor
-    next_observation: Tensor
-    reward: Tensor
-    termination: Tensor
-    survival: Tensor
+    observation: Tensor  # (B, O)
+    action: Tensor  # (B, A)
+    next_observation: Tensor  # (B, O)
+    reward: Tensor  # (B,)
+    termination: Tensor  # probability that the task ended with it, (B,)
+    survival: Tensor  # probability that the task had not ended before it, (B,)
 
 
 class DynamicsEnsemble(nn.Module):
@@ -86,13 +71,9 @@ class DynamicsEnsemble(nn.Module):
         return outcome_loss.mean(0), termination_loss.mean(0)
 
     def step(self, observation: Tensor, goal_embedding: Tensor, action: Tensor, noise: Tensor) -> ImaginedStep:
-        """Draw what follows; row i asks member i modulo N, so that all members together cost one.
+        """Draw what follows by standard normal numbers, (B, O + 1).
 
-        Args:
-            observation: Normalised, shape (B, O).
-            goal_embedding: Normalised, shape (B, E).
-            action: Shape (B, A).
-            noise: Standard normal numbers, shape (B, O + 1).
+        Row i asks member i modulo N, so that all members together cost one.
         """
         output = self._of_own_member(observation, goal_embedding, action)
         mean, log_deviation, logit = self._read(output)
@@ -128,15 +109,10 @@ def imagined_transitions(
     num_steps: int,
     noise: Tensor,
 ) -> ImaginedTransition:
-    """Roll the policy out in the model, and draw one step of each rollout, all equally likely.
+    """Roll a policy out in the model, H ``num_steps``, and draw one step of each rollout, all equally likely.
 
-    Args:
-        dynamics: The model.
-        policy: What to do at an observation under a goal.
-        observation: Where to begin, shape (B, O).
-        goal_embedding: Shape (B, E).
-        num_steps: Steps of a rollout, H.
-        noise: Standard normal numbers, shape (B, ``noise_size``).
+    Rollouts begin at observations (B, O) under goal embeddings (B, E), which the policy reads; standard normal numbers,
+    (B, ``noise_size``), decide what is random.
     """
     of_step = noise[:, 1:].unflatten(-1, (num_steps, -1))
     action_size = of_step.shape[-1] - observation.shape[-1] - 1

@@ -92,10 +92,8 @@ class EnsembleMLP(nn.Module):
     def given(self, *inputs: Tensor, frozen: bool = False, num_members: int | None = None) -> GivenInputs:
         """The members as functions of their last inputs, the work on the first ones being done once.
 
-        Args:
-            inputs: The first inputs, of equal leading dimensions.
-            frozen: Whether the parameters take no gradient from what is worked out here.
-            num_members: Ask only the first members, so many; None asks all.
+        ``inputs`` are the first ones, of equal leading dimensions; if ``frozen``, the parameters take no gradient from
+        what is worked out here. Only the first ``num_members`` are asked; None asks all.
         """
         num_rows = None if num_members is None else num_members * self.biases[0].shape[-1]
         weight, bias = self.first_weight[:num_rows], self.biases[0].flatten()[:num_rows]
@@ -118,17 +116,11 @@ class EnsembleMLP(nn.Module):
 
 @dataclass(frozen=True)
 class GivenInputs:
-    """An ensemble that knows its first inputs: ``critic.given(observation, goal)(action)``.
-
-    Attributes:
-        network: The ensemble.
-        product: What its first layer makes of them, for each member that is asked, (..., members * H).
-        num_inputs: How many they are.
-    """
+    """An ensemble that knows its first inputs: ``critic.given(observation, goal)(action)``."""
 
     network: EnsembleMLP
-    product: Tensor
-    num_inputs: int
+    product: Tensor  # what its first layer makes of them, for each member that is asked, (..., members * H)
+    num_inputs: int  # how many they are
 
     def __getitem__(self, rows: slice) -> GivenInputs:
         """The same for some rows of the inputs."""

@@ -36,12 +36,8 @@ class CausalTransformer(nn.Module):
     ) -> None:
         """Initialise the layers as torch does by default.
 
-        Args:
-            width: Numbers in a token, D; a multiple of ``num_heads``.
-            feedforward_sizes: Hidden width of the feed-forward part of each layer.
-            num_heads: Attention heads, H.
-            dropout: Probability that a number falls out of the input or of a part of a layer, in [0, 1).
-            is_side_by_side: Whether ``torch.func.vmap`` runs it, which knows but the plain kind of attention.
+        Tokens have ``width`` numbers, D, a multiple of ``num_heads``; each layer has a feed-forward part of its hidden
+        size. ``torch.func.vmap``, which policies side by side run in, knows but the plain kind of attention.
         """
         super().__init__()
         self.width, self.dropout = width, dropout

@@ -42,55 +42,37 @@ class TransitionBatch:
     ``truncated`` is absent on purpose: running out of time says nothing about the value of what follows, so no loss
     may read it. The goal of a rollout never changes, so ``goal_embedding`` serves the next observation too.
 
-    Attributes:
-        observation: Normalised, shape (B, O).
-        goal_embedding: Normalised, shape (B, E).
-        action: Shape (B,) int64 in [0, A), or (B, A) float32 in [-1, 1].
-        reward: Shape (B,).
-        next_observation: Normalised, shape (B, O).
-        terminated: True where the task ended, so that nothing follows; shape (B,).
-        noise: Standard normal numbers for losses that draw at random, shape (B, Z), Z being the algorithm's
-            ``noise_size``. They are a function of seed and update alone; no loss draws numbers of its own.
-        weight: How much each transition's losses count, shape (B,); None if all count 1. No loss reads it: the base
-            applies it to their sum.
+    Noise is Z standard normal numbers a row, Z being the algorithm's ``noise_size``, for losses that draw at random: a
+    function of seed and update alone; no loss draws numbers of its own. Nor does one read the weight, by which the
+    losses of a row count: the base applies it to their sum.
     """
 
-    observation: Tensor
-    goal_embedding: Tensor
-    action: Tensor
-    reward: Tensor
-    next_observation: Tensor
-    terminated: Tensor
-    noise: Tensor
-    weight: Tensor | None = None
+    observation: Tensor  # normalised, (B, O)
+    goal_embedding: Tensor  # normalised, (B, E)
+    action: Tensor  # (B,) int64 in [0, A), or (B, A) float32 in [-1, 1]
+    reward: Tensor  # (B,)
+    next_observation: Tensor  # normalised, (B, O)
+    terminated: Tensor  # True where the task ended, so that nothing follows, (B,)
+    noise: Tensor  # (B, Z)
+    weight: Tensor | None = None  # (B,); None if all count 1
 
 
 @dataclass(frozen=True, slots=True)
 class WindowBatch:
     """One minibatch of windows. Padding stands at the end of a window and repeats its last real step.
 
-    A loss of windows has one number a step, shape (B, T), 0 where the step is padding.
-
-    Attributes:
-        observation: Normalised, shape (B, T, O).
-        goal_embedding: Normalised, shape (B, E).
-        action: Shape (B, T) int64 in [0, A), or (B, T, A) float32 in [-1, 1].
-        return_to_go: Normalised sum of this and all later rewards of the rollout, shape (B, T).
-        step: Number of the step in its rollout, from 0; shape (B, T), int64.
-        padding_mask: True = real step, shape (B, T).
-        noise: As for transitions, shape (B, Z).
-        weight: How much the losses of each step count, shape (B, T): 0 for padding, and such that the mean over all
-            steps is the mean over the real ones. No loss reads it: the base applies it to their sum.
+    A loss of windows has one number a step, shape (B, T), 0 where the step is padding. The weight is 0 for padding, and
+    such that the mean over all steps is the mean over the real ones.
     """
 
-    observation: Tensor
-    goal_embedding: Tensor
-    action: Tensor
-    return_to_go: Tensor
-    step: Tensor
-    padding_mask: Tensor
-    noise: Tensor
-    weight: Tensor | None = None
+    observation: Tensor  # normalised, (B, T, O)
+    goal_embedding: Tensor  # normalised, of the window's rollout, (B, E)
+    action: Tensor  # (B, T) int64 in [0, A), or (B, T, A) float32 in [-1, 1]
+    return_to_go: Tensor  # normalised sum of this and all later rewards of the rollout, (B, T)
+    step: Tensor  # number of the step in its rollout, from 0, (B, T) int64
+    padding_mask: Tensor  # True = real step, (B, T)
+    noise: Tensor  # as for transitions, (B, Z)
+    weight: Tensor | None = None  # (B, T)
 
 
 def unstack(

@@ -165,16 +165,14 @@ def _is_scaled(module: LightningModule) -> bool:
 class WeightAverage:
     """An exponential moving average of the weights, to act with: training then jitters, the policy does not.
 
-    Attributes:
-        rate: Part of an average that is replaced at each update. The first updates replace more, update u one u-th,
-            which makes a plain mean of them, so that the random weights at the start leave no trace.
-        tensors: The averages by name; empty until ``start``.
+    Each update replaces ``rate`` of it. The first updates replace more, update u one u-th, which makes a plain mean of
+    them, so that the random weights at the start leave no trace.
     """
 
     def __init__(self, rate: float) -> None:
         """Remember about ``1 / rate`` updates."""
         self.rate = rate
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}  # the averages by name; empty until ``start``
 
     def start(self, weights: Mapping[str, Tensor]) -> None:
         """Follow these from now on; averages that came with a checkpoint are gone on with."""

@@ -6,7 +6,7 @@ Shape letters: B episodes that run side by side, O observation, E goal embedding
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,7 @@ from torch import Tensor
 
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
-
-if TYPE_CHECKING:
-    from kalm.language.encoder import SentenceEncoder
+from kalm.language.encoder import SentenceEncoder
 
 # Observations (B, O) as the environment gives them, goal embeddings (B, E) and the number of each row's episode (B,),
 # -1 for a row that nobody asked for, to actions.
