@@ -77,7 +77,7 @@ class StoreLine:
         stored = [key for key in keys if key != names.RETURN_TO_GO]
         columns = dict(zip(stored, store.read(stored, rows), strict=True))
         if names.ROLLOUT_ID in columns:
-            columns[names.ROLLOUT_ID] = self.first_rollouts[number] + columns[names.ROLLOUT_ID]
+            columns[names.ROLLOUT_ID] = columns[names.ROLLOUT_ID].long() + self.first_rollouts[number]
         if names.INSTRUCTION_ID in columns:
             columns[names.INSTRUCTION_ID] = self._instruction_numbers[number][columns[names.INSTRUCTION_ID].long()]
         if names.RETURN_TO_GO in keys:

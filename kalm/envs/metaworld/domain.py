@@ -67,12 +67,8 @@ class MetaWorld(Domain):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
 
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
-        sentences = _sentences(goal_split)
-        return [
-            InstructedGoal(TaskGoal(task, self.horizon), text, goal_split)
-            for task in sentences
-            for text in sentences[task]
-        ]
+        goals = ((TaskGoal(task, self.horizon), texts) for task, texts in _sentences(goal_split).items())
+        return [InstructedGoal(goal, text, goal_split) for goal, texts in goals for text in texts]
 
     def goal_from_json(self, data: Mapping[str, Any] | str) -> TaskGoal:  # noqa: D102
         return goal_from_json(data, self.horizon)
