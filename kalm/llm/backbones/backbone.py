@@ -100,8 +100,8 @@ class Backbone(nn.Module, ABC):
         if self.context_size is not None and num_tokens > self.context_size:
             raise DataError(
                 f"a prompt and what comes behind it need {num_tokens} tokens; the language model reads at most "
-                f"{self.context_size}. Shorten the instruction, use shorter rollouts, or choose a model with a longer "
-                "context"
+                f"{self.context_size}. Shorten the instruction, allow fewer steps, collect shorter rollouts, or "
+                "choose a model with a longer context"
             )
 
     def read(self, vectors: Tensor, cache: KeyValueCache) -> Tensor:
