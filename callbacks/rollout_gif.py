@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from kalm.core.errors import require
 from kalm.core.goal import FloatArray
-from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.envs.simulation import EpisodeResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,9 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from kalm.core.changes import changes
 from kalm.core.durable import file_sha256, write_durably
-from kalm.core.errors import DataError, KalmError
-from kalm.core.require import require
+from kalm.core.errors import DataError, KalmError, require
+from kalm.core.provenance import changes
 from kalm.core.validation import raise_problems, rejection
 from kalm.data.choice import verdict_counts
 from kalm.data.goal_data import GoalData
@@ -40,7 +39,13 @@ class RolloutWriter(Callback):
     Several devices (``--trainer.devices``) write into one store, whole shards each.
     """
 
-    def __init__(self, max_rejection_rate: float = 0.1, dynamics: str | None = None, least_confirming: int = 1) -> None:
+    def __init__(
+        self,
+        max_rejection_rate: float = 0.1,
+        dynamics: str | None = None,
+        least_confirming: int = 1,
+        judges: Sequence[Judge] = (),
+    ) -> None:
         """Check the rate before anything is imagined.
 
         Args:
@@ -48,11 +53,12 @@ class RolloutWriter(Callback):
             dynamics: Checkpoint of a ``kalm.rl.dynamics.dynamics_check.DynamicsCheck``, trained on real rollouts
                 alone, whose verdicts join the domain's plausibility flags; null goes without.
             least_confirming: Of its members, how many must see the goal of a successful rollout come true as well.
+            judges: Who else judges each rollout that is kept; each writes a label of its own beside the store.
         """
         require(0 <= max_rejection_rate <= 1, "max_rejection_rate", max_rejection_rate, "a share, in [0, 1]")
         self.max_rejection_rate = max_rejection_rate
         self._dynamics, self._least_confirming = dynamics, least_confirming
-        self._judges: list[Judge] = []
+        self._judges = list(judges)
         self._provenance: dict[str, Any] = {}
         self._writer: RolloutStoreWriter | None = None
 
@@ -109,11 +115,13 @@ class RolloutWriter(Callback):
         folder = Path(trainer.default_root_dir) / STORE
         self._provenance = cast(GroundedLLM, pl_module).provenance()
         made_by = {"verb": "predict", **data.description, **self._provenance}
+        if self._judges:
+            made_by["judges"] = {judge.name: judge.provenance for judge in self._judges}
         if self._dynamics is not None:
             path = find_checkpoint(self._dynamics, Path(self._dynamics), "dynamics")
             model, which = load_dynamics_check(path, data.domain), {"dynamics_sha256": file_sha256(path)}
             unconfirmed = Unconfirmed(model, data.domain, self._least_confirming, which)
-            self._judges = [OffLearnedDynamics(model, which), unconfirmed]
+            self._judges += [OffLearnedDynamics(model, which), unconfirmed]
             made_by |= {**which, "least_confirming": self._least_confirming}
         if is_finished_store(folder):
             # Rollouts of another model, or of other goals, must not pass for those that are asked for.

@@ -84,7 +84,7 @@ def test_the_checkout_maps_callbacks_into_the_package():
     """The editable installation that the tests run on."""
     import kalm.callbacks
 
-    assert Path(kalm.callbacks.__file__).parent == ROOT / "callbacks"
+    assert Path(kalm.callbacks.__file__).parent.resolve() == ROOT / "callbacks"
 
 
 def _pins() -> dict[str, str]:

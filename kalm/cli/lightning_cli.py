@@ -216,12 +216,14 @@ class KalmCLI(LightningCLI):
             return
         verb, checkpoint_io, source = self.config["subcommand"], VerifiedCheckpointIO(), (self.folder / LAST).resolve()
         together, stacked = checkpoint_io.load_checkpoint(source), dict(self.model.named_parameters()).keys()
+        of_data = type(self.datamodule).__qualname__  # where Lightning keeps what decides the data
         for number, folder in enumerate(self.seed_folders):
             config, own = self.config[verb].clone(), checkpoint_of(together, stacked, number)
             config["seed_everything"] += number
             config["model.init_args.num_seeds"], config["ckpt_path"] = 1, None
             if UpdateCheckpoint().state_key in own["callbacks"]:
                 own["callbacks"] = {**own["callbacks"], UpdateCheckpoint().state_key: {"saved": [source.name]}}
+            own[of_data] = {**own[of_data], "seed": config["seed_everything"]}
             save_numbered(self._parser(verb), config, folder)
             checkpoint_io.save_checkpoint(own, folder / source.name)
             point_to(folder / LAST, source.name)

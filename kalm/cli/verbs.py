@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from kalm.cli.usage import usage_error
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.envs.base import Domain
 from kalm.runs.folder import find_checkpoint, run_folder
 from kalm.study import definition, run

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from kalm.core.specs import TaskSpec as TaskSpec  # its home is specs.py
-
 # Keys of one transition, in a rollout store, a replay buffer and a batch alike (TorchRL's layout).
 OBSERVATION = "observation"
 ACTION = "action"

@@ -128,47 +128,31 @@ class TaskSpec:
     action: Action
     goal_embedding_size: int = 0
 
+    def with_goals(self, goal_embedding_size: int) -> TaskSpec:
+        """The same for a learner of instructions whose sentence embeddings have so many numbers."""
+        return replace(self, goal_embedding_size=goal_embedding_size)
+
+    # Where the next ones make no sense they raise a DataError, which names the kind that there is.
+
     @property
     def observation_size(self) -> int:
-        """Numbers in one observation, O.
-
-        Raises:
-            DataError: If observations are no vectors.
-        """
+        """Numbers in one observation, O."""
         return self._vector.size
 
     @property
     def entities(self) -> tuple[tuple[int, int], ...]:
-        """First and one past the last number of each thing that a scene may lack.
-
-        Raises:
-            DataError: If observations are no vectors.
-        """
+        """First and one past the last number of each thing that a scene may lack."""
         return self._vector.entities
 
     @property
     def action_size(self) -> int:
-        """Number of discrete actions, or numbers in one continuous action, A.
-
-        Raises:
-            DataError: If actions are texts.
-        """
-        if isinstance(self.action, TextAction):
-            raise DataError("actions are texts, but this reads discrete or vector actions; use what reads texts")
-        return self.action.size
+        """Number of discrete actions, or numbers in one continuous action, A."""
+        return self._numeric_action.size
 
     @property
     def is_discrete(self) -> bool:
-        """Whether an action is an index in [0, A) rather than a vector.
-
-        Raises:
-            DataError: If actions are texts.
-        """
-        return self.action_size > 0 and isinstance(self.action, DiscreteAction)
-
-    def with_goals(self, goal_embedding_size: int) -> TaskSpec:
-        """The same for a learner of instructions whose sentence embeddings have so many numbers."""
-        return replace(self, goal_embedding_size=goal_embedding_size)
+        """Whether an action is an index in [0, A) rather than a vector."""
+        return isinstance(self._numeric_action, DiscreteAction)
 
     @property
     def _vector(self) -> VectorObservation:
@@ -179,11 +163,14 @@ class TaskSpec:
             )
         return self.observation
 
-    def to_json(self) -> dict[str, Any]:
-        """Observation and action in plain JSON types, for a store's manifest; what a domain makes of them is left out.
+    @property
+    def _numeric_action(self) -> DiscreteAction | VectorAction:
+        if isinstance(self.action, TextAction):
+            raise DataError("actions are texts, but this reads discrete or vector actions; use what reads texts")
+        return self.action
 
-        Entities and the size of goal embeddings are no facts of the data.
-        """
+    def to_json(self) -> dict[str, Any]:
+        """Observation and action in plain JSON types, for a manifest; the rest are no facts of data."""
         observation = asdict(self.observation)
         observation.pop("entities", None)
         return {"observation": observation, "action": asdict(self.action)}

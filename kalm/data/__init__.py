@@ -1,1 +1,1 @@
-"""Rollouts on disk and the way from there to batches: stores, filters, Lightning data modules, imports."""
+"""From stores to batches: selections of rollouts, ways to choose in them, minibatches, and a data module a use."""

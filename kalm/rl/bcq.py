@@ -21,13 +21,14 @@ Shape letters: B batch, O observation, E goal embedding, A action or actions, N 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import (
@@ -38,9 +39,11 @@ from kalm.rl.losses import (
     td_target,
     value_of_action,
 )
-from kalm.rl.networks.action_autoencoder import ActionAutoencoder
-from kalm.rl.networks.mlp import MLP, critic_network, discrete_critic_network, policy_network
+from kalm.rl.networks.mlp import MLP, critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
+
+_LOG_DEVIATION_RANGE = (-4.0, 15.0)  # the authors' code
+_MAX_CODE = 0.5  # where decoded codes are cut, so that decoded actions stay near those most often recorded
 
 
 class BCQ(OfflineRLModule):
@@ -116,9 +119,9 @@ class BCQ(OfflineRLModule):
     # --- discrete actions --------------------------------------------------------------------------------------------
 
     def _build_discrete(self) -> None:
-        self.critic = discrete_critic_network(self.spec, self.hidden_sizes)
+        self.critic = goal_conditioned_mlp(self.spec, self.hidden_sizes, self.spec.action_size)
         self.target_critic = self.target_of(self.critic)
-        self.behavior = policy_network(self.spec, self.hidden_sizes)
+        self.behavior = goal_conditioned_mlp(self.spec, self.hidden_sizes, self.spec.action_size)
 
     def _discrete_losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """The temporal-difference error, the behaviour model's imitation and the penalty on its logits."""
@@ -144,7 +147,7 @@ class BCQ(OfflineRLModule):
 
     def _build_continuous(self) -> None:
         sizes = [self.spec.observation_size, self.spec.goal_embedding_size, self.spec.action_size]
-        self.autoencoder = ActionAutoencoder(self.spec, self.hidden_sizes)
+        self.autoencoder = _ActionAutoencoder(self.spec, self.hidden_sizes)
         self.critic = critic_network(self.spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
         self.perturbation = MLP(sizes, self.hidden_sizes, self.spec.action_size)
@@ -185,6 +188,34 @@ class BCQ(OfflineRLModule):
         """An action, moved a little towards a greater value, in [-1, 1]."""
         change = self.max_perturbation * torch.tanh(perturbation(observation, goal_embedding, action))
         return (action + change).clamp(-1, 1)
+
+
+class _ActionAutoencoder(nn.Module):
+    """A model of which actions the data hold at an observation: a conditional variational autoencoder.
+
+    Encoder: observation, goal and action to a normal distribution of codes. Decoder: observation, goal and a code to an
+    action like those recorded there. Architecture and bounds are the authors', who took them from Sohn et al. 2015.
+    """
+
+    def __init__(self, spec: TaskSpec, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.code_size = 2 * spec.action_size
+        inputs = [spec.observation_size, spec.goal_embedding_size]
+        self.encoder = MLP([*inputs, spec.action_size], hidden_sizes, 2 * self.code_size)
+        self.decoder = MLP([*inputs, self.code_size], hidden_sizes, spec.action_size)
+
+    def encode(self, observation: Tensor, goal_embedding: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the deviation of an action's codes, each of shape (..., D)."""
+        mean, log_deviation = self.encoder(observation, goal_embedding, action).chunk(2, dim=-1)
+        return mean, log_deviation.clamp(*_LOG_DEVIATION_RANGE)
+
+    def decode(self, observation: Tensor, goal_embedding: Tensor, code: Tensor) -> Tensor:
+        """The action of a code, shape (..., A), in [-1, 1]; leading dimensions broadcast."""
+        return torch.tanh(self.decoder(observation, goal_embedding, code))
+
+    def sample(self, observation: Tensor, goal_embedding: Tensor, noise: Tensor) -> Tensor:
+        """Actions that the data might hold, (..., A), by standard normal numbers, (..., D), which are cut to a code."""
+        return self.decode(observation, goal_embedding, noise.clamp(-_MAX_CODE, _MAX_CODE))
 
 
 def _soft_minimum(q: Tensor, lower_value_weight: float) -> Tensor:

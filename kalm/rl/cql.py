@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import (
@@ -43,7 +43,7 @@ from kalm.rl.losses import (
     value_of_action,
 )
 from kalm.rl.networks.gaussian_policies import LearnedScale, SquashedGaussian, sampled_actions
-from kalm.rl.networks.mlp import critic_network, discrete_critic_network, gaussian_policy_network
+from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 _MAX_MULTIPLIER = 1e6  # the authors' code
@@ -101,10 +101,10 @@ class CQL(OfflineRLModule):
         self.num_sampled_actions = num_sampled_actions
         self.lagrange_threshold = lagrange_threshold
         if is_discrete:
-            self.critic = discrete_critic_network(spec, self.hidden_sizes)
+            self.critic = goal_conditioned_mlp(spec, self.hidden_sizes, spec.action_size)
         else:
             self.critic = critic_network(spec, self.hidden_sizes)
-            self.policy = gaussian_policy_network(spec, self.hidden_sizes)
+            self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, 2 * spec.action_size)
             self.temperature = LearnedScale()
             self.noise_size = 3 * num_sampled_actions * spec.action_size
             if lagrange_threshold is not None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,30 +58,31 @@ def label_folder(name: str) -> str:
     return f"{layout.LABELS}/{layout.check_name('label', name)}"
 
 
+@dataclass(frozen=True, eq=False)
 class Labels:
-    """A finished label, open for reading by private memory maps.
+    """A finished label, open for reading by private memory maps; L verdicts, L = R for a label a rollout.
 
     Attributes:
         provenance: What the judge said of itself, in plain JSON types.
         is_veto: Whether it marks what is implausible rather than saying that goals are met.
-        met: Bool, shape (L,); L = R for a label a rollout.
+        met: Bool, shape (L,).
         score: Float32 in [0, 1], shape (L,).
         abstained: Bool, shape (L,).
         num_marked: Int32, shape (L,); of a veto only.
         goal: Row of ``goals``, int32, shape (L,); of goals x states only.
-        state: Row of the state table, int32, shape (L,); of goals x states only.
+        state: Which state of the store, int32, shape (L,); of goals x states only.
         goals: Goal (JSON form) and instruction of each goal; of goals x states only.
     """
 
-    def __init__(
-        self, facts: Mapping[str, Any], columns: Mapping[str, Tensor], goals: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
-        """Take what ``read_labels`` found, or what an old store has among its rollouts."""
-        self.provenance: dict[str, Any] = dict(facts["provenance"])
-        self.is_veto = bool(facts["is_veto"])
-        self.met, self.score, self.abstained = columns["met"], columns["score"], columns["abstained"]
-        self.num_marked, self.goal, self.state = (columns.get(key) for key in ("num_marked", "goal", "state"))
-        self.goals = list(goals)
+    provenance: Mapping[str, Any]
+    is_veto: bool
+    met: Tensor
+    score: Tensor
+    abstained: Tensor
+    num_marked: Tensor | None = None
+    goal: Tensor | None = None
+    state: Tensor | None = None
+    goals: Sequence[Mapping[str, Any]] = ()
 
     def __len__(self) -> int:
         """How many verdicts it holds, L."""
@@ -131,7 +133,7 @@ def read_labels(store: Path, name: str, manifest_sha256: str, num_rollouts: int,
         for key, form in columns.items()
     }
     lines = (folder / _GOALS).read_text(encoding="utf-8").splitlines() if _GOALS in files else []
-    return Labels(facts, tensors, [json.loads(line) for line in lines])
+    return Labels(facts["provenance"], facts["is_veto"], **tensors, goals=[json.loads(line) for line in lines])
 
 
 def old_verdicts(rollouts: TensorDict, name: str, known: Sequence[str], domain: str) -> Labels:
@@ -154,8 +156,8 @@ def old_verdicts(rollouts: TensorDict, name: str, known: Sequence[str], domain: 
         marked = rollouts["violations", name]
         score = (1 - marked.double() / rollouts["length"].maximum(marked)).float()
         columns = {"met": marked == 0, "score": score, "num_marked": marked}
-    facts = {"is_veto": name != DOMAIN_RULE, "provenance": rule_provenance(domain)}
-    return Labels(facts, {**columns, "abstained": torch.zeros_like(columns["met"])})
+    abstained = torch.zeros_like(columns["met"])
+    return Labels(rule_provenance(domain), name != DOMAIN_RULE, **columns, abstained=abstained)
 
 
 def label_facts(shape: str, is_veto: bool, provenance: Mapping[str, Any], store_manifest_sha256: str) -> dict[str, Any]:

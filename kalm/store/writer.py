@@ -75,6 +75,8 @@ class RolloutStoreWriter:
         self._flags = tuple(layout.check_name("plausibility flag", flag) for flag in plausibility_flags)
         by_rule = rule_provenance(domain)
         self._judges = {DOMAIN_RULE: (False, by_rule), **dict.fromkeys(self._flags, (True, by_rule))}
+        if taken := sorted(self._judges.keys() & {judge.name for judge in judges}):
+            raise DataError(f"judges: {', '.join(taken)} would stand in for the domain's own; give them other names")
         self._judges |= {layout.check_name("label", judge.name): (judge.is_veto, judge.provenance) for judge in judges}
         self._given = {judge.name for judge in judges}
         self._description = {

@@ -22,7 +22,8 @@ from kalm.core.errors import DataError, KalmError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.goal_data import GoalData
-from kalm.data.work_item import WorkItem, WorkShard
+from kalm.data.language_batches import WorkItem, WorkShard
+from kalm.judging.domain_rule import DomainRule
 from kalm.runs.folder import REJECTED_FILE, STORE
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
@@ -30,6 +31,7 @@ from tests.chain_domain import MAX_STEPS, ChainDomain, one_hot, step
 from tests.data.test_goal_data import goal_data
 from tests.llm.models import grounded_llm
 from tests.rl.helpers import chain_data, trainer
+from tests.store.test_labels import Coin
 
 NUM_ROLLOUTS = 12  # in shards of 4, 3 (rephrase), 4, 1 (easy)
 
@@ -79,8 +81,9 @@ def predict(folder: Path, module: lightning.LightningModule, rate: float = 0.1, 
     """One start of ``predict`` in the run folder ``folder/run``."""
     (folder / "run").mkdir(exist_ok=True)
     data_options = options.pop("data", {})
+    writer = RolloutWriter(rate, judges=options.pop("judges", ()))
     data = goal_data(folder, **data_options)
-    trainer(folder / "run", -1, [RolloutWriter(rate)], **options).predict(module, data, return_predictions=False)
+    trainer(folder / "run", -1, [writer], **options).predict(module, data, return_predictions=False)
     return data
 
 
@@ -129,6 +132,23 @@ def test_every_rollout_is_stored_with_its_provenance(tmp_path: Path) -> None:
     assert len({rollout.provenance["id"] for rollout in rollouts}) == NUM_ROLLOUTS
     assert {rollout.source for rollout in rollouts} == {Source.IMAGINARY}
     assert {rollout.is_success for rollout in rollouts} == {True, False}  # verdicts are kept, nothing is filtered
+
+
+def test_whoever_else_judges_writes_a_label_beside_the_store(tmp_path: Path) -> None:
+    """A coin: its label has a verdict a rollout and changes none of the rule's; another coin is not taken for it."""
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+    predict(tmp_path / "0", Walker())
+    predict(tmp_path / "1", Walker(), judges=[Coin()])
+    plain, judged = (RolloutStore(tmp_path / str(number) / "run" / STORE) for number in range(2))
+    assert judged.labels("coin").provenance == {"judge": "coin", "sides": 2}
+    assert len(judged.labels("coin")) == NUM_ROLLOUTS
+    assert torch.equal(judged.is_success, plain.is_success)
+    assert judged.plausibility_flags == plain.plausibility_flags
+    with pytest.raises(DataError, match="(?s)other settings.*judges"):
+        predict(tmp_path / "1", Walker(), judges=[Coin(3)])
+    with pytest.raises(DataError, match="domain_rule would stand in for the domain's own"):
+        predict(tmp_path, Walker(), judges=[DomainRule(ChainDomain())])
 
 
 @pytest.mark.parametrize("kill_at", [0, 1, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,19 +12,23 @@ from kalm.callbacks.step_match import StepMatch, step_match
 from kalm.core.errors import KalmError
 from kalm.core.names import Source
 from tests.callbacks.judged import DOMAIN, validate, walk
-from tests.chain_domain import ChainDomain
+from tests.chain_domain import CellGoal, ChainDomain
 
 RIGHT_STEP = walk([2, 3, 0], [1, 1], goal=1, split="easy")  # only its second step is impossible
 WRONG_STEP = walk([2, 1], [1], goal=1, split="easy")  # right leads to 3, not to 1
 ALLOWED = np.full(5, 0.1)
 
 
+class NextCell(CellGoal):
+    """A cell that is one step away."""
+
+    max_steps: ClassVar[int] = 1
+
+
 class OneStepDomain(ChainDomain):
     """Every goal is one step away."""
 
-    def max_steps(self, goal: object) -> int:
-        """One."""
-        return 1
+    goal_class = NextCell
 
 
 def test_state_matches_where_the_simulator_goes(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_unknown_verb_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> Non
         ),
         ({"model": {"class_path": "kalm.rl.bcc.BC"}}, ["does not exist", "did you mean 'kalm.rl.bc.BC'?"]),
         ({"model": {"class_path": "kalm.callbacks.every_run.UpdateCheckpoint"}}, ["model", "LightningModule"]),
-        ({"data": {"init_args": {"real": "${rooot}/real"}}}, ["rooot", "did you mean 'root'?"]),
+        ({"data": {"init_args": {"real": {"path": "${rooot}/real"}}}}, ["rooot", "did you mean 'root'?"]),
         ({"root": "${experiment}", "experiment": "${root}"}, ["refers to itself"]),
         ({"trainer": {"max_steps": "many"}}, ["trainer.max_steps", "many"]),
         ({"trainer": {"default_root_dir": "/tmp"}}, ["trainer.default_root_dir", "set root and experiment instead"]),
@@ -172,7 +172,7 @@ def test_overlay_appends_callbacks_and_overrides_scalars(tmp_path: Path, capsys:
 def test_interpolation_follows_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``${root}`` in a file means the root that counts in the end, not the one in that file."""
     arguments = ("--config", write_config(tmp_path), "--root", "elsewhere")
-    assert printed_config(capsys, "fit", *arguments)["data"]["init_args"]["real"] == "elsewhere/real"
+    assert printed_config(capsys, "fit", *arguments)["data"]["init_args"]["real"]["path"] == "elsewhere/real"
 
 
 def test_one_means_one_batch_whatever_was_imported_before(

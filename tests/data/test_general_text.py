@@ -100,6 +100,8 @@ def test_text_lies_beside_the_rollouts_and_changes_none_of_them(tmp_path: Path) 
     batch = mixed.batch(4)
     assert (len(batch.general_text.texts), batch.general_text.max_tokens) == (3, 16)
     assert not plain.batch(4).general_text.texts
+    other = chain_grounding_data(tmp_path, general_text=GeneralTextSource(path, 3, 16), seed=1)
+    assert other.batch(4).general_text.texts != batch.general_text.texts
     assert batch.observation.equal(plain.batch(4).observation)
     watched = chain_grounding_data(tmp_path, general_text=GeneralTextSource([path]))
     assert not watched.batch(4).general_text.texts

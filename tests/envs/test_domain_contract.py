@@ -101,7 +101,7 @@ def _by_row(self: ChainVectorEnv, row: int, rng: np.random.Generator, goal: Cell
 
 
 def _shared(self: ChainVectorEnv, rows: Any, actions: Any) -> Any:
-    self.luck = getattr(self, "luck", np.random.default_rng())
+    self.luck = getattr(self, "luck", np.random.default_rng(0))
     return one_hot(step(self._observation[rows].argmax(-1), np.where(self.luck.random(len(rows)) < 0.5, 0, actions)))
 
 
@@ -181,7 +181,7 @@ class Mixed(ChainDomain):
         (chain_with(_simulate=_shared), "seeds: two episodes under one seed and the same actions differ"),
         (chain_with(_lay_out=lambda self, row, rng, goal: one_hot(np.array(1 + (goal.cell == 1)))), "all begin alike"),
         (chain_with(_restore=lambda self, row, goal, seen: one_hot(np.array(2))), "shows another one"),
-        (Rewound(), "a pickled RewoundEnv goes on otherwise"),
+        (Rewound(), "a deep copy of RewoundEnv goes on otherwise"),
         (Twice(), "is in the split 'train' too"),
         (Forgetful(), "is another goal after to_json"),
         (Unmarked(), "plausibility marks ['jumped'"),

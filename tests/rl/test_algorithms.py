@@ -242,7 +242,7 @@ def test_it_learns_a_small_world_better_than_chance(
     domain.action_space.seed(0)
     episodes = evaluation_episodes(domain, ["train"], 40, seed=1)
     by_chance = evaluate(
-        lambda observations, rows: np.array([domain.action_space.sample() for _ in rows]), domain, episodes
+        lambda observations, rows, info: np.array([domain.action_space.sample() for _ in rows]), domain, episodes
     )
     assert rate >= 0.95
     assert rate >= summarize(by_chance)["train"].success_rate + 0.2

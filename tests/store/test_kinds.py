@@ -25,6 +25,9 @@ from kalm.core.specs import (
     spec_of_spaces,
 )
 from kalm.data.selection import StoreLine
+from kalm.llm.grounding.rollout_codec import RolloutCodec
+from kalm.rl.bc import BC
+from kalm.rl.dynamics.dynamics_check import DynamicsCheck
 from kalm.store.reader import RolloutStore
 from kalm.store.writer import RolloutStoreWriter
 from tests.data.rollouts import DOMAIN, broken, real_rollouts, write_store
@@ -226,11 +229,12 @@ def test_eight_hundred_thousand_transitions_of_a_large_grid_fit_into_400_megabyt
 
 def test_a_policy_of_vectors_refuses_grids_and_texts() -> None:
     """At construction: that is when it asks how large an observation is."""
-    for ask in ("observation_size", "entities"):
+    makers = (BC, lambda spec: RolloutCodec(spec, [8], 8), lambda spec: DynamicsCheck(spec))
+    for make in makers:
         with pytest.raises(DataError, match=r"observations are of the kind grid .*this reads vectors"):
-            getattr(PLAIN, ask)
-    with pytest.raises(DataError, match="kind text"):
-        _ = TEXT.observation_size
+            make(PLAIN)
+        with pytest.raises(DataError, match="kind text|actions are texts"):
+            make(TEXT)
     with pytest.raises(DataError, match="actions are texts"):
         _ = TEXT.is_discrete
 

@@ -1,7 +1,7 @@
 """Which transitions the real world could not have made: off the table, or farther than any push carries a ball.
 
-The limits are not guessed: ``LIMITS`` keeps, rounded, what ``python -m tests.benchmarks.measure_limits_clevr_robot``
-derives from real transitions of the expert and of the random policy.
+The limits are not guessed: ``LIMITS`` keeps, rounded, what ``python -m tests.benchmarks.clevr_robot_limits`` derives
+from real transitions of the expert and of the random policy.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
@@ -12,7 +15,6 @@ from numpy.typing import NDArray
 from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.envs.base import Domain
 from kalm.envs.metaworld.goals import HORIZON, TaskGoal, goal_from_json
-from kalm.envs.metaworld.instructions import GOAL_SPLITS, instructed_goals
 from kalm.envs.metaworld.layout import ACTION_SIZE, ENTITIES, OBSERVATION_SIZE, mirror_images, pose_slice
 from kalm.envs.metaworld.plausibility import FLAGS, violations
 from kalm.envs.simulation import Act
@@ -21,6 +23,16 @@ from kalm.envs.symmetry import Symmetry
 if TYPE_CHECKING:
     from kalm.envs.metaworld.vector_env import MetaWorldVectorEnv
     from kalm.envs.vector_env import DomainVectorEnv
+
+
+_INSTRUCTIONS = Path(__file__).parent / "instructions"
+
+
+@cache
+def _sentences(goal_split: str) -> dict[str, list[str]]:
+    """The instructions of each task of a split, in the order of the data file."""
+    sentences: dict[str, list[str]] = json.loads((_INSTRUCTIONS / f"{goal_split}.json").read_text(encoding="utf-8"))
+    return sentences
 
 
 class MetaWorld(Domain):
@@ -36,7 +48,7 @@ class MetaWorld(Domain):
     """
 
     name: ClassVar[str] = "metaworld"
-    goal_splits: ClassVar[tuple[str, ...]] = GOAL_SPLITS
+    goal_splits: ClassVar[tuple[str, ...]] = ("train", "rephrase", "easy", "hard")  # from seen to new (KALM, section 4)
     goal_class: ClassVar[type[Any]] = TaskGoal
     plausibility_flags: ClassVar[tuple[str, ...]] = FLAGS
     render_fps: ClassVar[int] = 80
@@ -55,7 +67,12 @@ class MetaWorld(Domain):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
 
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
-        return list(instructed_goals(goal_split, self.horizon))
+        sentences = _sentences(goal_split)
+        return [
+            InstructedGoal(TaskGoal(task, self.horizon), text, goal_split)
+            for task in sentences
+            for text in sentences[task]
+        ]
 
     def goal_from_json(self, data: Mapping[str, Any] | str) -> TaskGoal:  # noqa: D102
         return goal_from_json(data, self.horizon)

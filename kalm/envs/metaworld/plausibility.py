@@ -1,6 +1,6 @@
 """Which transitions the real world could not have made, in the paper's four kinds.
 
-The limits are not guessed: ``limits.json`` holds, rounded, what ``python -m tests.benchmarks.measure_limits_metaworld``
+The limits are not guessed: ``limits.json`` holds, rounded, what ``python -m tests.benchmarks.metaworld_limits``
 derives from real transitions of the experts, with little and with much noise, and of random actions, in all tasks.
 """
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.goal import Array, Goal
-from kalm.envs.metaworld.domain import MetaWorld
 from kalm.envs.metaworld.layout import ENTITIES, OBSERVATION_SIZE, pose_slice
 from kalm.envs.metaworld.restoring import restore
 from kalm.envs.metaworld.scene import SceneState, borrowed_scene
 from kalm.envs.metaworld.tasks import TASKS
 from kalm.envs.scene_renderer import SceneRenderer
 from kalm.envs.vector_env import DomainVectorEnv, usable_cores
+
+if TYPE_CHECKING:
+    from kalm.envs.metaworld.domain import MetaWorld
 
 # Shapes: B environments, R rows of them, O numbers in an observation.
 

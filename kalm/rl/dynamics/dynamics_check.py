@@ -27,9 +27,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kalm.core import names
-from kalm.core.errors import CheckpointError, DataError
+from kalm.core.errors import CheckpointError, DataError, require
 from kalm.core.goal import success_of_each
-from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.core.specs import TaskSpec
 from kalm.envs.base import Domain

@@ -1,16 +1,17 @@
-"""A model of the world, learned from transitions: what an action changes, what it earns, and whether the task ends.
+"""A model of the world, learned from transitions, and short rollouts that a policy makes up in it.
 
 Each member of the ensemble is a network that says how far the observation moves and what the reward is, both as normal
 distributions, and how likely the task is to end; members differ by their first weights. Chua et al. 2018
-(arXiv:1805.12114), Janner et al. 2019 (arXiv:1906.08253).
+(arXiv:1805.12114). Rollouts branch off recorded observations and are short, so that the model's errors do not add up.
+Janner et al. 2019 (arXiv:1906.08253).
 
-Shape letters: B batch, N members, O observation, E goal embedding, A action.
+Shape letters: B batch, N members, H steps of a rollout, O observation, E goal embedding, A action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,14 @@ from torch.nn import functional
 
 from kalm.core.specs import TaskSpec
 from kalm.rl.losses import gaussian_log_probability
-from kalm.rl.networks.gaussian_policies import softly_bounded
+from kalm.rl.networks.gaussian_policies import SquashedGaussian, softly_bounded, uniform_actions
 from kalm.rl.networks.mlp import EnsembleMLP
 from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-5.0, 5.0)
 
 
-@dataclass(frozen=True)
-class ImaginedStep:
+class ImaginedStep(NamedTuple):
     """Where the model says that an action leads.
 
     Attributes:
@@ -40,17 +40,31 @@ class ImaginedStep:
     termination: Tensor
 
 
+class ImaginedTransition(NamedTuple):
+    """One transition of each rollout.
+
+    Attributes:
+        observation: Shape (B, O).
+        action: Shape (B, A).
+        next_observation: Shape (B, O).
+        reward: Shape (B,).
+        termination: Probability that the task ended with it, shape (B,).
+        survival: Probability that the task had not ended before it, shape (B,).
+    """
+
+    observation: Tensor
+    action: Tensor
+    next_observation: Tensor
+    reward: Tensor
+    termination: Tensor
+    survival: Tensor
+
+
 class DynamicsEnsemble(nn.Module):
     """N models of the same transitions."""
 
     def __init__(self, spec: TaskSpec, num_members: int, hidden_sizes: Sequence[int]) -> None:
-        """Build the members.
-
-        Args:
-            spec: Sizes of observation, action and goal embedding.
-            num_members: Members, N.
-            hidden_sizes: Width of each hidden layer of each.
-        """
+        """Build N members, ``num_members``, with hidden layers of the same widths."""
         super().__init__()
         self.num_outcomes = spec.observation_size + 1  # the change of the observation, and the reward
         inputs = [spec.observation_size, spec.goal_embedding_size, spec.action_size]
@@ -98,3 +112,47 @@ class DynamicsEnsemble(nn.Module):
         """Mean and logarithm of the deviation of the outcome, and the logit of termination."""
         mean, log_deviation, logit = output.split([self.num_outcomes, self.num_outcomes, 1], dim=-1)
         return mean, softly_bounded(log_deviation, *_LOG_DEVIATION_RANGE), logit.squeeze(-1)
+
+
+def noise_size(num_steps: int, observation_size: int, action_size: int) -> int:
+    """Random numbers that ``imagined_transitions`` wants a row."""
+    return 1 + num_steps * (action_size + observation_size + 1)
+
+
+@torch.no_grad()
+def imagined_transitions(
+    dynamics: DynamicsEnsemble,
+    policy: Callable[[Tensor, Tensor], SquashedGaussian],
+    observation: Tensor,
+    goal_embedding: Tensor,
+    num_steps: int,
+    noise: Tensor,
+) -> ImaginedTransition:
+    """Roll the policy out in the model, and draw one step of each rollout, all equally likely.
+
+    Args:
+        dynamics: The model.
+        policy: What to do at an observation under a goal.
+        observation: Where to begin, shape (B, O).
+        goal_embedding: Shape (B, E).
+        num_steps: Steps of a rollout, H.
+        noise: Standard normal numbers, shape (B, ``noise_size``).
+    """
+    of_step = noise[:, 1:].unflatten(-1, (num_steps, -1))
+    action_size = of_step.shape[-1] - observation.shape[-1] - 1
+    steps: list[ImaginedTransition] = []
+    survival = torch.ones_like(observation[:, 0])
+    for number in range(num_steps):
+        of_action, of_outcome = of_step[:, number].tensor_split([action_size], dim=-1)
+        action, _ = policy(observation, goal_embedding).sample(of_action)
+        step = dynamics.step(observation, goal_embedding, action, of_outcome)
+        steps.append(ImaginedTransition(observation, action, *step, survival))
+        observation, survival = step.next_observation, survival * (1 - step.termination)
+    uniform = 0.5 * (1 + uniform_actions(noise[:, 0]))  # in [0, 1)
+    chosen = (uniform * num_steps).long().clamp(max=num_steps - 1)
+
+    def pick(values: Sequence[Tensor]) -> Tensor:
+        index = chosen.view(-1, 1, *[1] * (values[0].ndim - 1))
+        return torch.stack(list(values), dim=1).take_along_dim(index, dim=1).squeeze(1)
+
+    return ImaginedTransition(*(pick(values) for values in zip(*steps, strict=True)))

@@ -21,10 +21,7 @@ _FIELDS = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
 
 
 def stack_recorded(rows: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Stack losses and measurements by name.
-
-    Args:
-        rows: What each of K updates recorded, one number a transition, shape (B,) or of a window's steps (B, T).
+    """Stack what each of K updates recorded by name, tensors of shape (B,) or (B, T).
 
     Returns:
         The stacks, shape (K, ...), with zeros where an update recorded nothing of that name; and, for the names that
@@ -99,13 +96,8 @@ def raise_non_finite(
 ) -> NoReturn:
     """Name what is not finite: a field of the data, else a loss, else the parameters that a gradient spoilt.
 
-    Args:
-        per_transition: Losses and measurements by name, each of shape (K, B) or (K, B, T).
-        parameters: All parameters by name.
-        batch: The minibatches, of the same batch size.
-        first_update: Updates made before this training step.
-        seeds: Seeds of the policies that are trained side by side, S. For several, a row of a minibatch is S of theirs,
-            and parameters are stacks of theirs, (S, ...); the seed is named.
+    Losses, (K, B) or (K, B, T), are those of ``batch``, before which ``first_update`` updates were made. For several
+    seeds a row of it is S rows of theirs and parameters are stacks of theirs, (S, ...); the seed is named.
 
     Raises:
         DataError: Always.

@@ -9,7 +9,7 @@ import pytest
 
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.envs.clevr_robot.plausibility import LIMITS
-from tests.benchmarks.measure_limits_clevr_robot import measure_limits
+from tests.benchmarks.clevr_robot_limits import measure_limits
 
 LAYOUT = np.array([-0.4, 0.4, 0.4, 0.4, -0.4, -0.1, 0.4, -0.1, 0.0, 0.2])
 

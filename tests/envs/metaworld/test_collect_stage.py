@@ -21,7 +21,7 @@ def test_collects_a_store_that_opens(tmp_path: Path, capsys: pytest.CaptureFixtu
     store = RolloutStore(tmp_path / "metaworld/collect/expert/seed=0", verify=True)
     assert store.num_rollouts == 6
     assert store.manifest["made_by"]["horizon"] == 60
-    assert store.manifest["action"]["size"] == 4
+    assert store.spec.action_size == 4
     assert store.transitions["observation"].shape[1] == 91
     reported = capsys.readouterr().out.split("successful rollouts by task: ")[1]
     expected = success_by_task(MetaWorld(), store)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kalm.envs.metaworld.layout import ENTITIES, HAND, MOVABLE, OPENING, TARGET, is_present, pose_slice
 from kalm.envs.metaworld.plausibility import FLAGS, violations
-from tests.benchmarks.measure_limits_metaworld import derive_limits, real_transitions
+from tests.benchmarks.metaworld_limits import derive_limits, real_transitions
 
 MOST_OF_REAL = 0.01
 LEAST_OF_FALSE = 0.99

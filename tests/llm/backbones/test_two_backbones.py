@@ -15,7 +15,7 @@ from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.every_run import UpdateCheckpoint
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.specs import TaskSpec
-from kalm.data.grounding_batch import GeneralText
+from kalm.data.language_batches import GeneralText
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.llm.acting.llm_policy import LLMPolicy
 from kalm.llm.backbones.backbone import Backbone
@@ -161,7 +161,7 @@ def test_two_grounded_models_imagine_rollouts_that_meet_their_goal(grounded: Any
 def test_two_grounded_models_explain_rollouts(grounded: Any) -> None:
     """In words that the model of actions writes."""
     model, data = grounded
-    rollouts = list(data.val_dataloader()[0].dataset)
+    rollouts = [rollout for batch in data.val_dataloader()[0] for rollout in batch.rollouts]
     texts = model.explain(rollouts)
     right = [data.domain.goal_from_json(r.goal).explained_by(t) for r, t in zip(rollouts, texts, strict=True)]
     assert np.mean(right) >= 0.9

@@ -12,7 +12,7 @@ import torch
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.grounding_data import GroundingData
-from kalm.data.indexed_batches import IndexedBatches
+from kalm.data.rollout_data import IndexedBatches
 from kalm.language.prompts import UNSEEN_EXPLANATION
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -186,7 +186,7 @@ def test_a_grounded_model_imagines_rollouts_that_meet_their_goal(grounded: Any) 
 def test_a_grounded_model_explains_rollouts(grounded: Any) -> None:
     """Which end was walked to, in words; an unseen prompt is answered too."""
     model, data, _ = grounded
-    rollouts = list(data.val_dataloader()[0].dataset)
+    rollouts = [rollout for batch in data.val_dataloader()[0] for rollout in batch.rollouts]
     for prompt in ((), (UNSEEN_EXPLANATION,)):
         texts = model.explain(rollouts, *prompt)
         right = [data.domain.goal_from_json(r.goal).explained_by(text) for r, text in zip(rollouts, texts, strict=True)]

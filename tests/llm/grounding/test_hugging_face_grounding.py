@@ -186,7 +186,7 @@ def test_a_grounded_model_explains_rollouts_and_ends_its_answers(grounded: Groun
     if any(not p.requires_grad for p in model.parameters()) and model.backbone._text_config.tie_word_embeddings:
         assert grounded.after["text_loss"] < 0.5 * grounded.before["text_loss"]
         return
-    rollouts = list(data.val_dataloader()[0].dataset)
+    rollouts = [rollout for batch in data.val_dataloader()[0] for rollout in batch.rollouts]
     texts = model.explain(rollouts)
     right = [data.domain.goal_from_json(r.goal).explained_by(t) for r, t in zip(rollouts, texts, strict=True)]
     assert np.mean(right) >= 0.9

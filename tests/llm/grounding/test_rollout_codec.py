@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from kalm.core.specs import VectorObservation
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from tests.llm.models import CONTINUOUS, DISCRETE
 
@@ -29,7 +30,8 @@ def test_no_step_leads_out_of_the_range_of_the_data() -> None:
 
 def test_what_is_not_there_neither_appears_nor_counts() -> None:
     """Numbers 1 and 2 are a thing, 3 and 4 another; only the thing that has a number other than 0 changes."""
-    codec = RolloutCodec(replace(CONTINUOUS, entities=((1, 3), (3, 5))), hidden_sizes=[8], inner_size=8)
+    spec = replace(CONTINUOUS, observation=VectorObservation(5, entities=((1, 3), (3, 5))))
+    codec = RolloutCodec(spec, hidden_sizes=[8], inner_size=8)
     codec.set_statistics(torch.zeros(5), torch.ones(5), torch.tensor([1.0, 1, 1, 0, 1]))
     observation = torch.tensor([[0.0, 0, 0, 0, -2], [0, 0, 5, 0, 0], [0, 0, 0, 0, 0]])
     expected = [[True, False, False, False, True], [True, True, True, False, False], [True] + [False] * 4]

@@ -1,6 +1,6 @@
 """Derives the plausibility limits from real transitions.
 
-    python -m tests.benchmarks.measure_limits_metaworld
+    python -m tests.benchmarks.metaworld_limits
 
 runs the experts of all tasks with little and with much noise, and random actions, and writes ``limits.json``. It takes
 about three minutes on two cores.

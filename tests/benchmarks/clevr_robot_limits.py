@@ -1,6 +1,6 @@
 """Derives the plausibility limits from real transitions.
 
-    python -m tests.benchmarks.measure_limits_clevr_robot
+    python -m tests.benchmarks.clevr_robot_limits
 
 runs the expert and the random policy and prints the limits as JSON; ``plausibility.LIMITS`` holds them, rounded.
 """
