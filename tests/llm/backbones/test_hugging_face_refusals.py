@@ -1,4 +1,4 @@
-"""What a backbone of Hugging Face refuses, with what to do about it (I8, I10, X8)."""
+"""What a backbone of Hugging Face refuses, with what to do about it."""
 
 from __future__ import annotations
 
