@@ -76,7 +76,8 @@ def plot_training_curves(rows: Sequence[EpisodeRow], report_rows: Sequence[Repor
         axes.set_ylim(*_PERCENT)
     panels[0].set_ylabel("success %")
     _legend(panels[-1])
-    return _save(figure, path)
+    figure.savefig(path, format="png")
+    return path
 
 
 def plot_grounding_curves(logs: Sequence[MetricLog], path: Path) -> Path:
@@ -98,7 +99,8 @@ def plot_grounding_curves(logs: Sequence[MetricLog], path: Path) -> Path:
         axes.set_ylim(*_PERCENT)
         _legend(axes)
     panels[0].set_ylabel("%")
-    return _save(figure, path)
+    figure.savefig(path, format="png")
+    return path
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def _plot_bars(series: Sequence[_Bars], splits: Sequence[str], quantity: str, ti
     axes.set_ylim(0, 100)
     axes.set_title(title)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return _save(figure, path)
+    figure.savefig(path, format="png")
+    return path
 
 
 def _figure(num_panels: int, width: float | None = None) -> tuple[Figure, list[Axes]]:
@@ -135,11 +138,6 @@ def _figure(num_panels: int, width: float | None = None) -> tuple[Figure, list[A
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, num_panels, sharey=True, squeeze=False)[0]
     return figure, list(panels)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, format="png")
-    return path
 
 
 def _pair_colors(report_rows: Sequence[ReportRow]) -> dict[str, str]:

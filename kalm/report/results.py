@@ -55,9 +55,7 @@ _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bo
 
 
 def load_results(folders: Sequence[Path]) -> list[EpisodeRow]:
-    """Read every results file at or below some folders.
-
-    An episode that a resumed or repeated evaluation wrote again counts once: the later line wins.
+    """Read every results file at or below some folders; of an episode that was evaluated again the later line counts.
 
     Raises:
         DataError: If a line is malformed; every bad line of the file is named at once.
@@ -77,10 +75,7 @@ def find_files(folders: Sequence[Path], name: str) -> list[Path]:
 
 
 def last_update(rows: Iterable[EpisodeRow]) -> list[EpisodeRow]:
-    """The rows of each experiment's and seed's last checkpoint.
-
-    The ``test`` stage is what counts; a run that was not tested yet falls back on its last validation.
-    """
+    """The rows of each run's last checkpoint: tested, or if it was not tested yet at its last validation."""
     last = []
     for run in _by_run(rows).values():
         counting = [row for row in run if row.stage == "test"] or run

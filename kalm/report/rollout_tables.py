@@ -209,12 +209,7 @@ def comparison_table(rates: Mapping[str, Mapping[str, MatchRate]]) -> Table:
 
 @dataclass(frozen=True)
 class TaskVerdicts:
-    """What one run imagined for hard goals.
-
-    Attributes:
-        name: Its folder below the folder that was searched.
-        counts: Task -> what ``kalm.callbacks.imagined_tasks`` counts.
-    """
+    """What a run, named by its folder, imagined for hard goals: task -> what ``callbacks.imagined_tasks`` counts."""
 
     name: str
     counts: dict[str, dict[str, Any]]
