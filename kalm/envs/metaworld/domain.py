@@ -25,14 +25,12 @@ if TYPE_CHECKING:
     from kalm.envs.vector_env import DomainVectorEnv
 
 
-_INSTRUCTIONS = Path(__file__).parent / "instructions"
-
-
 @cache
-def _sentences(goal_split: str) -> dict[str, list[str]]:
-    """The instructions of each task of a split, in the order of the data file."""
-    sentences: dict[str, list[str]] = json.loads((_INSTRUCTIONS / f"{goal_split}.json").read_text(encoding="utf-8"))
-    return sentences
+def _sentences(goal_split: str) -> list[tuple[str, str]]:
+    """Each task of a split with each of its instructions, in the order of the data file."""
+    path = Path(__file__).parent / "instructions" / f"{goal_split}.json"
+    sentences_of = json.loads(path.read_text(encoding="utf-8"))
+    return [(task, sentence) for task, sentences in sentences_of.items() for sentence in sentences]
 
 
 class MetaWorld(Domain):
@@ -68,11 +66,7 @@ class MetaWorld(Domain):
 
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
         sentences = _sentences(goal_split)
-        return [
-            InstructedGoal(TaskGoal(task, self.horizon), text, goal_split)
-            for task in sentences
-            for text in sentences[task]
-        ]
+        return [InstructedGoal(TaskGoal(task, self.horizon), text, goal_split) for task, text in sentences]
 
     def goal_from_json(self, data: Mapping[str, Any] | str) -> TaskGoal:  # noqa: D102
         return goal_from_json(data, self.horizon)
@@ -111,11 +105,7 @@ class MetaWorld(Domain):
 
     @property
     def collection_settings(self) -> dict[str, Any]:  # noqa: D102
-        return {
-            "action_noise": self.action_noise,
-            "horizon": self.horizon,
-            "absent_entity_noise": self.absent_entity_noise,
-        }
+        return {name: getattr(self, name) for name in ("action_noise", "horizon", "absent_entity_noise")}
 
     def draw(self, observation: Array, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
         from kalm.envs.metaworld.drawing import draw_observation  # brings pillow
