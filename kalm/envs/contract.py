@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 from kalm.core.goal import InstructedGoal
 from kalm.core.validation import validate_rollout
 from kalm.envs.base import Domain
-from kalm.envs.single_env import SingleEnv
+from kalm.envs.vector_env import SingleEnv
 
 Problems = Iterator[str]
 
