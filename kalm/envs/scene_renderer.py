@@ -17,12 +17,7 @@ class SceneRenderer:
     """Renders what a simulator holds."""
 
     def __init__(self, model: mujoco.MjModel, size: int, camera: mujoco.MjvCamera) -> None:
-        """Make a GL context; it belongs to the thread that makes it.
-
-        Args:
-            model: The compiled world.
-            size: Pixels along each side of a picture, at most 1024.
-            camera: Where from.
+        """Make a GL context for pictures of at most 1024 pixels a side; it belongs to the thread that makes it.
 
         Raises:
             SimulatorError: If no GL context can be made here.

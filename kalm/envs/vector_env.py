@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from kalm.core.goal import Array, BoolArray, Goal, reward_of_each, success_of_each
 from kalm.envs.base import Domain
 
-_OPTIONS = {"goals", "instructions", "observations", "reset_mask"}
-_OPTIONS_OF_ONE = {"goal", "instruction", "observation"}
 _MAX_STARTS = 1000  # drawn for a goal; a built-in one is already true in a few of a hundred at most
 
 
@@ -48,12 +46,8 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
     def __init__(self, domain: Domain, num_envs: int) -> None:
         """Keep the domain's spaces and rules; nothing has begun.
 
-        Args:
-            domain: Whose goals.
-            num_envs: B.
-
         Raises:
-            ValueError: If ``num_envs`` is below 1.
+            ValueError: If ``num_envs``, B, is below 1.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; it must be 1 or more")
@@ -68,11 +62,8 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         self._goals: list[Goal | None] = [None] * num_envs
         self._instructions = [""] * num_envs
         self._observation = _blank(domain.observation_space, num_envs)
-        self._num_steps = np.zeros(num_envs, dtype=np.int64)
-        self._max_steps = np.zeros(num_envs, dtype=np.int64)
-        self._terminated = np.zeros(num_envs, dtype=np.bool_)
-        self._truncated = np.zeros(num_envs, dtype=np.bool_)
-        self._is_success = np.zeros(num_envs, dtype=np.bool_)
+        self._num_steps, self._max_steps = np.zeros((2, num_envs), dtype=np.int64)
+        self._terminated, self._truncated, self._is_success = np.zeros((3, num_envs), dtype=np.bool_)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what belongs to this process."""
@@ -91,15 +82,7 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
 
     @abstractmethod
     def _simulate(self, rows: NDArray[np.intp], actions: Array) -> Array:
-        """Carry out one action in each of some environments.
-
-        Args:
-            rows: Which, shape (R,).
-            actions: Of the action space each, shape (R,) or (R, A).
-
-        Returns:
-            What is seen then, shape (R, O).
-        """
+        """Carry out one action, shape (R,) or (R, A), in each of some rows, shape (R,); what is seen then, (R, O)."""
 
     def picture(self, row: int, size: int) -> NDArray[np.uint8]:
         """View of one environment, shape (size, size, 3); the domain's drawing, unless the simulator has a better."""
@@ -116,12 +99,7 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
 
         Without a goal, a training instruction is drawn; without an observation, a start at which the goal is not true.
         """
-        options = options or {}
-        unknown = set(options) - _OPTIONS
-        if unknown:
-            raise ValueError(
-                f"reset got the options {sorted(unknown)}; it knows goals, instructions, observations and reset_mask"
-            )
+        options = _checked_options(options, ("goals", "instructions", "observations", "reset_mask"))
         seeds = self._per_env("seed", range(seed, seed + self.num_envs) if isinstance(seed, int) else seed)
         goals = self._per_env("goals", options.get("goals"))
         instructions = self._per_env("instructions", options.get("instructions"))
@@ -141,10 +119,9 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         else:
             seen = self._restore(row, goal, _checked(observation, self.single_observation_space))
         self._goals[row], self._observation[row] = goal, seen
-        seen = self._observation[row]
         self._instructions[row] = built_in if instruction is None else instruction
         self._max_steps[row] = goal.max_steps
-        self._is_success[row] = goal.success(seen)
+        self._is_success[row] = goal.success(self._observation[row])
         self._num_steps[row], self._terminated[row], self._truncated[row] = 0, False, False
 
     def _choose(self, rng: np.random.Generator, goal: Any) -> tuple[Goal, str]:
@@ -175,8 +152,12 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         running = np.flatnonzero(~(self._terminated | self._truncated))
         rewards = np.zeros(self.num_envs)
         if len(running):
-            goals, before, taken = self._running_goals(running), self._observation[running], actions[running]
-            self._check_actions(taken)
+            before, taken = self._observation[running], actions[running]
+            goals = [goal for row in running if (goal := self._goals[row]) is not None]
+            if len(goals) < len(running):
+                raise gym.error.ResetNeeded("step was called before every environment had been reset")
+            if bad := [action for action in taken if not self.single_action_space.contains(action)]:
+                raise ValueError(f"actions hold {bad[0]!r}; each must be {_what_fits(self.single_action_space)}")
             self._observation[running] = self._simulate(running, taken)
             after = self._observation[running]  # what is shown is what is judged, in the space's own type
             is_success = success_of_each(goals, after, before, taken)
@@ -186,17 +167,6 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
             self._terminated[running] = is_success
             self._truncated[running] = ~is_success & (self._num_steps[running] >= self._max_steps[running])
         return self._observation.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
-
-    def _running_goals(self, running: NDArray[np.intp]) -> list[Goal]:
-        goals = [goal for row in running if (goal := self._goals[row]) is not None]
-        if len(goals) < len(running):
-            raise gym.error.ResetNeeded("step was called before every environment had been reset")
-        return goals
-
-    def _check_actions(self, taken: Array) -> None:
-        bad = [action for action in taken if not self.single_action_space.contains(action)]
-        if bad:
-            raise ValueError(f"actions hold {bad[0]!r}; each must be {_what_fits(self.single_action_space)}")
 
     def _per_env(self, name: str, values: Any) -> Sequence[Any]:
         if values is None:
@@ -244,10 +214,7 @@ class SingleEnv(gym.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see the class for the options."""
         super().reset(seed=seed)
-        options = options or {}
-        unknown = set(options) - _OPTIONS_OF_ONE
-        if unknown:
-            raise ValueError(f"reset got the options {sorted(unknown)}; it knows goal, instruction and observation")
+        options = _checked_options(options, ("goal", "instruction", "observation"))
         self._envs.rngs[0] = self.np_random
         observation, info = self._envs.reset(options={f"{name}s": [value] for name, value in options.items()})
         return observation[0], _info(info)
@@ -279,17 +246,19 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _checked_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
+    if unknown := set(options or {}) - set(known):
+        raise ValueError(f"reset got the options {sorted(unknown)}; it knows {', '.join(known)}")
+    return options or {}
+
+
 def _blank(space: gym.Space[Any], num: int) -> Array:
     """Room for elements of a space: an array of its numbers or, where it is of no numbers, of objects."""
     return np.empty(num, dtype=object) if space.shape is None else np.zeros((num, *space.shape), dtype=space.dtype)
 
 
 def _checked(observation: Any, space: gym.Space[Any]) -> Any:
-    """An observation to start from: where observations are arrays, a fresh one.
-
-    Raises:
-        ValueError: If the shape is another or a value is not finite.
-    """
+    """An observation to start from, of the right shape and finite: where observations are arrays, a fresh one."""
     if space.shape is None:
         return observation
     checked = np.array(observation, dtype=space.dtype)

@@ -71,9 +71,8 @@ class MetaWorld(Domain):
     def goal_from_json(self, data: Mapping[str, Any] | str) -> TaskGoal:  # noqa: D102
         return goal_from_json(data, self.horizon)
 
-    def plausibility(  # noqa: D102
-        self, observation: Array, action: Array, next_observation: Array
-    ) -> dict[str, BoolArray]:
+    def plausibility(self, observation: Array, action: Array, next_observation: Array) -> dict[str, BoolArray]:
+        """By what real transitions never do."""
         return violations(observation, action, next_observation)
 
     def first_observation(self, goal: Goal, rng: np.random.Generator) -> Array:

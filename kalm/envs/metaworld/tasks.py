@@ -14,39 +14,26 @@ Vector = tuple[float, float, float]
 class Entity:
     """How one entity of the observation is read from a scene.
 
-    Attributes:
-        name: One of ``layout.ENTITIES``.
-        body: MuJoCo body that gives the orientation, and the position unless ``site`` or ``geom`` does. A joint of
-            this body is what moves the entity.
-        site: Site that gives the position, if any.
-        geom: Geom that gives the position, if any.
-        offset: Added to the position, in the world's frame.
+    A MuJoCo body gives the orientation, and the position unless a site or a geom does. A joint of the body is what
+    moves the entity.
     """
 
-    name: str
+    name: str  # one of ``layout.ENTITIES``
     body: str
     site: str | None = None
     geom: str | None = None
-    offset: Vector = (0.0, 0.0, 0.0)
+    offset: Vector = (0.0, 0.0, 0.0)  # added to the position, in the world's frame
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task."""
 
-    Attributes:
-        name: Ours: the package's without the version.
-        goal_split: Split of the task's goal; training tasks have rephrased instructions besides.
-        entities: What is in the scene.
-        anchor: The body that a layout places, and its position minus the target location; None if there is none.
-        is_composed: Whether the package lacks it, see ``package``.
-    """
-
-    name: str
-    goal_split: str
-    entities: tuple[Entity, ...]
-    anchor: tuple[str, Vector] | None = None
-    is_composed: bool = False
+    name: str  # ours: the package's without the version
+    goal_split: str  # of the task's goal; training tasks have rephrased instructions besides
+    entities: tuple[Entity, ...]  # what is in the scene
+    anchor: tuple[str, Vector] | None = None  # the body that a layout places, if any, and its position minus the target
+    is_composed: bool = False  # whether the package lacks it, see ``package``
 
     @property
     def scene(self) -> str:
@@ -76,7 +63,6 @@ def _faucet(site: str) -> tuple[Entity, ...]:
     return (Entity("faucet", "faucet_link2", site=site, offset=(0.0, 0.0, -0.01)),)
 
 
-# What layouts place: body, and its position minus the target location.
 _BUTTON_BOX = ("box", (0.0, 0.1, 0.0))  # from the hole that a button sinks into
 _OPEN_DOOR = ("door", (0.3, 0.45, 0.0))
 _PUSH_MACHINE = ("coffee_machine", (0.0, 0.22, 0.0))
