@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 
 from kalm.core.durable import sync_folder
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.runs.folder import LAST
 
 

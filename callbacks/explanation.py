@@ -7,7 +7,7 @@ from typing import cast
 from lightning.pytorch import LightningModule, Trainer
 
 from kalm.callbacks.imagination import ValidatedRollouts
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.language.prompts import EXPLANATION, UNSEEN_EXPLANATION
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.loggers import markdown_table, show_table

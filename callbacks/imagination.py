@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.core.rollout import Rollout
 from kalm.runs.loggers import markdown_table, show_table
 

@@ -12,8 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core.durable import write_durably
-from kalm.core.errors import KalmError
-from kalm.core.require import require
+from kalm.core.errors import KalmError, require
 from kalm.data.choice import RolloutFilter, rollout_tasks, rollout_verdicts
 from kalm.data.selection import Selection
 from kalm.envs.base import Domain

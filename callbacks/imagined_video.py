@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from kalm.callbacks.imagination import ValidatedRollouts
 from kalm.callbacks.rollout_gif import GifStyle, imagined_panel, show_gif
+from kalm.core.errors import require
 from kalm.core.goal import InstructedGoal
-from kalm.core.require import require
 from kalm.core.rollout import Rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.envs.base import Domain
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
+import gymnasium as gym
 import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from kalm.core.errors import require
 from kalm.core.goal import FloatArray
-from kalm.core.require import require
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.envs.simulation import EpisodeResult
@@ -72,7 +74,7 @@ def imagined_panel(domain: Domain, rollout: Rollout, caption: str = "") -> Panel
 
     What left the world cannot be drawn; it is shown at the world's edge, and its verdict says the rest.
     """
-    space = domain.observation_space
+    space = cast(gym.spaces.Box, domain.observation_space)  # nothing else is imagined
     is_plausible = not any(rollout.violations.values())
     verdict = f"{'meets its goal' if rollout.is_success else 'misses'}, {'' if is_plausible else 'im'}plausible"
     drawable = np.clip(np.nan_to_num(rollout.observations), space.low, space.high)

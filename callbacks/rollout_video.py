@@ -7,7 +7,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kalm.callbacks.rollout_gif import GifStyle, evaluated_panel, show_gif
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.runs.evaluated import EvaluatedPolicy
 
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium as gym
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from kalm.core.changes import changes
 from kalm.core.durable import file_sha256, write_durably
-from kalm.core.errors import DataError, KalmError
-from kalm.core.require import require
+from kalm.core.errors import DataError, KalmError, require
+from kalm.core.provenance import changes
 from kalm.core.validation import raise_problems, rejection
 from kalm.data.choice import verdict_counts
 from kalm.data.goal_data import GoalData
@@ -86,7 +86,7 @@ class RolloutWriter(Callback):
         """Store one shard."""
         data: GoalData = trainer.datamodule  # type: ignore[attr-defined]
         assert self._writer is not None
-        spec, space = data.domain.spec, data.domain.observation_space
+        spec, space = data.domain.spec, cast(gym.spaces.Box, data.domain.observation_space)
         goals, kept, rejected = [], [], Counter[str]()
         for rollout, item in zip(outputs, batch.items, strict=True):
             if reason := rejection(rollout, spec, item.max_steps, space.low, space.high):

@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 
 from kalm.callbacks.imagination import ValidatedRollouts
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.envs.simulation import replay

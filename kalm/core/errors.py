@@ -23,3 +23,13 @@ class SimulatorError(KalmError):
     """An environment that cannot run here: missing GL, wrong simulator version, unknown task."""
 
     exit_code = 5
+
+
+def require(is_met: bool, name: str, value: object, allowed: str) -> None:
+    """Stop a constructor on a value out of range.
+
+    Raises:
+        KalmError: Unless ``is_met``; it names the argument, its value and what is allowed.
+    """
+    if not is_met:
+        raise KalmError(f"{name} is {value}; it must be {allowed}")

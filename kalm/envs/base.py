@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,8 +47,8 @@ class Domain(ABC):
     name: ClassVar[str]
     goal_splits: ClassVar[tuple[str, ...]] = ("train",)
     goal_class: ClassVar[type[Any]]
-    observation_space: Any
-    action_space: Any
+    observation_space: gym.Space[Any]
+    action_space: gym.Space[Any]
     plausibility_flags: ClassVar[tuple[str, ...]] = ()
     render_fps: ClassVar[int] = 4
 

@@ -248,7 +248,7 @@ def usable_cores() -> int:
 
 def _checked_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
     if unknown := set(options or {}) - set(known):
-        raise ValueError(f"reset got the options {sorted(unknown)}; it knows {', '.join(known)}")
+        raise ValueError(f"reset got the options {sorted(unknown)}; it knows {', '.join(known[:-1])} and {known[-1]}")
     return options or {}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import LightningModule
 
-from kalm.core.require import require
+from kalm.core.errors import require
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult
 

@@ -121,7 +121,7 @@ def _rollout(
     num_steps, is_terminated = _extent(np.asarray(arrays["masks"][row]).reshape(-1), masks, row)
     if not num_steps:
         return None
-    size = domain.observation_space.shape[0]
+    size = domain.spec.observation_size
     recorded = np.asarray(arrays["observations"][row])[: num_steps + 1]
     if (recorded[:, size:] != recorded[:1, size:]).any():
         raise DataError(
@@ -177,7 +177,7 @@ def _check(path: Path, arrays: Mapping[str, Any], domain: Domain, goals: Sequenc
     ]
     shapes = {key: tuple(getattr(arrays[key], "shape", ())) for key in KEYS if key in arrays}
     rows = next((shape[:2] for shape in shapes.values() if len(shape) >= 2), (0, 0))
-    size = domain.observation_space.shape[0]
+    size = domain.spec.observation_size
     for key, shape in shapes.items():
         if len(shape) not in ((3,) if key == "observations" else (2, 3)) or shape[:2] != rows:
             problems.append(f"{key}: shape {shape}, expected ({rows[0]}, {rows[1]}, ...)")

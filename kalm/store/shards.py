@@ -21,9 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kalm.core.changes import changes
 from kalm.core.durable import sync_folder, write_durably
 from kalm.core.errors import DataError
+from kalm.core.provenance import changes
 from kalm.core.validation import raise_problems
 from kalm.store import layout
 from kalm.store.manifest import to_json

@@ -44,7 +44,7 @@ def package_steps_per_second(task: str, clock: Callable[[], float]) -> float:
 def kalm_steps_per_second(task: str, clock: Callable[[], float]) -> float:
     """The registered environment's ``step``."""
     env = _KALM_ENV
-    env.reset(seed=0, options={"task": task})
+    env.reset(seed=0, options={"goal": task})
     start = clock()
     num_steps = 0
     for action in ACTIONS:
@@ -88,7 +88,7 @@ def main() -> None:
     sys.stdout.write(f"vector environment, 64 episodes, all cores: {vector_steps_per_second(64):.0f} steps/s\n")
 
 
-_KALM_ENV = gym.make("kalm/MetaWorld-v0").unwrapped
+_KALM_ENV = gym.make("kalm.envs.metaworld:kalm/MetaWorld-v0").unwrapped
 
 
 def _package_env(task: str) -> gym.Env:

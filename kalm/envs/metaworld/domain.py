@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 @cache
-def _sentences(goal_split: str) -> list[tuple[str, str]]:
-    """Each task of a split with each of its instructions, in the order of the data file."""
+def _sentences(goal_split: str) -> dict[str, list[str]]:
+    """The instructions of each task of a split, in the order of the data file."""
     path = Path(__file__).parent / "instructions" / f"{goal_split}.json"
-    sentences_of = json.loads(path.read_text(encoding="utf-8"))
-    return [(task, sentence) for task, sentences in sentences_of.items() for sentence in sentences]
+    sentences: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+    return sentences
 
 
 class MetaWorld(Domain):
@@ -65,8 +65,8 @@ class MetaWorld(Domain):
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
 
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
-        sentences = _sentences(goal_split)
-        return [InstructedGoal(TaskGoal(task, self.horizon), text, goal_split) for task, text in sentences]
+        goals = ((TaskGoal(task, self.horizon), texts) for task, texts in _sentences(goal_split).items())
+        return [InstructedGoal(goal, text, goal_split) for goal, texts in goals for text in texts]
 
     def goal_from_json(self, data: Mapping[str, Any] | str) -> TaskGoal:  # noqa: D102
         return goal_from_json(data, self.horizon)
