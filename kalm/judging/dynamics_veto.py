@@ -1,7 +1,5 @@
 """Vetoes by a learned model of the world's dynamics: it does not believe a step, or that a goal was met by such steps.
 
-The model is asked through two methods, so that nothing here knows how it learned.
-
 Shape letters: B transitions, R rollouts, O numbers in an observation.
 """
 
@@ -22,7 +20,7 @@ from kalm.judging.judge import Judge, Verdict, verdict
 
 
 class DynamicsModel(Protocol):
-    """What the vetoes ask of a model that learned from real steps."""
+    """What the vetoes ask of a model that learned from real steps; nothing here knows how it learned."""
 
     error_limit: float
 

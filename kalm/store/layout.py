@@ -25,10 +25,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kalm.core import names
 from kalm.core.errors import DataError
@@ -48,6 +50,10 @@ LABELS = "labels"
 SHARDS = "shards"
 UNFINISHED = "unfinished.json"
 
+# The files of a table in which each row stands once.
+ROWS_FILE = "rows.memmap"
+END_FILE = "end.memmap"
+
 Key = str | tuple[str, ...]
 
 
@@ -62,6 +68,10 @@ class Column:
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+# Folder of a table -> its columns.
+Tables = Mapping[str, Mapping[Key, Column]]
 
 
 def transition_columns(spec: TaskSpec) -> dict[Key, Column]:
@@ -89,21 +99,19 @@ def transition_columns(spec: TaskSpec) -> dict[Key, Column]:
 def rollout_columns(verdicts_of: Iterable[str] | None = None) -> dict[Key, Column]:
     """Columns of ``rollouts/``; ``start`` is the row of a rollout's first transition.
 
-    Args:
-        verdicts_of: For a store of schema version 1 or 2, whose verdicts lie here: its plausibility flags.
+    In a store of schema version 1 or 2 verdicts lie here too: ``verdicts_of`` has its plausibility flags.
     """
-    verdicts: dict[Key, Column] = {}
-    if verdicts_of is not None:
-        verdicts["is_success"] = Column(torch.bool)
-        verdicts |= {("violations", flag): Column(torch.int32) for flag in verdicts_of}
-    return {
+    columns: dict[Key, Column] = {
         "start": Column(torch.int64),
         "length": Column(torch.int32),
         names.INSTRUCTION_ID: Column(torch.int32),
         names.SOURCE: Column(torch.uint8),
         "provenance_start": Column(torch.int64),
-        **verdicts,
     }
+    if verdicts_of is not None:
+        columns["is_success"] = Column(torch.bool)
+        columns |= {("violations", flag): Column(torch.int32) for flag in verdicts_of}
+    return columns
 
 
 def row_tables(spec: TaskSpec) -> dict[str, int | None]:
@@ -120,17 +128,24 @@ def row_tables(spec: TaskSpec) -> dict[str, int | None]:
 
 def label_columns(is_veto: bool) -> dict[Key, Column]:
     """Columns of a label, as in ``kalm.judging.judge.Verdict``."""
-    columns: dict[Key, Column] = {
-        "met": Column(torch.bool),
-        "score": Column(torch.float32),
-        "abstained": Column(torch.bool),
-    }
+    columns: dict[Key, Column] = {"met": Column(torch.bool), "score": Column(torch.float32)}
+    columns["abstained"] = Column(torch.bool)
     return columns | ({"num_marked": Column(torch.int32)} if is_veto else {})
 
 
 def column_file(folder: str, key: Key) -> str:
     """Path of a column inside the store, where TensorDict's own memory-mapped format has it too."""
     return "/".join((folder, *((key,) if isinstance(key, str) else key))) + ".memmap"
+
+
+def map_columns(store: Path, folder: str, columns: Mapping[Key, Column], num_rows: int) -> dict[Key, Tensor]:
+    """Open columns by private memory maps: pages are read as they are touched, writes stay in this process."""
+    mapped: dict[Key, Tensor] = {}
+    for key, column in columns.items():
+        size = num_rows * column.row_bytes // column.dtype.itemsize
+        flat = torch.from_file(str(store / column_file(folder, key)), shared=False, size=size, dtype=column.dtype)
+        mapped[key] = flat.view(num_rows, *column.shape)
+    return mapped
 
 
 def spec_of_manifest(manifest: Mapping[str, Any]) -> TaskSpec:
@@ -141,12 +156,12 @@ def spec_of_manifest(manifest: Mapping[str, Any]) -> TaskSpec:
     """
     if manifest["schema_version"] >= 3:
         return TaskSpec.from_json(manifest["spec"])
-    action = {key: value for key, value in manifest["action"].items() if key != "is_discrete"}
-    kind = "discrete" if manifest["action"]["is_discrete"] else "vector"
-    if kind == "vector":
-        action.pop("size")
+    action = {**manifest["action"]}
+    action["kind"] = "discrete" if action.pop("is_discrete") else "vector"
+    if action["kind"] == "vector":
+        del action["size"]
     observation = {"kind": "vector", "size": manifest["observation_size"]}
-    return TaskSpec.from_json({"observation": observation, "action": {"kind": kind, **action}})
+    return TaskSpec.from_json({"observation": observation, "action": action})
 
 
 def check_name(what: str, name: str) -> str:

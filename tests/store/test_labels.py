@@ -17,8 +17,7 @@ from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
 from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
-from kalm.judging.domain_rule import DomainRule
-from kalm.judging.judge import Judge, Verdict, verdict
+from kalm.judging.judge import DomainRule, Judge, Verdict, verdict
 from kalm.store.labels import LabelWriter
 from kalm.store.reader import RolloutStore
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
