@@ -13,9 +13,8 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from kalm.core.durable import file_sha256, write_durably
+from kalm.core.durable import changes, file_sha256, write_durably
 from kalm.core.errors import DataError, KalmError, require
-from kalm.core.provenance import changes
 from kalm.core.validation import raise_problems, rejection
 from kalm.data.choice import verdict_counts
 from kalm.data.goal_data import GoalData

@@ -28,8 +28,8 @@ import kalm
 from kalm.callbacks.every_run import RandomState, UpdateAxis, UpdateCheckpoint, UpdateProgressBar
 from kalm.cli.seed_runs import refuse_occupied, write_seed_runs
 from kalm.cli.usage import usage_error
+from kalm.core.durable import git_commit
 from kalm.core.errors import CheckpointError, KalmError
-from kalm.core.provenance import git_commit
 from kalm.core.specs import TaskSpec
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
 from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder

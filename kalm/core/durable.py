@@ -1,11 +1,16 @@
-"""Files that survive a kill: written beside their target, flushed to the disk, then renamed into place."""
+"""Files that survive a kill (written beside their target, then renamed into place), and which code made them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+_GIT_SECONDS = 30
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -60,8 +65,25 @@ class HashedFile:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def git_commit(folder: Path) -> str:
+    """Commit of the checkout that holds ``folder``, marked ``-dirty`` with local changes; ``unknown`` elsewhere."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else "unknown"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``key: old -> new`` for every key whose value changed, sorted; None stands for a key that is absent."""
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]

@@ -15,8 +15,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from kalm.core.durable import changes
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.provenance import changes
 from kalm.data.choice import first_rollouts
 from kalm.data.language_batches import ValidationBatch
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts, data_decisions

@@ -53,7 +53,7 @@ class OffLearnedDynamics(Judge):
     def judge(self, goals: Sequence[Goal | None], rollouts: Sequence[Rollout]) -> Verdict:
         """Count the steps of each rollout whose error is above the limit; goals do not matter."""
         num_off = np.array([self._num_off(rollout) for rollout in rollouts], dtype=np.int32)
-        num_steps = np.array([len(rollout) for rollout in rollouts], dtype=np.int64)
+        num_steps = np.array(list(map(len, rollouts)), dtype=np.int64)
         return verdict(num_off == 0, 1 - num_off / num_steps, num_marked=num_off)
 
     @torch.inference_mode()

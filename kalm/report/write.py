@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 
 import kalm
+from kalm.core.durable import git_commit
 from kalm.core.errors import DataError
 from kalm.core.names import Source
-from kalm.core.provenance import git_commit
 from kalm.report.comparison import MatchRate, comparison_table, match_rates
 from kalm.report.metrics import GROUNDING_PREFIXES, MetricLog, grounding_table, load_metrics
 from kalm.report.plots import plot_grounding_curves, plot_match_bars, plot_success_bars, plot_training_curves

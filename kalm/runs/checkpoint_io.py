@@ -24,9 +24,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 import kalm
-from kalm.core.durable import file_sha256, sync_folder, write_durably
+from kalm.core.durable import changes, file_sha256, sync_folder, write_durably
 from kalm.core.errors import CheckpointError
-from kalm.core.provenance import changes
 from kalm.runs.folder import describe_folder
 
 POLICY = "kalm_policy"  # key of a checkpoint: algorithm, sizes and number of seeds of the policy it holds

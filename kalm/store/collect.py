@@ -22,14 +22,7 @@ def collect_store(
 ) -> RolloutStore:
     """Collect a store, or go on with one that was interrupted, or open one that is there.
 
-    Equal domain settings, number and seed give equal files.
-
-    Args:
-        domain: The world; its expert acts.
-        path: Folder of the store.
-        num_rollouts: Rollouts to collect.
-        seed: Seed of the collection.
-        show_progress: Whether to draw a progress bar.
+    The expert of the domain acts; equal domain settings, number and seed give equal files.
 
     Raises:
         DataError: If the folder holds a finished or begun store that was made otherwise.

@@ -46,6 +46,7 @@ from kalm.store.sealing import (
     file_problems,
     manifest_bytes,
     shard_facts,
+    shard_files,
     to_json,
 )
 
@@ -190,48 +191,44 @@ class LabelWriter:
         """Names of the shards that are complete on disk."""
         return self._shards.finished
 
-    def append_rollouts(self, shard: str, verdict: Verdict) -> None:
-        """Store verdicts about the next rollouts of the store, each by its own goal; whole or not at all.
-
-        Shards follow each other in the order of their names, the rollouts of one stand one behind the other.
-
-        Raises:
-            DataError: If the shard exists, or the label is of another shape.
-        """
-        self._append(shard, ROLLOUT, verdict, {}, [])
-
-    def append_states(
+    def append(
         self,
         shard: str,
-        goals: Sequence[Mapping[str, Any]],
-        goal: NDArray[np.integer[Any]],
-        state: NDArray[np.integer[Any]],
         verdict: Verdict,
+        goals: Sequence[Mapping[str, Any]] = (),
+        goal: NDArray[np.integer[Any]] | None = None,
+        state: NDArray[np.integer[Any]] | None = None,
     ) -> None:
-        """Store verdicts about pairs of a goal and a state; whole or not at all.
+        """Store verdicts, whole or not at all: about the next rollouts of the store, or about pairs of goal and state.
 
         Args:
-            shard: Its name.
+            shard: Its name; shards follow each other in the order of their names.
+            verdict: Of S rows.
             goals: Plain JSON types of each goal: its JSON form under ``goal``, a sentence under ``instruction``.
             goal: Which of ``goals`` each verdict is about, shape (S,).
             state: Which state of the store, shape (S,).
-            verdict: Of S rows.
 
         Raises:
             DataError: If the shard exists, the label is of another shape, or a row names no goal or state.
         """
-        places = {"goal": (goal, len(goals)), "state": (state, self._store.num_states)}
-        raise_problems(
-            f"shard {shard!r} of {self._folder} cannot be stored",
-            [
-                f"{key}: shape {rows.shape}, from {rows.min(initial=0)} to {rows.max(initial=0)}; expected shape "
-                f"({len(verdict)},) in [0, {size})"
-                for key, (rows, size) in places.items()
-                if rows.shape != (len(verdict),) or ((rows < 0) | (rows >= size)).any()
-            ],
-            "Mend what makes these labels.",
-        )
-        self._append(shard, GOAL_STATE, verdict, {"goal": goal, "state": state}, goals)
+        places = {}
+        if goal is not None and state is not None:
+            places = {"goal": (goal, len(goals)), "state": (state, self._store.num_states)}
+        shape = GOAL_STATE if places else ROLLOUT
+        if shape != self._facts["shape"]:
+            raise DataError(f"label {self._folder} has the shape {self._facts['shape']}, these verdicts are {shape}")
+        problems = [
+            f"{key}: shape {rows.shape}, from {rows.min(initial=0)} to {rows.max(initial=0)}; expected shape "
+            f"({len(verdict)},) in [0, {size})"
+            for key, (rows, size) in places.items()
+            if rows.shape != (len(verdict),) or ((rows < 0) | (rows >= size)).any()
+        ]
+        what = f"shard {shard!r} of {self._folder} cannot be stored"
+        raise_problems(what, problems, "Mend what makes these labels.")
+        values = {**vars(verdict), **{key: rows for key, (rows, _) in places.items()}}
+        columns = {str(key): torch.from_numpy(values[str(key)]).to(form.dtype) for key, form in self._columns.items()}
+        columns[_GOALS] = bytes_tensor(b"".join(to_json(dict(row)) + b"\n" for row in goals))
+        self._shards.write(self._shards.check_new(shard), columns, {"num_rows": len(verdict)})
 
     def finish(self) -> Labels:
         """Merge the shards, in the order of their names, and seal the label.
@@ -239,7 +236,7 @@ class LabelWriter:
         Raises:
             DataError: If a label a rollout has more or fewer rows than the store has rollouts.
         """
-        shards, goals, is_sparse = self._shards.files(), RowNumbers(), self._facts["shape"] == GOAL_STATE
+        shards, goals, is_sparse = shard_files(self._folder), RowNumbers(), self._facts["shape"] == GOAL_STATE
         num_rows = sum(shard_facts(shard)["num_rows"] for shard in shards)
         if not is_sparse and num_rows != self._store.num_rollouts:
             raise DataError(f"label {self._folder} has {num_rows} rows of {self._store.num_rollouts} rollouts; go on")
@@ -263,21 +260,6 @@ class LabelWriter:
             digests = {name: file.close() for name, file in files.items()}
         self._shards.seal(manifest_bytes(self._folder, {**self._facts, "num_rows": num_rows}, digests), digests)
         return self._store.labels(self._folder.name)
-
-    def _append(
-        self,
-        shard: str,
-        shape: str,
-        verdict: Verdict,
-        places: Mapping[str, NDArray[Any]],
-        goals: Sequence[Mapping[str, Any]],
-    ) -> None:
-        if shape != self._facts["shape"]:
-            raise DataError(f"label {self._folder} has the shape {self._facts['shape']}, these verdicts are {shape}")
-        values = {**vars(verdict), **places}
-        columns = {str(key): torch.from_numpy(values[str(key)]).to(form.dtype) for key, form in self._columns.items()}
-        columns[_GOALS] = bytes_tensor(b"".join(to_json(dict(goal)) + b"\n" for goal in goals))
-        self._shards.write(self._shards.check_new(shard), columns, {"num_rows": len(verdict)})
 
 
 def _columns(shape: str, is_veto: bool) -> dict[layout.Key, layout.Column]:

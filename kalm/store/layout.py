@@ -126,6 +126,13 @@ def row_tables(spec: TaskSpec) -> dict[str, int | None]:
     return tables
 
 
+def table_files(table: str, row_bytes: int | None, num_rows: int = 0) -> dict[str, int | None]:
+    """Files of such a table -> their bytes where its number of rows says them."""
+    if row_bytes is not None:
+        return {f"{table}/{ROWS_FILE}": row_bytes * num_rows}
+    return {f"{table}/{ROWS_FILE}": None, f"{table}/{END_FILE}": 8 * num_rows}
+
+
 def label_columns(is_veto: bool) -> dict[Key, Column]:
     """Columns of a label, as in ``kalm.judging.judge.Verdict``."""
     columns: dict[Key, Column] = {"met": Column(torch.bool), "score": Column(torch.float32)}

@@ -73,8 +73,7 @@ class RolloutStore:
             verify: Read every file, also of labels, and compare its SHA-256, rather than its size only.
 
         Raises:
-            DataError: If the store is missing, unfinished (the message has the command that goes on with it) or
-                malformed (every bad file is named at once).
+            DataError: If the store is missing, unfinished or malformed; every bad file is named at once.
         """
         self.path, self._verify = Path(path), verify
         content = manifest_content(self.path)
@@ -130,12 +129,8 @@ class RolloutStore:
         """Columns of some transitions: the one way to gather them, which looks up the state table where there is one.
 
         Args:
-            keys: Which columns, of ``kalm.core.names``. Observations that are texts are no tensors; read ``state``
-                and ask ``observations`` for them.
-            rows: Which transitions, int64 of any shape.
-
-        Returns:
-            For each key a tensor of the shape of ``rows`` and behind it that of one value.
+            keys: Of ``kalm.core.names``. Texts are no tensors: read ``state`` and ask ``observations`` for them.
+            rows: Which transitions, int64 of any shape; it is that of each column too, before the shape of one value.
 
         Raises:
             DataError: If the store cannot have a column.

@@ -71,7 +71,7 @@ class TableFiles:
     """The files of a table in the making: each different row of all shards is written once."""
 
     def __init__(self, files: Mapping[str, HashedFile], table: str, row_bytes: int | None) -> None:
-        """Take the open files of ``table_files``; ``row_bytes`` is None for texts."""
+        """Take the open files of a store; ``row_bytes`` is None for texts."""
         self.numbers = RowNumbers()
         self._files, self._table, self._row_bytes, self._num_bytes = files, table, row_bytes, 0
 
@@ -86,11 +86,6 @@ class TableFiles:
         if self._row_bytes is None:
             self._files[f"{self._table}/{END_FILE}"].write(ends_of_new.tobytes())
         return numbers
-
-
-def table_files(table: str, row_bytes: int | None) -> list[str]:
-    """Names of a table's files."""
-    return [f"{table}/{file}" for file in ([ROWS_FILE, END_FILE] if row_bytes is None else [ROWS_FILE])]
 
 
 def to_rows(values: NDArray[Any], spec: Observation | None = None) -> list[bytes]:

@@ -20,9 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kalm.core.durable import file_sha256, sync_folder, write_durably
+from kalm.core.durable import changes, file_sha256, sync_folder, write_durably
 from kalm.core.errors import DataError
-from kalm.core.provenance import changes
 from kalm.core.validation import raise_problems
 from kalm.store import layout
 
@@ -84,11 +83,7 @@ class ShardFolder:
     @property
     def finished(self) -> set[str]:
         """Names of the shards that are complete on disk."""
-        return {path.stem for path in self.files()}
-
-    def files(self) -> list[Path]:
-        """Their files, in the order of their names."""
-        return shard_files(self.path)
+        return {path.stem for path in shard_files(self.path)}
 
     def check_new(self, shard: str) -> str:
         """Refuse, by a ``DataError``, a name that is no file name or is taken."""
@@ -200,10 +195,7 @@ def check_files(path: Path, manifest: Mapping[str, Any], columns: layout.Tables,
     """
     expected: dict[str, int | None] = {layout.INSTRUCTIONS: None, layout.PROVENANCE: None}
     for table, row_bytes in _tables_of(manifest).items():
-        num_rows = manifest[f"num_{table}"]
-        expected[f"{table}/{layout.ROWS_FILE}"] = None if row_bytes is None else row_bytes * num_rows
-        if row_bytes is None:
-            expected[f"{table}/{layout.END_FILE}"] = 8 * num_rows
+        expected |= layout.table_files(table, row_bytes, manifest[f"num_{table}"])
     for table, forms in columns.items():
         num_rows = manifest[f"num_{table}"]
         expected |= {layout.column_file(table, key): form.row_bytes * num_rows for key, form in forms.items()}

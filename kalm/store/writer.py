@@ -35,8 +35,8 @@ from kalm.store import layout
 from kalm.store.labels import LABEL_MANIFEST, ROLLOUT, label_facts, label_folder
 from kalm.store.layout import END_FILE, ROWS_FILE
 from kalm.store.reader import RolloutStore
-from kalm.store.row_tables import RowNumbers, TableFiles, number_rows, table_files, to_rows
-from kalm.store.sealing import ShardFolder, bytes_tensor, manifest_bytes, shard_facts, to_json
+from kalm.store.row_tables import RowNumbers, TableFiles, number_rows, to_rows
+from kalm.store.sealing import ShardFolder, bytes_tensor, manifest_bytes, shard_facts, shard_files, to_json
 
 
 class RolloutStoreWriter:
@@ -59,8 +59,8 @@ class RolloutStoreWriter:
             domain: Name of the domain that the rollouts come from.
             spec: What observations and actions are.
             plausibility_flags: Names of the domain's flags, which every rollout's ``violations`` holds.
-            made_by: Plain JSON types that say how the rollouts are made; goes into the manifest, so nothing that
-                differs between two equal runs (times, hosts) belongs here.
+            made_by: Plain JSON types that say how the rollouts are made, for the manifest; nothing that differs
+                between two equal runs (times, hosts).
             command: Command line that goes on with an unfinished store; None takes that of this process.
             judges: Whose verdicts come with each shard, besides the domain's own.
 
@@ -98,7 +98,7 @@ class RolloutStoreWriter:
     @property
     def rejected(self) -> dict[str, Counter[str]]:
         """Rollouts that were left out, by reason, of each finished shard."""
-        return {path.stem: Counter(shard_facts(path)["rejected"]) for path in self._shards.files()}
+        return {path.stem: Counter(shard_facts(path)["rejected"]) for path in shard_files(self.path)}
 
     def append(
         self,
@@ -116,15 +116,15 @@ class RolloutStoreWriter:
             rejected: Rollouts that were left out of it, by reason.
 
         Raises:
-            DataError: If any rollout is malformed (every problem of every rollout is listed), the shard exists, or a
-                judge's verdicts are missing.
+            DataError: If a rollout is malformed (all problems are listed), the shard exists, or verdicts are missing.
         """
         name = self._shards.check_new(shard)
-        problems = [
-            f"rollout {index}: {problem}"
-            for index, rollout in enumerate(rollouts)
-            for problem in [*validate_rollout(rollout, self._spec), *self._flag_problems(rollout)]
-        ]
+        problems = []
+        for index, rollout in enumerate(rollouts):
+            problems += [f"rollout {index}: {problem}" for problem in validate_rollout(rollout, self._spec)]
+            if not (isinstance(rollout.violations, Mapping) and set(rollout.violations) == set(self._flags)):
+                expected = f"expected a count for each of {', '.join(self._flags) or 'none'}"
+                problems.append(f"rollout {index}: violations: {rollout.violations!r}, {expected}")
         given = {label: len(said) for label, said in (verdicts or {}).items()}
         if given != dict.fromkeys(self._given, len(rollouts)):
             expected = f"{len(rollouts)} of each of {', '.join(self._given) or 'none'}"
@@ -140,7 +140,7 @@ class RolloutStoreWriter:
         Raises:
             DataError: If there is no rollout in any shard.
         """
-        shards = self._shards.files()
+        shards = shard_files(self.path)
         facts = [shard_facts(shard) for shard in shards]
         totals = {table: sum(fact[table] for fact in facts) for table in (layout.ROLLOUTS, layout.TRANSITIONS)}
         if not totals[layout.ROLLOUTS]:
@@ -156,11 +156,6 @@ class RolloutStoreWriter:
                 digests[f"{meta.relative_to(self.path)}"] = file_sha256(meta)
         self._seal({f"num_{table}": num_rows for table, num_rows in {**totals, **num_table_rows}.items()}, digests)
         return RolloutStore(self.path)
-
-    def _flag_problems(self, rollout: Rollout) -> list[str]:
-        if isinstance(rollout.violations, Mapping) and set(rollout.violations) == set(self._flags):
-            return []
-        return [f"violations: {rollout.violations!r}, expected a count for each of {', '.join(self._flags) or 'none'}"]
 
     def _recorded_verdicts(self, rollouts: Sequence[Rollout]) -> dict[str, Verdict]:
         """What the domain's rule said when the rollouts were made: it is not asked twice."""
@@ -210,28 +205,23 @@ class RolloutStoreWriter:
             names.SOURCE: [rollout.source for rollout in rollouts],
             "provenance_start": _starts([len(line) for line in provenance]),
         }
+        parts: dict[str, Mapping[Any, Iterable[NDArray[Any]]]] = {
+            layout.TRANSITIONS: per_transition,
+            layout.ROLLOUTS: {key: [np.array(values, dtype=np.int64)] for key, values in per_rollout.items()},
+            **{label_folder(name): {key: [said] for key, said in vars(verdicts[name]).items()} for name in verdicts},
+        }
         for table, forms in self._columns.items():
-            for key, form in forms.items():
-                parts: Iterable[NDArray[Any]]
-                if table == layout.TRANSITIONS:
-                    parts = per_transition[key]
-                elif table == layout.ROLLOUTS:
-                    parts = [np.array(per_rollout[key], dtype=np.int64)]
-                else:
-                    parts = [getattr(verdicts[table.removeprefix(f"{layout.LABELS}/")], str(key))]
-                columns[layout.column_file(table, key)] = _column(parts, form)
+            columns |= {layout.column_file(table, key): _column(parts[table][key], forms[key]) for key in forms}
         columns[layout.INSTRUCTIONS] = instructions
         columns[layout.PROVENANCE] = bytes_tensor(b"".join(provenance))
         return columns
 
-    def _merge(
-        self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]]
-    ) -> tuple[dict[str, str], dict[str, int]]:
+    def _merge(self, shards: list[Path], facts: list[dict[str, Any]]) -> tuple[dict[str, str], dict[str, int]]:
         """Append every shard to the store's files; returns the SHA-256 of each file and the rows of each table."""
         offsets = dict.fromkeys((layout.ROLLOUTS, layout.TRANSITIONS, layout.PROVENANCE), 0)
         lines = RowNumbers()
         columns = [layout.column_file(table, key) for table, forms in self._columns.items() for key in forms]
-        of_tables = [name for table, row_bytes in self._tables.items() for name in table_files(table, row_bytes)]
+        of_tables = [name for table, row_bytes in self._tables.items() for name in layout.table_files(table, row_bytes)]
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(HashedFile(self.path / name))
@@ -296,9 +286,7 @@ def _allocate(folder: Path, columns: Mapping[layout.Key, layout.Column], num_row
     rows.memmap_like(str(folder))
 
 
-def _renumber(
-    name: str, values: Tensor, numbers_of: Mapping[str, NDArray[np.int64]], offsets: Mapping[str, int]
-) -> Tensor:
+def _renumber(name: str, values: Tensor, numbers_of: dict[str, NDArray[Any]], offsets: dict[str, int]) -> Tensor:
     """Turn a shard's own numbering into the store's."""
     if name.startswith(f"{layout.LABELS}/"):
         return values
@@ -307,9 +295,5 @@ def _renumber(
         # Behind the numbers stands that of no instruction, so that -1 stays -1.
         numbers = torch.from_numpy(np.append(numbers_of[key], -1))
         return numbers[values.long()].to(values.dtype)
-    table = {
-        names.ROLLOUT_ID: layout.ROLLOUTS,
-        "start": layout.TRANSITIONS,
-        "provenance_start": layout.PROVENANCE,
-    }.get(key)
-    return values if table is None else values + offsets[table]
+    counted = {names.ROLLOUT_ID: layout.ROLLOUTS, "start": layout.TRANSITIONS, "provenance_start": layout.PROVENANCE}
+    return values + offsets[counted[key]] if key in counted else values

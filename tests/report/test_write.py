@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kalm.core.durable import git_commit
 from kalm.core.errors import DataError
-from kalm.core.provenance import git_commit
 from kalm.report import write_report
 
 REAL, BOTH = "clevr_robot/bc/real", "clevr_robot/bc/both"

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kalm.core.durable import changes
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.provenance import changes
 from kalm.llm.backbones.key_value_cache import KeyValueCache
 
 # About the size of what encoders of states and actions yield, so that no kind of token drowns another.
