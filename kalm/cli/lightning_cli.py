@@ -29,7 +29,7 @@ from kalm.callbacks.every_run import RandomState, UpdateAxis, UpdateCheckpoint, 
 from kalm.cli.usage import usage_error
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.provenance import git_commit
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
 from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder
@@ -61,7 +61,7 @@ def run_verb(verb: str, arguments: list[str]) -> None:
     for name in _CHATTERERS:
         logging.getLogger(name).addFilter(_is_no_chatter)
     # A data class is otherwise taken apart into arguments of its own, which a link cannot set as a whole.
-    set_parsing_settings(subclasses_enabled=[TaskSpec], omegaconf_absolute_to_relative_paths=True)
+    set_parsing_settings(subclasses_enabled=[Spec], omegaconf_absolute_to_relative_paths=True)
     try:
         KalmCLI([verb, *arguments])
     except SIGTERMException as error:

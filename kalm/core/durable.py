@@ -1,4 +1,4 @@
-"""Files that survive a kill: written beside their target, flushed to the disk, then renamed into place."""
+"""Files that survive a kill: written beside their target, then renamed into place."""
 
 from __future__ import annotations
 
@@ -60,8 +60,5 @@ class HashedFile:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

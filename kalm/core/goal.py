@@ -54,10 +54,7 @@ class Goal(ABC):
     def reward(self, observation: Array, action: Array, next_observation: Array) -> FloatArray:
         """What a step is worth, success included, shape (...): 1 on success and else 0, unless a goal says otherwise.
 
-        Args:
-            observation: Before the step, shape (..., O).
-            action: Shape (...) or (..., A).
-            next_observation: After the step, shape (..., O).
+        The shapes are those of ``success``: (..., O), (...) or (..., A), and (..., O).
         """
         return np.asarray(self.success(next_observation, observation, action), dtype=np.float64)
 
@@ -84,17 +81,7 @@ class InstructedGoal:
 
 
 def success_of_each(goals: Sequence[Goal], observation: Array, previous_observation: Array, action: Array) -> BoolArray:
-    """Judge B steps that belong to B goals: one batched call for each distinct goal.
-
-    Args:
-        goals: One goal a step, length B.
-        observation: Observation after the step, shape (B, O).
-        previous_observation: Observation before the step, shape (B, O).
-        action: Shape (B,) or (B, A).
-
-    Returns:
-        Verdicts, shape (B,).
-    """
+    """Judge B steps that belong to B goals, as ``Goal.success`` does: one batched call for each distinct goal."""
     verdict = np.zeros(len(goals), dtype=np.bool_)
     for goal, rows in _rows_of_each(goals).items():
         verdict[rows] = goal.success(observation[rows], previous_observation[rows], action[rows])
@@ -102,17 +89,7 @@ def success_of_each(goals: Sequence[Goal], observation: Array, previous_observat
 
 
 def reward_of_each(goals: Sequence[Goal], observation: Array, action: Array, next_observation: Array) -> FloatArray:
-    """Reward B steps that belong to B goals: one batched call for each distinct goal.
-
-    Args:
-        goals: One goal a step, length B.
-        observation: Observation before the step, shape (B, O).
-        action: Shape (B,) or (B, A).
-        next_observation: Observation after the step, shape (B, O).
-
-    Returns:
-        Rewards, shape (B,).
-    """
+    """Reward B steps that belong to B goals, as ``Goal.reward`` does: one batched call for each distinct goal."""
     reward = np.zeros(len(goals))
     for goal, rows in _rows_of_each(goals).items():
         reward[rows] = goal.reward(observation[rows], action[rows], next_observation[rows])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -84,12 +84,7 @@ class DiscreteAction:
 
 @dataclass(frozen=True)
 class VectorAction:
-    """Numbers within bounds, A of each.
-
-    Attributes:
-        low: Least value of each.
-        high: Greatest value of each.
-    """
+    """Numbers within bounds: the least and the greatest value of each of A."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -110,12 +105,10 @@ class TextAction:
 
 Observation = VectorObservation | GridObservation | TextObservation
 Action = DiscreteAction | VectorAction | TextAction
-_OBSERVATIONS: tuple[type[Any], ...] = (VectorObservation, GridObservation, TextObservation)
-_ACTIONS: tuple[type[Any], ...] = (DiscreteAction, VectorAction, TextAction)
 
 
 @dataclass(frozen=True)
-class TaskSpec:
+class Spec:
     """What every learner needs to know before it sees data; derived from a domain and a sentence encoder.
 
     Attributes:
@@ -128,7 +121,7 @@ class TaskSpec:
     action: Action
     goal_embedding_size: int = 0
 
-    def with_goals(self, goal_embedding_size: int) -> TaskSpec:
+    def with_goals(self, goal_embedding_size: int) -> Spec:
         """The same for a learner of instructions whose sentence embeddings have so many numbers."""
         return replace(self, goal_embedding_size=goal_embedding_size)
 
@@ -176,13 +169,13 @@ class TaskSpec:
         return {"observation": observation, "action": asdict(self.action)}
 
     @staticmethod
-    def from_json(data: Mapping[str, Any]) -> TaskSpec:
+    def from_json(data: Mapping[str, Any]) -> Spec:
         """The spec that ``to_json`` described.
 
         Raises:
             DataError: If it describes none; the message says what is allowed.
         """
-        return TaskSpec(_of_kind("observation", data, _OBSERVATIONS), _of_kind("action", data, _ACTIONS))
+        return Spec(_of_kind("observation", data, Observation), _of_kind("action", data, Action))
 
 
 def vector_spec(
@@ -191,16 +184,16 @@ def vector_spec(
     is_discrete: bool,
     goal_embedding_size: int = 0,
     entities: Sequence[tuple[int, int]] = (),
-) -> TaskSpec:
+) -> Spec:
     """The spec of a world of vectors, whose continuous actions are in [-1, 1]^A."""
     bounds = (-1.0,) * action_size, (1.0,) * action_size
     action = DiscreteAction(action_size) if is_discrete else VectorAction(*bounds)
-    return TaskSpec(VectorObservation(observation_size, tuple(entities)), action, goal_embedding_size)
+    return Spec(VectorObservation(observation_size, tuple(entities)), action, goal_embedding_size)
 
 
 def spec_of_spaces(
     observation_space: gym.Space[Any], action_space: gym.Space[Any], entities: Sequence[slice] = ()
-) -> TaskSpec:
+) -> Spec:
     """What Gymnasium's spaces describe.
 
     Args:
@@ -213,9 +206,9 @@ def spec_of_spaces(
         DataError: If a space is none of these.
     """
     observation = _observation_of(observation_space)
-    if entities and isinstance(observation, VectorObservation):
-        observation = VectorObservation(observation.size, tuple((part.start, part.stop) for part in entities))
-    return TaskSpec(observation, _action_of(action_space))
+    if isinstance(observation, VectorObservation):
+        observation = replace(observation, entities=tuple((part.start, part.stop) for part in entities))
+    return Spec(observation, _action_of(action_space))
 
 
 def _observation_of(space: gym.Space[Any]) -> Observation:
@@ -223,13 +216,12 @@ def _observation_of(space: gym.Space[Any]) -> Observation:
         return TextObservation()
     if isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and len(space.shape) == 1:
         return VectorObservation(space.shape[0])
-    grid, numbers = space, None
+    grid, num_numbers = space, 0
     if isinstance(space, gym.spaces.Dict) and set(space.spaces) == {GRID, NUMBERS}:
-        grid, numbers = space[GRID], space[NUMBERS]
-    num_numbers = 0
-    if numbers is not None and isinstance(numbers, gym.spaces.Box) and len(numbers.shape) == 1:
-        num_numbers = numbers.shape[0]
-    if isinstance(grid, gym.spaces.Box) and grid.dtype.kind in "iu" and (numbers is None or num_numbers):
+        numbers = space[NUMBERS]
+        if isinstance(numbers, gym.spaces.Box) and len(numbers.shape) == 1 and numbers.shape[0]:
+            grid, num_numbers = space[GRID], numbers.shape[0]
+    if isinstance(grid, gym.spaces.Box) and grid.dtype.kind in "iu":
         low, high = int(grid.low.min()), int(grid.high.max())
         if low >= -(2**15) and high < 2**15:
             return GridObservation(grid.shape, num_numbers, is_wide=low < 0 or high > 255)
@@ -252,24 +244,20 @@ def _action_of(space: gym.Space[Any]) -> Action:
     raise DataError(f"action space {space} is neither Discrete(A) from 0, nor a box of shape (A,), nor a text")
 
 
-def _of_kind(what: str, data: Mapping[str, Any], kinds: Sequence[type[Any]]) -> Any:
-    by_kind = {kind.__dataclass_fields__["kind"].default: kind for kind in kinds}
+def _of_kind(what: str, data: Mapping[str, Any], kinds: Any) -> Any:
+    by_kind = {kind.__dataclass_fields__["kind"].default: kind for kind in get_args(kinds)}
     described = data.get(what)
     try:
         facts = dict(described)  # type: ignore[arg-type]
         made = by_kind[facts.pop("kind")](**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
-        _check_sizes(made)
+        sizes = [*getattr(made, "shape", ()), getattr(made, "size", 1), getattr(made, "num_numbers", 0) + 1]
+        if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
+            raise ValueError("a size is no positive integer")
+        if isinstance(made, VectorAction) and not np.isfinite([made.low, made.high]).all():
+            raise ValueError("a bound is no number")
     except (TypeError, ValueError, KeyError) as error:
         known = ", ".join(by_kind)
         raise DataError(
             f"{what}: {described!r}, expected the fields of one of the kinds {known} ({error!r})"
         ) from error
     return made
-
-
-def _check_sizes(made: Any) -> None:
-    sizes = [*getattr(made, "shape", ()), getattr(made, "size", 1), getattr(made, "num_numbers", 0) + 1]
-    if not all(type(size) is int and 0 < size < 2**31 for size in sizes):
-        raise ValueError("a size is no positive integer")
-    if isinstance(made, VectorAction) and not np.isfinite([made.low, made.high]).all():
-        raise ValueError("a bound is no number")

@@ -12,20 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core import specs
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.core.specs import (
-    GRID,
-    NUMBERS,
-    Action,
-    DiscreteAction,
-    GridObservation,
-    Observation,
-    TaskSpec,
-    TextObservation,
-    VectorAction,
-)
+from kalm.core.specs import GRID, NUMBERS, GridObservation, Spec, VectorAction
 
 # Why no store should hold a rollout that somebody imagined; it is left out and counted, rather than being an error.
 EMPTY, TOO_LONG, NOT_FINITE, OFF_THE_WORLD = "empty", "too long", "not finite", "off the world"
@@ -43,7 +34,7 @@ class _Problem(NamedTuple):
     line: str
 
 
-def validate_rollout(rollout: Rollout, spec: TaskSpec) -> list[str]:
+def validate_rollout(rollout: Rollout, spec: Spec) -> list[str]:
     """Every problem of a rollout, one line each; an empty list means that a store takes it.
 
     A line names the field first, then what was found (the first offending step and value) and what is allowed.
@@ -51,15 +42,10 @@ def validate_rollout(rollout: Rollout, spec: TaskSpec) -> list[str]:
     return [problem.line for problem in _array_problems(rollout, spec, _MAX_STEPS)] + list(_label_problems(rollout))
 
 
-def rejection(rollout: Rollout, spec: TaskSpec, max_steps: int, low: NDArray[Any], high: NDArray[Any]) -> str:
+def rejection(rollout: Rollout, spec: Spec, max_steps: int, low: NDArray[Any], high: NDArray[Any]) -> str:
     """Why an imagined rollout is to be left out; an empty string if there is no reason.
 
-    Args:
-        rollout: What was imagined.
-        spec: What its observations and actions should be.
-        max_steps: Steps that it may have.
-        low: Least observation of the world, shape (O,).
-        high: Greatest observation of the world, shape (O,).
+    ``low`` and ``high`` are the least and greatest observation of the world, shape (O,).
 
     Returns:
         ``empty``, ``too long``, ``not finite`` or ``off the world``, the first of them that holds. Whatever else is
@@ -87,7 +73,7 @@ def raise_problems(what: str, problems: Iterable[str], remedy: str) -> None:
     raise DataError("\n  ".join([f"{what}:", *lines[:_MAX_LISTED], *more]) + f"\n{remedy}")
 
 
-def _array_problems(rollout: Rollout, spec: TaskSpec, max_steps: int) -> Iterator[_Problem]:
+def _array_problems(rollout: Rollout, spec: Spec, max_steps: int) -> Iterator[_Problem]:
     num_steps = len(rollout.actions) if isinstance(rollout.actions, np.ndarray) and rollout.actions.ndim else None
     if num_steps == 0:
         yield _Problem(EMPTY, "actions: the rollout has no step; at least one is needed")
@@ -119,10 +105,10 @@ def _array_problems(rollout: Rollout, spec: TaskSpec, max_steps: int) -> Iterato
         yield from (_Problem(_MALFORMED, line) for line in _ending_problems(rollout.terminated, rollout.truncated))
 
 
-def _observation_parts(rollout: Rollout, spec: Observation) -> list[tuple[str, Any, tuple[int, ...], str]]:
+def _observation_parts(rollout: Rollout, spec: specs.Observation) -> list[tuple[str, Any, tuple[int, ...], str]]:
     """Name, array, shape of a row and kind of number of each part of the observations."""
     observations = rollout.observations
-    if isinstance(spec, TextObservation):
+    if isinstance(spec, specs.TextObservation):
         return [("observations", observations, (), "string")]
     if not isinstance(spec, GridObservation):
         return [("observations", observations, (spec.size,), "float")]
@@ -137,33 +123,25 @@ def _observation_parts(rollout: Rollout, spec: Observation) -> list[tuple[str, A
     ]
 
 
-def _action_form(spec: Action) -> tuple[tuple[int, ...], str]:
+def _action_form(spec: specs.Action) -> tuple[tuple[int, ...], str]:
     if isinstance(spec, VectorAction):
         return (spec.size,), "float"
-    return (), "integer" if isinstance(spec, DiscreteAction) else "string"
+    return (), "integer" if isinstance(spec, specs.DiscreteAction) else "string"
 
 
 def _form_problems(
     field: str, array: object, length: int | None, row_shape: tuple[int, ...], kind: str
 ) -> Iterator[str]:
-    article = "an" if kind == "integer" else "a"
-    wanted = f"{article} {kind} array of shape {_shape_text(field, length, row_shape)}"
+    rows = ("T + 1" if field.startswith("observations") else "T") if length is None else str(length)
+    shape = f"({', '.join([rows, *map(str, row_shape)])}{',' if not row_shape else ''})"
+    wanted = f"{'an' if kind == 'integer' else 'a'} {kind} array of shape {shape}"
     if not isinstance(array, np.ndarray):
         yield f"{field}: {type(array).__name__}, expected {wanted}"
         return
     if array.dtype.kind not in _KINDS[kind]:
         yield f"{field}: dtype {array.dtype}, expected {wanted}"
-    if (
-        array.ndim != 1 + len(row_shape)
-        or array.shape[1:] != row_shape
-        or (length is not None and len(array) != length)
-    ):
+    if not array.ndim or array.shape[1:] != row_shape or length not in (None, len(array)):
         yield f"{field}: shape {array.shape}, expected {wanted}"
-
-
-def _shape_text(field: str, length: int | None, row_shape: tuple[int, ...]) -> str:
-    rows = ("T + 1" if field.startswith("observations") else "T") if length is None else str(length)
-    return f"({', '.join([rows, *map(str, row_shape)])}{',' if not row_shape else ''})"
 
 
 def _finite_problems(field: str, array: NDArray[np.floating[Any]]) -> Iterator[str]:
@@ -173,8 +151,8 @@ def _finite_problems(field: str, array: NDArray[np.floating[Any]]) -> Iterator[s
         yield f"{field}: {_where(array, wrong[0])}; every number must be finite in 32 bits"
 
 
-def _action_problems(actions: NDArray[Any], spec: Action) -> Iterator[str]:
-    if isinstance(spec, DiscreteAction):
+def _action_problems(actions: NDArray[Any], spec: specs.Action) -> Iterator[str]:
+    if isinstance(spec, specs.DiscreteAction):
         yield from _bound_problems("actions", actions, 0, spec.size - 1)
     elif isinstance(spec, VectorAction):
         # NaN compares false and is reported as such; the slack is one rounding from 64 to 32 bits.
@@ -218,11 +196,8 @@ def _label_problems(rollout: Rollout) -> Iterator[str]:
         yield f"source: {rollout.source!r}, expected one of {', '.join(s.label for s in Source)}"
     if not isinstance(rollout.is_success, (bool, np.bool_)):
         yield f"is_success: {rollout.is_success!r}, expected True or False"
-    for field, value in (
-        ("goal", rollout.goal),
-        ("violations", rollout.violations),
-        ("provenance", rollout.provenance),
-    ):
+    for field in ("goal", "violations", "provenance"):
+        value = getattr(rollout, field)
         if not isinstance(value, Mapping):
             yield f"{field}: {type(value).__name__}, expected a mapping of plain JSON types"
             continue

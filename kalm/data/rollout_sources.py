@@ -6,6 +6,7 @@ field of the objects among them, unless it is declared not to; so a new option c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -18,8 +19,10 @@ from kalm.data.choice import RolloutFilter, first_rollouts, passing, top_returns
 from kalm.data.selection import Selection
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
-from kalm.store.collect import collect_if_absent
+from kalm.store.collect import collect_store
 from kalm.store.reader import RolloutStore, is_finished_store
+
+logger = logging.getLogger(__name__)
 
 # Metadata of a field: what a path leads to counts, not where it lies; or the field decides nothing that is learned.
 BY_CONTENT = {"by_content": True}
@@ -58,8 +61,10 @@ class RealRollouts:
         _check_top_returns("real", self.top_return_fraction, self.return_discount)
 
     def collect_if_absent(self, domain: Domain) -> None:
-        """Collect the store unless it is there."""
-        collect_if_absent(domain, self.path, self.num_collected, self.collect_seed)
+        """Collect the store with the domain's expert unless it is there."""
+        if not is_finished_store(self.path):
+            logger.info("there is no rollout store in %s yet: collecting it", self.path)
+            collect_store(domain, self.path, self.num_collected, self.collect_seed)
 
     def choose(self, stored: Selection) -> Selection:
         """Those to use of the rollouts that are stored."""

@@ -22,7 +22,7 @@ from kalm.core.errors import DataError
 from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.core.specs import TaskSpec, spec_of_spaces
+from kalm.core.specs import Spec, spec_of_spaces
 from kalm.envs.simulation import Act, collect
 from kalm.envs.symmetry import Symmetry
 
@@ -139,7 +139,7 @@ class Domain(ABC):
     # --- shared by all domains --------------------------------------------------------------------------------------
 
     @property
-    def spec(self) -> TaskSpec:
+    def spec(self) -> Spec:
         """What observations and actions are, for what knows no goals."""
         return spec_of_spaces(self.observation_space, self.action_space, self.entities)
 

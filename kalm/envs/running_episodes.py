@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kalm.core.goal import Goal
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class History:
 class RunningEpisodes:
     """Keeps the latest steps of each episode of an evaluation."""
 
-    def __init__(self, goals: Sequence[Goal], spec: TaskSpec, num_kept_steps: int, target_return: float) -> None:
+    def __init__(self, goals: Sequence[Goal], spec: Spec, num_kept_steps: int, target_return: float) -> None:
         """Begin with no step taken.
 
         Args:

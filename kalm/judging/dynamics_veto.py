@@ -1,7 +1,5 @@
 """Vetoes by a learned model of the world's dynamics: it does not believe a step, or that a goal was met by such steps.
 
-The model is asked through two methods, so that nothing here knows how it learned.
-
 Shape letters: B transitions, R rollouts, O numbers in an observation.
 """
 
@@ -22,7 +20,7 @@ from kalm.judging.judge import Judge, Verdict, verdict
 
 
 class DynamicsModel(Protocol):
-    """What the vetoes ask of a model that learned from real steps."""
+    """What the vetoes ask of a model that learned from real steps; nothing here knows how it learned."""
 
     error_limit: float
 
@@ -55,7 +53,7 @@ class OffLearnedDynamics(Judge):
     def judge(self, goals: Sequence[Goal | None], rollouts: Sequence[Rollout]) -> Verdict:
         """Count the steps of each rollout whose error is above the limit; goals do not matter."""
         num_off = np.array([self._num_off(rollout) for rollout in rollouts], dtype=np.int32)
-        num_steps = np.array([len(rollout) for rollout in rollouts], dtype=np.int64)
+        num_steps = np.array(list(map(len, rollouts)), dtype=np.int64)
         return verdict(num_off == 0, 1 - num_off / num_steps, num_marked=num_off)
 
     @torch.inference_mode()

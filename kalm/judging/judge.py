@@ -1,8 +1,8 @@
-"""What a judge is, and what it says: whether a goal is met, how sure it is of it, or that it will not say.
+"""What a judge is, what it says (whether a goal is met, how sure it is of it, or that it will not say), and the oracle.
 
-KALM's filter and TEDUO's rewards are both what some judge wrote. The rule of the domain is one judge (the oracle, an
-upper bound and never the headline), a language model another; a learned model of the dynamics is a third kind, which
-knows nothing of goals but vetoes rollouts that no world would show.
+KALM's filter and TEDUO's rewards are both what some judge wrote. The rule of the domain is one judge, a language model
+another; a learned model of the dynamics is a third kind, which knows nothing of goals but vetoes rollouts that no world
+would show.
 
 Shape letters: R rollouts, or S states.
 """
@@ -20,6 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from kalm.core.errors import DataError
 from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
+from kalm.envs.base import Domain
+
+DOMAIN_RULE = "domain_rule"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +72,9 @@ def verdict(
     abstained: ArrayLike | None = None,
     num_marked: ArrayLike | None = None,
 ) -> Verdict:
-    """A verdict whose score is 1 or 0 unless it is given, and that abstains nowhere unless told.
+    """A verdict whose score is 1 or 0 unless it is given, and that abstains nowhere unless told; all of one shape.
 
-    Args:
-        met: Shape (R,), or (S,).
-        score: The same shape.
-        abstained: The same shape; ``met`` and ``score`` need not be sensible there.
-        num_marked: The same shape.
+    Where ``abstained`` is True, ``met`` and ``score`` need not be sensible.
     """
     met = np.asarray(met, dtype=np.bool_)
     abstained = np.zeros_like(met) if abstained is None else np.asarray(abstained, dtype=np.bool_)
@@ -122,3 +121,39 @@ class Judge(ABC):
         """
         nothing = np.zeros(len(states), dtype=np.bool_)
         return verdict(nothing, abstained=~nothing)
+
+
+class DomainRule(Judge):
+    """The domain's own rule, by which the simulator itself ends an episode: always sure, abstains without a goal.
+
+    What is learned by its labels is an upper bound and never the headline: a method that needs the rule of the goal it
+    is to learn has not learned it from the language model.
+    """
+
+    name = DOMAIN_RULE
+
+    def __init__(self, domain: Domain) -> None:
+        """Name the world whose rule it is."""
+        self._domain = domain
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """That it is the oracle, and of which domain."""
+        return rule_provenance(self._domain.name)
+
+    def judge(self, goals: Sequence[Goal | None], rollouts: Sequence[Rollout]) -> Verdict:
+        """Whether each rollout's goal holds after some step of it."""
+        met = [
+            goal is not None and bool(goal.success(made.observations[1:], made.observations[:-1], made.actions).any())
+            for goal, made in zip(goals, rollouts, strict=True)
+        ]
+        return verdict(met, abstained=[goal is None for goal in goals])
+
+    def judge_states(self, goal: Goal, states: NDArray[Any]) -> Verdict:
+        """Whether the goal holds in each state, whatever was done before."""
+        return verdict(goal.success(states))
+
+
+def rule_provenance(domain: str) -> dict[str, Any]:
+    """What a label by the rule of a domain says of its judge."""
+    return {"judge": DOMAIN_RULE, "domain": domain, "is_oracle": True}

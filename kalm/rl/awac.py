@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kalm.core.errors import require
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import advantage_weight, gaussian_log_probability, imitation_loss, td_target, value_of_action
 from kalm.rl.networks.gaussian_policies import LogDeviation
@@ -42,7 +42,7 @@ class AWAC(OfflineRLModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         temperature: float = 1.0,
         max_advantage_weight: float = 100.0,
         learning_rate: float = 3e-4,

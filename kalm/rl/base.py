@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from kalm.core.errors import KalmError, require
 from kalm.core.names import PADDING_MASK, SOURCE
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, check_fit, unstack
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind, WeightAverage
@@ -48,7 +48,7 @@ class OfflineRLModule(EvaluatedPolicy):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         hidden_sizes: Sequence[int] = (256, 256),
         learning_rate: float = 3e-4,
         discount: float = 0.99,

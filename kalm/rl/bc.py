@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kalm.core.errors import require
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import imitation_loss, log_probability_penalty, squared_action_error
 from kalm.rl.networks.mlp import goal_conditioned_mlp
@@ -32,9 +32,7 @@ from kalm.rl.training.batches import TransitionBatch
 class BC(OfflineRLModule):
     """Behaviour cloning, discrete or continuous as the domain's actions are."""
 
-    def __init__(
-        self, spec: TaskSpec, imitation_weight: float = 0.5, learning_rate: float = 1e-3, **options: Any
-    ) -> None:
+    def __init__(self, spec: Spec, imitation_weight: float = 0.5, learning_rate: float = 1e-3, **options: Any) -> None:
         """Build the policy.
 
         Args:

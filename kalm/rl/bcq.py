@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kalm.core.errors import require
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import (
     huber_td_loss,
@@ -54,7 +54,7 @@ class BCQ(OfflineRLModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         probability_threshold: float = 0.3,
         logit_penalty_weight: float = 0.01,
         max_perturbation: float = 0.05,
@@ -198,7 +198,7 @@ class _ActionAutoencoder(nn.Module):
     action like those recorded there. Architecture and bounds are the authors', who took them from Sohn et al. 2015.
     """
 
-    def __init__(self, spec: TaskSpec, hidden_sizes: Sequence[int]) -> None:
+    def __init__(self, spec: Spec, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         self.code_size = 2 * spec.action_size
         inputs = [spec.observation_size, spec.goal_embedding_size]

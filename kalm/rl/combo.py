@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import require
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.dynamics.dynamics_ensemble import (
     DynamicsEnsemble,
@@ -54,7 +54,7 @@ class COMBO(OfflineRLModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         conservative_weight: float = 1.0,
         real_fraction: float = 0.5,
         num_model_steps: int = 5,

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import require
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import (
     cql_penalty,
@@ -56,7 +56,7 @@ class CQL(OfflineRLModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         conservative_weight: float | None = None,
         learning_rate: float | None = None,
         target_update_rate: float | None = None,

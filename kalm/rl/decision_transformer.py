@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from kalm.core.errors import DataError, require
 from kalm.core.names import ACTION, INSTRUCTION_ID, OBSERVATION, PADDING_MASK, RETURN_TO_GO, STEP
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.envs.running_episodes import RunningEpisodes
 from kalm.envs.simulation import Episode
 from kalm.rl.base import OfflineRLModule
@@ -52,7 +52,7 @@ class DecisionTransformer(OfflineRLModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         context_length: int = 20,
         embedding_size: int = 128,
         hidden_sizes: Sequence[int] = (512, 512, 512),

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kalm.core.errors import require
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import (
     advantage_weight,
@@ -51,7 +51,7 @@ class IQL(OfflineRLModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         expectile: float = 0.7,
         inverse_temperature: float = 3.0,
         max_advantage_weight: float = 100.0,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import require
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import squared_action_error, td_target
 from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
@@ -42,7 +42,7 @@ class TD3BC(OfflineRLModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         value_weight: float = 2.5,
         target_noise: float = 0.2,
         max_target_noise: float = 0.5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from kalm.envs.base import Domain
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
 
-logger = logging.getLogger(__name__)
-
 ROLLOUTS_PER_SHARD = 500
 
 
@@ -25,21 +22,20 @@ def collect_store(
 ) -> RolloutStore:
     """Collect a store, or go on with one that was interrupted, or open one that is there.
 
-    Equal domain settings, number and seed give equal files.
-
-    Args:
-        domain: The world; its expert acts.
-        path: Folder of the store.
-        num_rollouts: Rollouts to collect.
-        seed: Seed of the collection.
-        show_progress: Whether to draw a progress bar.
+    The expert of the domain acts; equal domain settings, number and seed give equal files.
 
     Raises:
         DataError: If the folder holds a finished or begun store that was made otherwise.
     """
     made_by = {"verb": "collect", "num_rollouts": num_rollouts, "seed": seed, **domain.collection_settings}
     if is_finished_store(path):
-        return _open_equal(path, made_by)
+        store = RolloutStore(path)
+        if store.manifest["made_by"] == made_by:
+            return store
+        raise DataError(
+            f"rollout store {path} was made by {store.manifest['made_by']}, not by {made_by}; name another folder, "
+            "or delete this one to collect it anew"
+        )
     writer = RolloutStoreWriter(path, domain.name, domain.spec, domain.plausibility_flags, made_by)
     names = [f"{first:09d}" for first in range(0, num_rollouts, ROLLOUTS_PER_SHARD)]
     missing = [name for name in names if name not in writer.finished_shards]
@@ -74,21 +70,6 @@ def open_domain_store(domain: Domain, path: str) -> RolloutStore:
     return store
 
 
-def collect_if_absent(domain: Domain, path: str, num_rollouts: int, seed: int) -> None:
-    """Collect real rollouts with the domain's expert unless they are there.
-
-    Args:
-        domain: The world.
-        path: Folder of the store.
-        num_rollouts: Rollouts to collect.
-        seed: Seed of the collection.
-    """
-    if is_finished_store(path):
-        return
-    logger.info("there is no rollout store in %s yet: collecting it", path)
-    collect_store(domain, path, num_rollouts, seed)
-
-
 def success_by_task(domain: Domain, store: RolloutStore) -> dict[str, tuple[int, int]]:
     """Successful rollouts and all rollouts of each task, sorted by its name."""
     goals = [row.goal for row in store.instructions]
@@ -99,13 +80,3 @@ def success_by_task(domain: Domain, store: RolloutStore) -> dict[str, tuple[int,
         num_successes, num_rollouts = counts.get(task, (0, 0))
         counts[task] = num_successes + int(is_success), num_rollouts + 1
     return dict(sorted(counts.items()))
-
-
-def _open_equal(path: str | Path, made_by: dict[str, object]) -> RolloutStore:
-    store = RolloutStore(path)
-    if store.manifest["made_by"] != made_by:
-        raise DataError(
-            f"rollout store {path} was made by {store.manifest['made_by']}, not by {made_by}; name another folder, "
-            "or delete this one to collect it anew"
-        )
-    return store

@@ -67,7 +67,7 @@ def import_imagine_bench(
     source: Source,
     masks: MaskMeaning | None = None,
 ) -> RolloutStore:
-    """Copy a file's rollouts into a store, with the file's rewards and the domain's verdicts.
+    """Copy a file's rollouts into a new store, with the file's rewards and the domain's verdicts.
 
     Args:
         path: The file; ``.npy``, or HDF5 under any other suffix.
@@ -89,13 +89,8 @@ def import_imagine_bench(
     with _open(Path(path)) as arrays:
         _check(Path(path), arrays, domain, goals)
         digest = file_sha256(Path(path))
-        writer = RolloutStoreWriter(
-            store_path,
-            domain.name,
-            domain.spec,
-            domain.plausibility_flags,
-            made_by={"importer": "imagine_bench", "file_sha256": digest, "masks": masks.name},
-        )
+        made_by = {"importer": "imagine_bench", "file_sha256": digest, "masks": masks.name}
+        writer = RolloutStoreWriter(store_path, domain.name, domain.spec, domain.plausibility_flags, made_by)
         num_left_out = 0
         for start in range(0, len(goals), _SHARD_ROLLOUTS):
             rows = range(start, min(start + _SHARD_ROLLOUTS, len(goals)))
@@ -129,7 +124,11 @@ def _rollout(
             "no sentence embedding; check that the file is of this domain"
         )
     observations = recorded[:, :size]
-    actions = _actions(np.asarray(arrays["actions"][row])[:num_steps], domain)
+    actions = np.asarray(arrays["actions"][row])[:num_steps]
+    if domain.spec.is_discrete:
+        actions = actions.reshape(-1)
+        if (actions == np.round(actions)).all():  # what is no integer, validation names
+            actions = actions.astype(np.int64)
     before, after = observations[:-1], observations[1:]
     flags = domain.plausibility(before, actions, after)
     is_last = np.arange(num_steps) == num_steps - 1
@@ -163,13 +162,6 @@ def _extent(mask: NDArray[Any], meaning: MaskMeaning, row: int) -> tuple[int, bo
     return max(first_zero - 1, 0), False
 
 
-def _actions(actions: NDArray[Any], domain: Domain) -> NDArray[Any]:
-    if not hasattr(domain.action_space, "n"):
-        return actions
-    flat = actions.reshape(-1)
-    return flat.astype(np.int64) if (flat == np.round(flat)).all() else flat  # what is no integer, validation names
-
-
 def _check(path: Path, arrays: Mapping[str, Any], domain: Domain, goals: Sequence[InstructedGoal]) -> None:
     """Every array's rank and size at once, before any row is read."""
     problems = [
@@ -189,9 +181,8 @@ def _check(path: Path, arrays: Mapping[str, Any], domain: Domain, goals: Sequenc
             problems.append(f"{key}: dtype {arrays[key].dtype}, expected numbers")
     if len(goals) != rows[0]:
         problems.append(f"goals: {len(goals)} given for {rows[0]} rollouts; the file has no sentences, bring one each")
-    raise_problems(
-        f"{path} cannot be imported", problems, "kalm.store.imagine_bench lists the arrays that must be there."
-    )
+    remedy = "kalm.store.imagine_bench lists the arrays that must be there."
+    raise_problems(f"{path} cannot be imported", problems, remedy)
 
 
 @contextmanager

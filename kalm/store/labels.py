@@ -33,15 +33,22 @@ from safetensors import safe_open
 from tensordict import TensorDict
 from torch import Tensor
 
-from kalm.core.durable import HashedFile, write_durably
+from kalm.core.durable import HashedFile
 from kalm.core.errors import DataError
 from kalm.core.validation import raise_problems
-from kalm.judging.domain_rule import DOMAIN_RULE, rule_provenance
-from kalm.judging.judge import Judge, Verdict
+from kalm.judging.judge import DOMAIN_RULE, Judge, Verdict, rule_provenance
 from kalm.store import layout
-from kalm.store.manifest import file_problems, listed, to_json
 from kalm.store.row_tables import RowNumbers
-from kalm.store.shards import ShardFolder, bytes_tensor, shard_facts
+from kalm.store.sealing import (
+    ShardFolder,
+    bytes_tensor,
+    command_to_finish,
+    file_problems,
+    manifest_bytes,
+    shard_facts,
+    shard_files,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from kalm.store.reader import RolloutStore
@@ -49,13 +56,18 @@ if TYPE_CHECKING:
 LABEL_MANIFEST = "label.json"
 ROLLOUT, GOAL_STATE = "rollout", "goal_state"
 _GOALS = "goals.jsonl"
-_PLACES: dict[layout.Key, layout.Column] = {key: layout.Column(torch.int32) for key in ("goal", "state")}
 _REMEDY = "Delete the label's folder and have the judge write it again."
 
 
 def label_folder(name: str) -> str:
     """Where a label lies in its store."""
     return f"{layout.LABELS}/{layout.check_name('label', name)}"
+
+
+def label_facts(shape: str, is_veto: bool, provenance: Mapping[str, Any], store_manifest_sha256: str) -> dict[str, Any]:
+    """What a label's manifest says but for its files and ``num_rows``."""
+    facts: dict[str, Any] = {"shape": shape, "is_veto": is_veto, "provenance": dict(provenance)}
+    return facts | {"store_manifest_sha256": store_manifest_sha256}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,23 +110,14 @@ def label_manifest(store: Path, name: str) -> bytes:
     path = store / label_folder(name) / LABEL_MANIFEST
     if path.is_file():
         return path.read_bytes()
-    header = path.parent / layout.UNFINISHED
-    if header.is_file():
-        command = json.loads(header.read_text(encoding="utf-8"))["command"]
+    if command := command_to_finish(path.parent):
         raise DataError(f"label {path.parent} is unfinished; run this again, it goes on where it stopped: {command}")
     found = sorted(other.parent.name for other in (store / layout.LABELS).glob(f"*/{LABEL_MANIFEST}"))
     raise DataError(f"rollout store {store} has no label {name!r}; it has {', '.join(found) or 'none'}")
 
 
 def read_labels(store: Path, name: str, manifest_sha256: str, num_rollouts: int, verify: bool = False) -> Labels:
-    """Open a label.
-
-    Args:
-        store: Folder of the store.
-        name: Its name.
-        manifest_sha256: SHA-256 of the store's manifest, which the label must name.
-        num_rollouts: Rollouts of the store, R.
-        verify: Compare the SHA-256 of every file, rather than its size only.
+    """Open a label of the store whose manifest has that SHA-256; ``verify`` compares that of every file, too.
 
     Raises:
         DataError: If it is missing, unfinished, damaged, or about another store; every problem is named.
@@ -128,25 +131,17 @@ def read_labels(store: Path, name: str, manifest_sha256: str, num_rollouts: int,
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{folder / LABEL_MANIFEST} is no label's manifest: {error!r}. {_REMEDY}") from error
     raise_problems(f"label {folder} is damaged or of another store", problems, _REMEDY)
-    tensors = {
-        str(key): torch.from_file(str(folder / f"{key}.memmap"), shared=False, size=num_rows, dtype=form.dtype)
-        for key, form in columns.items()
-    }
+    mapped = layout.map_columns(store, label_folder(name), columns, num_rows)
     lines = (folder / _GOALS).read_text(encoding="utf-8").splitlines() if _GOALS in files else []
-    return Labels(facts["provenance"], facts["is_veto"], **tensors, goals=[json.loads(line) for line in lines])
+    goals = [json.loads(line) for line in lines]
+    return Labels(facts["provenance"], facts["is_veto"], **{str(key): mapped[key] for key in mapped}, goals=goals)
 
 
 def old_verdicts(rollouts: TensorDict, name: str, known: Sequence[str], domain: str) -> Labels:
-    """A label of a store of schema version 1 or 2, out of the columns that kept verdicts then.
-
-    Args:
-        rollouts: Columns of the store's rollouts.
-        name: Of the label.
-        known: Names that the store has verdicts of.
-        domain: Whose rule they are by.
+    """A label of a store of schema version 1 or 2, out of the columns of its rollouts.
 
     Raises:
-        DataError: If the store has no verdicts of that name.
+        DataError: If ``name`` is not among ``known``, the names that the store has verdicts of.
     """
     if name not in known:
         raise DataError(f"a rollout store without labels has no label {name!r}; it has {', '.join(known)}")
@@ -158,27 +153,6 @@ def old_verdicts(rollouts: TensorDict, name: str, known: Sequence[str], domain: 
         columns = {"met": marked == 0, "score": score, "num_marked": marked}
     abstained = torch.zeros_like(columns["met"])
     return Labels(rule_provenance(domain), name != DOMAIN_RULE, **columns, abstained=abstained)
-
-
-def label_facts(shape: str, is_veto: bool, provenance: Mapping[str, Any], store_manifest_sha256: str) -> dict[str, Any]:
-    """What a label says of itself but for its files and the number of its rows."""
-    return {
-        "shape": shape,
-        "is_veto": is_veto,
-        "provenance": dict(provenance),
-        "store_manifest_sha256": store_manifest_sha256,
-    }
-
-
-def write_label_manifest(folder: Path, facts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-    """Seal a label whose columns are on the disk.
-
-    Args:
-        folder: Where it lies.
-        facts: What ``label_facts`` gave, and ``num_rows``.
-        digests: SHA-256 of each of its files.
-    """
-    write_durably(folder / LABEL_MANIFEST, _manifest(folder, facts, digests))
 
 
 class LabelWriter:
@@ -217,50 +191,44 @@ class LabelWriter:
         """Names of the shards that are complete on disk."""
         return self._shards.finished
 
-    def append_rollouts(self, shard: str, verdict: Verdict) -> None:
-        """Store verdicts about the next rollouts of the store, each by its own goal; whole or not at all.
+    def append(
+        self,
+        shard: str,
+        verdict: Verdict,
+        goals: Sequence[Mapping[str, Any]] = (),
+        goal: NDArray[np.integer[Any]] | None = None,
+        state: NDArray[np.integer[Any]] | None = None,
+    ) -> None:
+        """Store verdicts, whole or not at all: about the next rollouts of the store, or about pairs of goal and state.
 
         Args:
             shard: Its name; shards follow each other in the order of their names.
-            verdict: About rollouts that stand one behind the other in the store.
-
-        Raises:
-            DataError: If the shard exists, or the label is of another shape.
-        """
-        self._append(shard, ROLLOUT, verdict, {}, [])
-
-    def append_states(
-        self,
-        shard: str,
-        goals: Sequence[Mapping[str, Any]],
-        goal: NDArray[np.integer[Any]],
-        state: NDArray[np.integer[Any]],
-        verdict: Verdict,
-    ) -> None:
-        """Store verdicts about pairs of a goal and a state; whole or not at all.
-
-        Args:
-            shard: Its name.
+            verdict: Of S rows.
             goals: Plain JSON types of each goal: its JSON form under ``goal``, a sentence under ``instruction``.
             goal: Which of ``goals`` each verdict is about, shape (S,).
             state: Which state of the store, shape (S,).
-            verdict: Of S rows.
 
         Raises:
             DataError: If the shard exists, the label is of another shape, or a row names no goal or state.
         """
-        places = {"goal": (goal, len(goals)), "state": (state, self._store.num_states)}
-        raise_problems(
-            f"shard {shard!r} of {self._folder} cannot be stored",
-            [
-                f"{key}: shape {rows.shape}, from {rows.min(initial=0)} to {rows.max(initial=0)}; expected shape "
-                f"({len(verdict)},) in [0, {size})"
-                for key, (rows, size) in places.items()
-                if rows.shape != (len(verdict),) or ((rows < 0) | (rows >= size)).any()
-            ],
-            "Mend what makes these labels.",
-        )
-        self._append(shard, GOAL_STATE, verdict, {"goal": goal, "state": state}, goals)
+        places = {}
+        if goal is not None and state is not None:
+            places = {"goal": (goal, len(goals)), "state": (state, self._store.num_states)}
+        shape = GOAL_STATE if places else ROLLOUT
+        if shape != self._facts["shape"]:
+            raise DataError(f"label {self._folder} has the shape {self._facts['shape']}, these verdicts are {shape}")
+        problems = [
+            f"{key}: shape {rows.shape}, from {rows.min(initial=0)} to {rows.max(initial=0)}; expected shape "
+            f"({len(verdict)},) in [0, {size})"
+            for key, (rows, size) in places.items()
+            if rows.shape != (len(verdict),) or ((rows < 0) | (rows >= size)).any()
+        ]
+        what = f"shard {shard!r} of {self._folder} cannot be stored"
+        raise_problems(what, problems, "Mend what makes these labels.")
+        values = {**vars(verdict), **{key: rows for key, (rows, _) in places.items()}}
+        columns = {str(key): torch.from_numpy(values[str(key)]).to(form.dtype) for key, form in self._columns.items()}
+        columns[_GOALS] = bytes_tensor(b"".join(to_json(dict(row)) + b"\n" for row in goals))
+        self._shards.write(self._shards.check_new(shard), columns, {"num_rows": len(verdict)})
 
     def finish(self) -> Labels:
         """Merge the shards, in the order of their names, and seal the label.
@@ -268,62 +236,35 @@ class LabelWriter:
         Raises:
             DataError: If a label a rollout has more or fewer rows than the store has rollouts.
         """
-        shards, goals = self._shards.files(), RowNumbers()
+        shards, goals, is_sparse = shard_files(self._folder), RowNumbers(), self._facts["shape"] == GOAL_STATE
         num_rows = sum(shard_facts(shard)["num_rows"] for shard in shards)
-        if self._facts["shape"] == ROLLOUT and num_rows != self._store.num_rollouts:
+        if not is_sparse and num_rows != self._store.num_rollouts:
             raise DataError(f"label {self._folder} has {num_rows} rows of {self._store.num_rollouts} rollouts; go on")
         if not num_rows:
             raise DataError(f"no verdict was stored in {self._folder}; a label needs at least one")
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(HashedFile(self._folder / name))
-                for name in (*(f"{key}.memmap" for key in self._columns), *self._goal_files)
+                for name in (*(f"{key}.memmap" for key in self._columns), *([_GOALS] if is_sparse else []))
             }
             for shard in shards:
                 with safe_open(shard, framework="pt") as tensors:
                     numbers, new = goals.add(tensors.get_tensor(_GOALS).numpy().tobytes().splitlines(keepends=True))
-                    for name in self._goal_files:
-                        files[name].write(b"".join(new))
+                    if is_sparse:
+                        files[_GOALS].write(b"".join(new))
                     for key in self._columns:
                         values = tensors.get_tensor(str(key))
                         if key == "goal":
                             values = torch.from_numpy(numbers)[values.long()].to(values.dtype)
                         files[f"{key}.memmap"].write(values.numpy().tobytes())
             digests = {name: file.close() for name, file in files.items()}
-        self._shards.seal(_manifest(self._folder, {**self._facts, "num_rows": num_rows}, digests), digests)
+        self._shards.seal(manifest_bytes(self._folder, {**self._facts, "num_rows": num_rows}, digests), digests)
         return self._store.labels(self._folder.name)
-
-    @property
-    def _goal_files(self) -> list[str]:
-        return [_GOALS] if self._facts["shape"] == GOAL_STATE else []
-
-    def _append(
-        self,
-        shard: str,
-        shape: str,
-        verdict: Verdict,
-        places: Mapping[str, NDArray[Any]],
-        goals: Sequence[Mapping[str, Any]],
-    ) -> None:
-        if shape != self._facts["shape"]:
-            raise DataError(f"label {self._folder} has the shape {self._facts['shape']}, these verdicts are {shape}")
-        columns = {
-            str(key): torch.from_numpy(np.asarray(places.get(str(key), getattr(verdict, str(key), None)))).to(
-                form.dtype
-            )
-            for key, form in self._columns.items()
-        }
-        columns[_GOALS] = bytes_tensor(b"".join(to_json(dict(goal)) + b"\n" for goal in goals))
-        self._shards.write(self._shards.check_new(shard), columns, {"num_rows": len(verdict)})
 
 
 def _columns(shape: str, is_veto: bool) -> dict[layout.Key, layout.Column]:
-    return {**(_PLACES if shape == GOAL_STATE else {}), **layout.label_columns(is_veto)}
-
-
-def _manifest(folder: Path, facts: Mapping[str, Any], digests: Mapping[str, str]) -> bytes:
-    content = {"schema_version": layout.SCHEMA_VERSION, **facts, "files": listed(folder, digests)}
-    return to_json(content, indent=1) + b"\n"
+    places: tuple[layout.Key, ...] = ("goal", "state") if shape == GOAL_STATE else ()
+    return dict.fromkeys(places, layout.Column(torch.int32)) | layout.label_columns(is_veto)
 
 
 def _problems(
@@ -338,9 +279,6 @@ def _problems(
         yield f"store_manifest_sha256: {facts['store_manifest_sha256']}, that of the store is {manifest_sha256}"
     if facts["shape"] == ROLLOUT and facts["num_rows"] != num_rollouts:
         yield f"num_rows: {facts['num_rows']}, the store has {num_rollouts} rollouts"
-    expected: dict[str, int | None] = {
-        f"{key}.memmap": form.row_bytes * facts["num_rows"] for key, form in columns.items()
-    }
-    if facts["shape"] == GOAL_STATE:
-        expected[_GOALS] = None
+    expected: dict[str, int | None] = {_GOALS: None} if facts["shape"] == GOAL_STATE else {}
+    expected |= {f"{key}.memmap": form.row_bytes * facts["num_rows"] for key, form in columns.items()}
     yield from file_problems(folder, LABEL_MANIFEST, expected, facts["files"], verify)

@@ -25,14 +25,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kalm.core import names
 from kalm.core.errors import DataError
-from kalm.core.specs import GridObservation, TaskSpec, TextAction, TextObservation, VectorAction, VectorObservation
+from kalm.core.specs import GridObservation, Spec, TextAction, TextObservation, VectorAction, VectorObservation
 
 SCHEMA_VERSION = 3
 # The first kept the goal split of every row as a number too; the first two kept verdicts among the rollouts' columns.
@@ -47,6 +49,10 @@ ACTIONS = "actions"
 LABELS = "labels"
 SHARDS = "shards"
 UNFINISHED = "unfinished.json"
+
+# The files of a table in which each row stands once.
+ROWS_FILE = "rows.memmap"
+END_FILE = "end.memmap"
 
 Key = str | tuple[str, ...]
 
@@ -64,7 +70,11 @@ class Column:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def transition_columns(spec: TaskSpec) -> dict[Key, Column]:
+# Folder of a table -> its columns.
+Tables = Mapping[str, Mapping[Key, Column]]
+
+
+def transition_columns(spec: Spec) -> dict[Key, Column]:
     """Columns of ``transitions/``."""
     if isinstance(spec.observation, VectorObservation):
         observation = Column(torch.float32, (spec.observation.size,))
@@ -89,24 +99,22 @@ def transition_columns(spec: TaskSpec) -> dict[Key, Column]:
 def rollout_columns(verdicts_of: Iterable[str] | None = None) -> dict[Key, Column]:
     """Columns of ``rollouts/``; ``start`` is the row of a rollout's first transition.
 
-    Args:
-        verdicts_of: For a store of schema version 1 or 2, whose verdicts lie here: its plausibility flags.
+    In a store of schema version 1 or 2 verdicts lie here too: ``verdicts_of`` has its plausibility flags.
     """
-    verdicts: dict[Key, Column] = {}
-    if verdicts_of is not None:
-        verdicts["is_success"] = Column(torch.bool)
-        verdicts |= {("violations", flag): Column(torch.int32) for flag in verdicts_of}
-    return {
+    columns: dict[Key, Column] = {
         "start": Column(torch.int64),
         "length": Column(torch.int32),
         names.INSTRUCTION_ID: Column(torch.int32),
         names.SOURCE: Column(torch.uint8),
         "provenance_start": Column(torch.int64),
-        **verdicts,
     }
+    if verdicts_of is not None:
+        columns["is_success"] = Column(torch.bool)
+        columns |= {("violations", flag): Column(torch.int32) for flag in verdicts_of}
+    return columns
 
 
-def row_tables(spec: TaskSpec) -> dict[str, int | None]:
+def row_tables(spec: Spec) -> dict[str, int | None]:
     """Tables in which rows stand once: folder -> bytes of a row; None where rows are texts of any length."""
     tables: dict[str, int | None] = {}
     if isinstance(spec.observation, GridObservation):
@@ -118,13 +126,17 @@ def row_tables(spec: TaskSpec) -> dict[str, int | None]:
     return tables
 
 
+def table_files(table: str, row_bytes: int | None, num_rows: int = 0) -> dict[str, int | None]:
+    """Files of such a table -> their bytes where its number of rows says them."""
+    if row_bytes is not None:
+        return {f"{table}/{ROWS_FILE}": row_bytes * num_rows}
+    return {f"{table}/{ROWS_FILE}": None, f"{table}/{END_FILE}": 8 * num_rows}
+
+
 def label_columns(is_veto: bool) -> dict[Key, Column]:
     """Columns of a label, as in ``kalm.judging.judge.Verdict``."""
-    columns: dict[Key, Column] = {
-        "met": Column(torch.bool),
-        "score": Column(torch.float32),
-        "abstained": Column(torch.bool),
-    }
+    columns: dict[Key, Column] = {"met": Column(torch.bool), "score": Column(torch.float32)}
+    columns["abstained"] = Column(torch.bool)
     return columns | ({"num_marked": Column(torch.int32)} if is_veto else {})
 
 
@@ -133,20 +145,30 @@ def column_file(folder: str, key: Key) -> str:
     return "/".join((folder, *((key,) if isinstance(key, str) else key))) + ".memmap"
 
 
-def spec_of_manifest(manifest: Mapping[str, Any]) -> TaskSpec:
+def map_columns(store: Path, folder: str, columns: Mapping[Key, Column], num_rows: int) -> dict[Key, Tensor]:
+    """Open columns by private memory maps: pages are read as they are touched, writes stay in this process."""
+    mapped: dict[Key, Tensor] = {}
+    for key, column in columns.items():
+        size = num_rows * column.row_bytes // column.dtype.itemsize
+        flat = torch.from_file(str(store / column_file(folder, key)), shared=False, size=size, dtype=column.dtype)
+        mapped[key] = flat.view(num_rows, *column.shape)
+    return mapped
+
+
+def spec_of_manifest(manifest: Mapping[str, Any]) -> Spec:
     """What observations and actions are, by a manifest of any schema version.
 
     Raises:
         DataError: If it does not say so.
     """
     if manifest["schema_version"] >= 3:
-        return TaskSpec.from_json(manifest["spec"])
-    action = {key: value for key, value in manifest["action"].items() if key != "is_discrete"}
-    kind = "discrete" if manifest["action"]["is_discrete"] else "vector"
-    if kind == "vector":
-        action.pop("size")
+        return Spec.from_json(manifest["spec"])
+    action = {**manifest["action"]}
+    action["kind"] = "discrete" if action.pop("is_discrete") else "vector"
+    if action["kind"] == "vector":
+        del action["size"]
     observation = {"kind": "vector", "size": manifest["observation_size"]}
-    return TaskSpec.from_json({"observation": observation, "action": {"kind": kind, **action}})
+    return Spec.from_json({"observation": observation, "action": action})
 
 
 def check_name(what: str, name: str) -> str:

@@ -25,11 +25,11 @@ from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.specs import GRID, GridObservation, TextAction
 from kalm.core.specs import NUMBERS as NUMBERS_PART
-from kalm.judging.domain_rule import DOMAIN_RULE
+from kalm.judging.judge import DOMAIN_RULE
 from kalm.store import layout
 from kalm.store.labels import Labels, label_manifest, old_verdicts, read_labels
-from kalm.store.manifest import check_files, manifest_content, parse_manifest
-from kalm.store.row_tables import ROWS_FILE, RowTable
+from kalm.store.row_tables import RowTable
+from kalm.store.sealing import check_files, manifest_content, parse_manifest
 
 # Which part of an observation a key asks for, and the column that says in which row of the state table it stands.
 _IN_STATE_TABLE: dict[layout.Key, tuple[str, layout.Key]] = {
@@ -73,8 +73,7 @@ class RolloutStore:
             verify: Read every file, also of labels, and compare its SHA-256, rather than its size only.
 
         Raises:
-            DataError: If the store is missing, unfinished (the message has the command that goes on with it) or
-                malformed (every bad file is named at once).
+            DataError: If the store is missing, unfinished or malformed; every bad file is named at once.
         """
         self.path, self._verify = Path(path), verify
         content = manifest_content(self.path)
@@ -87,21 +86,14 @@ class RolloutStore:
             layout.ROLLOUTS: layout.rollout_columns(None if self._has_labels else self.plausibility_flags),
         }
         check_files(self.path, self.manifest, columns, verify)
-        self.transitions, self.rollouts = (
-            _map_columns(self.path, table, columns[table], self.manifest[f"num_{table}"])
-            for table in (layout.TRANSITIONS, layout.ROLLOUTS)
-        )
+        self.transitions, self.rollouts = (self._map_columns(table, forms) for table, forms in columns.items())
         # Indexing a TensorDict costs several times what indexing its tensors does.
         self._columns: dict[layout.Key, Tensor] = dict(self.transitions.items(True, True))
-        self._tables = {
-            table: RowTable(
-                self.path / table,
-                row_bytes,
-                self.manifest[f"num_{table}"],
-                self.manifest["files"][f"{table}/{ROWS_FILE}"]["bytes"],
-            )
-            for table, row_bytes in layout.row_tables(self.spec).items()
-        }
+        self._tables: dict[str, RowTable] = {}
+        for table, row_bytes in layout.row_tables(self.spec).items():
+            num_bytes = self.manifest["files"][f"{table}/{layout.ROWS_FILE}"]["bytes"]
+            self._tables[table] = RowTable(self.path / table, row_bytes, self.manifest[f"num_{table}"], num_bytes)
+        self._labels: dict[str, Labels] = {}
         if verify:
             for name in self._verdicts:
                 self.labels(name)
@@ -137,12 +129,8 @@ class RolloutStore:
         """Columns of some transitions: the one way to gather them, which looks up the state table where there is one.
 
         Args:
-            keys: Which columns, of ``kalm.core.names``. Observations that are texts are no tensors; read ``state``
-                and ask ``observations`` for them.
-            rows: Which transitions, int64 of any shape.
-
-        Returns:
-            For each key a tensor of the shape of ``rows`` and behind it that of one value.
+            keys: Of ``kalm.core.names``. Texts are no tensors: read ``state`` and ask ``observations`` for them.
+            rows: Which transitions, int64 of any shape; it is that of each column too, before the shape of one value.
 
         Raises:
             DataError: If the store cannot have a column.
@@ -160,11 +148,7 @@ class RolloutStore:
         return asked + [key for key in stored if key not in (names.STATE, names.NEXT_STATE)]
 
     def observations(self, states: Tensor) -> NDArray[Any]:
-        """States as a ``Rollout`` has them.
-
-        Args:
-            states: Which of the S states, int64 of any shape.
-        """
+        """States as a ``Rollout`` has them; ``states`` are rows of the S states, int64 of any shape."""
         if layout.STATES in self._tables:
             return self._tables[layout.STATES].observations(states, self.spec.observation)
         vectors: NDArray[Any] = self._columns[names.NEXT_OBSERVATION][states].numpy()
@@ -194,10 +178,7 @@ class RolloutStore:
         return marked
 
     def labels(self, name: str) -> Labels:
-        """What a judge wrote about this store.
-
-        Args:
-            name: Of the label; ``domain_rule`` and ``plausibility_flags`` come with every store.
+        """What a judge wrote about this store; ``domain_rule`` and ``plausibility_flags`` come with every one.
 
         Raises:
             DataError: If there is no such label, or it is damaged or about another store.
@@ -210,10 +191,6 @@ class RolloutStore:
             )
         return self._labels[name]
 
-    @cached_property
-    def _labels(self) -> dict[str, Labels]:
-        return {}
-
     @property
     def _verdicts(self) -> list[str]:
         return [DOMAIN_RULE, *self.plausibility_flags]
@@ -223,11 +200,9 @@ class RolloutStore:
     @cached_property
     def instructions(self) -> list[InstructionRow]:
         """The instruction table; row i belongs to ``instruction_id`` i."""
-        rows = []
-        for line in (self.path / layout.INSTRUCTIONS).read_text(encoding="utf-8").splitlines():
-            data = json.loads(line)
-            rows.append(InstructionRow(data["goal"], data["instruction"], data["goal_split"]))
-        return rows
+        lines = (self.path / layout.INSTRUCTIONS).read_text(encoding="utf-8").splitlines()
+        rows = map(json.loads, lines)
+        return [InstructionRow(row["goal"], row["instruction"], row["goal_split"]) for row in rows]
 
     @cached_property
     def goal_splits(self) -> NDArray[np.str_]:
@@ -244,11 +219,7 @@ class RolloutStore:
             return dict(json.loads(file.readline()))
 
     def rollout(self, index: int) -> Rollout:
-        """Copy one rollout into memory.
-
-        Args:
-            index: Its row, in [0, R).
-        """
+        """Copy rollout ``index``, in [0, R), into memory."""
         row = self.rollouts[index]
         start, end = int(row["start"]), int(row["start"]) + int(row["length"])
         steps = self.transitions[start:end]
@@ -288,17 +259,14 @@ class RolloutStore:
             raise DataError(f"the observations of {self.path} ({self.spec.observation}) have no {key!r}")
         return torch.from_numpy(np.ascontiguousarray(found[part]))
 
+    def _map_columns(self, table: str, columns: Mapping[layout.Key, layout.Column]) -> TensorDict:
+        num_rows = self.manifest[f"num_{table}"]
+        rows = TensorDict(batch_size=[num_rows])
+        for key, values in layout.map_columns(self.path, table, columns, num_rows).items():
+            rows[key] = values
+        return rows.lock_()
+
 
 def is_finished_store(path: str | Path) -> bool:
     """Whether a store was finished in this folder; says nothing about damage since."""
     return (Path(path) / layout.MANIFEST).is_file()
-
-
-def _map_columns(path: Path, table: str, columns: Mapping[layout.Key, layout.Column], num_rows: int) -> TensorDict:
-    result = TensorDict(batch_size=[num_rows])
-    for key, column in columns.items():
-        size = num_rows * column.row_bytes // column.dtype.itemsize
-        # Not shared: pages are read from the file as they are touched, writes stay in this process.
-        flat = torch.from_file(str(path / layout.column_file(table, key)), shared=False, size=size, dtype=column.dtype)
-        result[key] = flat.view(num_rows, *column.shape)
-    return result.lock_()

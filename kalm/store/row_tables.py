@@ -21,9 +21,7 @@ from torch import Tensor
 from kalm.core.durable import HashedFile
 from kalm.core.errors import DataError
 from kalm.core.specs import GridObservation, Observation
-
-ROWS_FILE = "rows.memmap"
-END_FILE = "end.memmap"
+from kalm.store.layout import END_FILE, ROWS_FILE
 
 
 class RowNumbers:
@@ -73,13 +71,7 @@ class TableFiles:
     """The files of a table in the making: each different row of all shards is written once."""
 
     def __init__(self, files: Mapping[str, HashedFile], table: str, row_bytes: int | None) -> None:
-        """Take the open files of ``table_files``.
-
-        Args:
-            files: By their names.
-            table: Its folder.
-            row_bytes: Bytes of a row; None for texts.
-        """
+        """Take the open files of a store; ``row_bytes`` is None for texts."""
         self.numbers = RowNumbers()
         self._files, self._table, self._row_bytes, self._num_bytes = files, table, row_bytes, 0
 
@@ -96,18 +88,8 @@ class TableFiles:
         return numbers
 
 
-def table_files(table: str, row_bytes: int | None) -> list[str]:
-    """Names of a table's files."""
-    return [f"{table}/{file}" for file in ([ROWS_FILE, END_FILE] if row_bytes is None else [ROWS_FILE])]
-
-
 def to_rows(values: NDArray[Any], spec: Observation | None = None) -> list[bytes]:
-    """Observations or texts as the bytes that a table keeps.
-
-    Args:
-        values: Observations of a rollout, or texts, along the first axis.
-        spec: What the observations are; None for texts.
-    """
+    """Observations of a rollout, or texts (without a ``spec``), as the bytes that a table keeps."""
     if not isinstance(spec, GridObservation):
         return [str(value).encode() for value in values]
     content = values.astype(spec.dtype if spec.num_numbers else spec.grid_dtype).tobytes()
@@ -119,18 +101,11 @@ class RowTable:
     """A table of a finished store, by memory map."""
 
     def __init__(self, folder: Path, row_bytes: int | None, num_rows: int, num_bytes: int) -> None:
-        """Open it.
-
-        Args:
-            folder: Where it lies.
-            row_bytes: Bytes of a row; None for texts.
-            num_rows: How many rows it has, S.
-            num_bytes: Bytes of all rows.
+        """Open it: S rows of ``row_bytes`` (None for texts), or of ``num_bytes`` together.
 
         Raises:
             DataError: If the last text ends elsewhere than its bytes do.
         """
-        self.num_rows = num_rows
         self._rows = torch.from_file(str(folder / ROWS_FILE), shared=False, size=num_bytes, dtype=torch.uint8)
         self._end: Tensor | None = None
         if row_bytes is not None:
@@ -138,34 +113,23 @@ class RowTable:
             return
         self._end = torch.from_file(str(folder / END_FILE), shared=False, size=num_rows, dtype=torch.int64)
         if int(self._end[-1]) != num_bytes:
-            raise DataError(
-                f"{folder}: its texts end at byte {int(self._end[-1])} of {num_bytes}; make the store again"
-            )
+            raise DataError(f"{folder}: its texts end at byte {self._end[-1]} of {num_bytes}; make the store again")
 
     def texts(self, rows: Tensor) -> list[str]:
         """Texts, for int64 row numbers of shape (B,)."""
         assert self._end is not None
-        found = []
-        for row in rows.tolist():
-            start = int(self._end[row - 1]) if row else 0
-            found.append(self._rows[start : int(self._end[row])].numpy().tobytes().decode())
-        return found
+        places = ((int(self._end[row - 1]) if row else 0, int(self._end[row])) for row in rows.tolist())
+        return [self._rows[start:end].numpy().tobytes().decode() for start, end in places]
 
     def observations(self, rows: Tensor, spec: Observation) -> NDArray[Any]:
-        """Observations as a ``Rollout`` has them, for int64 row numbers of any shape.
-
-        Args:
-            rows: Row numbers, shape (...).
-            spec: What the observations are.
-        """
+        """Observations as a ``Rollout`` has them, for int64 row numbers of any shape."""
         if not isinstance(spec, GridObservation):
             texts: NDArray[Any] = np.array(self.texts(rows.reshape(-1)), dtype=np.str_).reshape(rows.shape)
             return texts
-        found = self._rows[rows.reshape(-1)].numpy().view(spec.dtype)
-        grids: NDArray[Any] = (found if spec.num_numbers else found["grid"]).reshape(
-            *rows.shape, *(() if spec.num_numbers else spec.shape)
-        )
-        return grids
+        found: NDArray[Any] = self._rows[rows.reshape(-1)].numpy().view(spec.dtype)
+        if spec.num_numbers:
+            return found.reshape(rows.shape)
+        return found["grid"].reshape(*rows.shape, *spec.shape)
 
 
 def _ends(rows: Sequence[bytes]) -> NDArray[np.int64]:

@@ -43,7 +43,8 @@ def load_npy(path: str | Path) -> Any:
                 file.seek(0)
                 return np.load(file)  # refuses pickles by default
             result = _ArrayUnpickler(file).load()
-        return _one_object(_plain(result, {}, 0))
+        value = _plain(result, {}, 0)
+        return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     except DataError as error:
         raise DataError(f"{path} is refused: {error}") from error
     except _UNREADABLE as error:
@@ -157,7 +158,3 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
         raise DataError(f"it has a value of type {type(value).__name__}")
     done[id(value)] = result
     return result
-
-
-def _one_object(value: Any) -> Any:
-    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value

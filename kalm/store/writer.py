@@ -1,4 +1,4 @@
-"""Writes a rollout store: whole shards while rollouts come in, one merge at the end (``shards.py``).
+"""Writes a rollout store: whole shards while rollouts come in, one merge at the end (``sealing.py``).
 
 The merge reads one shard at a time and remembers 16 bytes of each different state. Equal rollouts in equal order give
 equal files, however they were cut into shards and however often the run was killed.
@@ -25,21 +25,18 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from kalm.core import names
-from kalm.core.durable import HashedFile, file_sha256
+from kalm.core.durable import HashedFile, file_sha256, write_durably
 from kalm.core.errors import DataError
 from kalm.core.rollout import Rollout
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.core.validation import raise_problems, validate_rollout
-from kalm.judging.domain_rule import DOMAIN_RULE, rule_provenance
-from kalm.judging.judge import Judge, Verdict, verdict
+from kalm.judging.judge import DOMAIN_RULE, Judge, Verdict, rule_provenance, verdict
 from kalm.store import layout
-from kalm.store.labels import ROLLOUT, label_facts, label_folder, write_label_manifest
-from kalm.store.manifest import listed, to_json
+from kalm.store.labels import LABEL_MANIFEST, ROLLOUT, label_facts, label_folder
+from kalm.store.layout import END_FILE, ROWS_FILE
 from kalm.store.reader import RolloutStore
-from kalm.store.row_tables import END_FILE, ROWS_FILE, RowNumbers, TableFiles, number_rows, table_files, to_rows
-from kalm.store.shards import ShardFolder, bytes_tensor, column, shard_facts
-
-Columns = Mapping[str, Mapping[layout.Key, layout.Column]]
+from kalm.store.row_tables import RowNumbers, TableFiles, number_rows, to_rows
+from kalm.store.sealing import ShardFolder, bytes_tensor, manifest_bytes, shard_facts, shard_files, to_json
 
 
 class RolloutStoreWriter:
@@ -49,7 +46,7 @@ class RolloutStoreWriter:
         self,
         path: str | Path,
         domain: str,
-        spec: TaskSpec,
+        spec: Spec,
         plausibility_flags: Sequence[str],
         made_by: Mapping[str, Any],
         command: str | None = None,
@@ -62,10 +59,9 @@ class RolloutStoreWriter:
             domain: Name of the domain that the rollouts come from.
             spec: What observations and actions are.
             plausibility_flags: Names of the domain's flags, which every rollout's ``violations`` holds.
-            made_by: Plain JSON types that say how the rollouts are made; goes into the manifest, so nothing that
-                differs between two equal runs (times, hosts) belongs here.
-            command: Command line that goes on with the store when it is found unfinished; None takes that of this
-                process.
+            made_by: Plain JSON types that say how the rollouts are made, for the manifest; nothing that differs
+                between two equal runs (times, hosts).
+            command: Command line that goes on with an unfinished store; None takes that of this process.
             judges: Whose verdicts come with each shard, besides the domain's own.
 
         Raises:
@@ -86,7 +82,7 @@ class RolloutStoreWriter:
             "plausibility_flags": [name for name, (is_veto, _) in self._judges.items() if is_veto],
             "made_by": dict(made_by),
         }
-        self._columns: Columns = {
+        self._columns: layout.Tables = {
             layout.TRANSITIONS: layout.transition_columns(spec),
             layout.ROLLOUTS: layout.rollout_columns(),
             **{label_folder(name): layout.label_columns(is_veto) for name, (is_veto, _) in self._judges.items()},
@@ -102,7 +98,7 @@ class RolloutStoreWriter:
     @property
     def rejected(self) -> dict[str, Counter[str]]:
         """Rollouts that were left out, by reason, of each finished shard."""
-        return {path.stem: Counter(shard_facts(path)["rejected"]) for path in self._shards.files()}
+        return {path.stem: Counter(shard_facts(path)["rejected"]) for path in shard_files(self.path)}
 
     def append(
         self,
@@ -120,28 +116,23 @@ class RolloutStoreWriter:
             rejected: Rollouts that were left out of it, by reason.
 
         Raises:
-            DataError: If any rollout is malformed (every problem of every rollout is listed), the shard exists, or a
-                judge's verdicts are missing.
+            DataError: If a rollout is malformed (all problems are listed), the shard exists, or verdicts are missing.
         """
         name = self._shards.check_new(shard)
-        problems = [
-            f"rollout {index}: {problem}"
-            for index, rollout in enumerate(rollouts)
-            for problem in [*validate_rollout(rollout, self._spec), *self._flag_problems(rollout)]
-        ]
+        problems = []
+        for index, rollout in enumerate(rollouts):
+            problems += [f"rollout {index}: {problem}" for problem in validate_rollout(rollout, self._spec)]
+            if not (isinstance(rollout.violations, Mapping) and set(rollout.violations) == set(self._flags)):
+                expected = f"expected a count for each of {', '.join(self._flags) or 'none'}"
+                problems.append(f"rollout {index}: violations: {rollout.violations!r}, {expected}")
         given = {label: len(said) for label, said in (verdicts or {}).items()}
         if given != dict.fromkeys(self._given, len(rollouts)):
-            problems.append(
-                f"verdicts: {given}, expected {len(rollouts)} of each of {', '.join(self._given) or 'none'}"
-            )
+            expected = f"{len(rollouts)} of each of {', '.join(self._given) or 'none'}"
+            problems.append(f"verdicts: {given}, expected {expected}")
         raise_problems(f"shard {name!r} of {self.path} cannot be stored", problems, "Mend what makes these rollouts.")
         said = {**self._recorded_verdicts(rollouts), **(verdicts or {})}
-        facts = {
-            layout.ROLLOUTS: len(rollouts),
-            layout.TRANSITIONS: sum(map(len, rollouts)),
-            "rejected": dict(rejected or {}),
-        }
-        self._shards.write(name, self._encode(rollouts, said), facts)
+        counts = {layout.ROLLOUTS: len(rollouts), layout.TRANSITIONS: sum(map(len, rollouts))}
+        self._shards.write(name, self._encode(rollouts, said), {**counts, "rejected": dict(rejected or {})})
 
     def finish(self) -> RolloutStore:
         """Merge the shards, in the order of their names, and seal the store.
@@ -149,30 +140,22 @@ class RolloutStoreWriter:
         Raises:
             DataError: If there is no rollout in any shard.
         """
-        shards = self._shards.files()
+        shards = shard_files(self.path)
         facts = [shard_facts(shard) for shard in shards]
         totals = {table: sum(fact[table] for fact in facts) for table in (layout.ROLLOUTS, layout.TRANSITIONS)}
         if not totals[layout.ROLLOUTS]:
             raise DataError(f"no rollout was stored in {self.path}; a store needs at least one")
-        for table, columns in self._columns.items():
+        for table in (*self._columns, *self._tables):
             shutil.rmtree(self.path / table, ignore_errors=True)
-            if table in totals:
-                _allocate(self.path / table, columns, totals[table])
-            else:
-                (self.path / table).mkdir(parents=True)
-        for table in self._tables:
-            (self.path / table).mkdir(exist_ok=True)
-        digests, num_rows = self._merge(shards, facts)
+            (self.path / table).mkdir(parents=True)
+        for table, num_rows in totals.items():
+            _allocate(self.path / table, self._columns[table], num_rows)
+        digests, num_table_rows = self._merge(shards, facts)
         for table in totals:
             for meta in sorted((self.path / table).rglob("meta.json")):
                 digests[f"{meta.relative_to(self.path)}"] = file_sha256(meta)
-        self._seal(totals, num_rows, digests)
+        self._seal({f"num_{table}": num_rows for table, num_rows in {**totals, **num_table_rows}.items()}, digests)
         return RolloutStore(self.path)
-
-    def _flag_problems(self, rollout: Rollout) -> list[str]:
-        if isinstance(rollout.violations, Mapping) and set(rollout.violations) == set(self._flags):
-            return []
-        return [f"violations: {rollout.violations!r}, expected a count for each of {', '.join(self._flags) or 'none'}"]
 
     def _recorded_verdicts(self, rollouts: Sequence[Rollout]) -> dict[str, Verdict]:
         """What the domain's rule said when the rollouts were made: it is not asked twice."""
@@ -190,7 +173,7 @@ class RolloutStoreWriter:
         of_instructions, instructions, _ = number_rows(lines)
         instruction_id = [int(number[0]) if len(number) else -1 for number in of_instructions]
         provenance = [to_json(dict(rollout.provenance)) + b"\n" for rollout in rollouts]
-        length = [len(rollout) for rollout in rollouts]
+        length = list(map(len, rollouts))
         per_transition: dict[layout.Key, Iterable[NDArray[Any]]] = {
             names.OBSERVATION: (rollout.observations[:-1] for rollout in rollouts),
             names.ACTION: (rollout.actions for rollout in rollouts),
@@ -201,12 +184,15 @@ class RolloutStoreWriter:
             names.ROLLOUT_ID: [np.repeat(np.arange(len(rollouts)), length)],
             names.STEP: (np.arange(steps) for steps in length),
             names.INSTRUCTION_ID: [np.repeat(np.array(instruction_id, dtype=np.int64), length)],
-            names.SOURCE: (np.full(len(rollout), rollout.source) for rollout in rollouts),
+            names.SOURCE: [np.repeat([int(rollout.source) for rollout in rollouts], length)],
         }
         columns: dict[str, Tensor] = {}
         for table in self._tables:
-            numbers, content, end = number_rows([self._table_rows(table, rollout) for rollout in rollouts])
-            columns |= {f"{table}/{ROWS_FILE}": content, f"{table}/{END_FILE}": end}
+            if table == layout.STATES:
+                rows = [to_rows(rollout.observations, self._spec.observation) for rollout in rollouts]
+            else:
+                rows = [to_rows(rollout.actions) for rollout in rollouts]
+            numbers, columns[f"{table}/{ROWS_FILE}"], columns[f"{table}/{END_FILE}"] = number_rows(rows)
             if table == layout.STATES:
                 per_transition[names.STATE] = [number[:-1] for number in numbers]
                 per_transition[names.NEXT_STATE] = [number[1:] for number in numbers]
@@ -219,33 +205,23 @@ class RolloutStoreWriter:
             names.SOURCE: [rollout.source for rollout in rollouts],
             "provenance_start": _starts([len(line) for line in provenance]),
         }
+        parts: dict[str, Mapping[Any, Iterable[NDArray[Any]]]] = {
+            layout.TRANSITIONS: per_transition,
+            layout.ROLLOUTS: {key: [np.array(values, dtype=np.int64)] for key, values in per_rollout.items()},
+            **{label_folder(name): {key: [said] for key, said in vars(verdicts[name]).items()} for name in verdicts},
+        }
         for table, forms in self._columns.items():
-            for key, form in forms.items():
-                parts: Iterable[NDArray[Any]]
-                if table == layout.TRANSITIONS:
-                    parts = per_transition[key]
-                elif table == layout.ROLLOUTS:
-                    parts = [np.array(per_rollout[key], dtype=np.int64)]
-                else:
-                    parts = [getattr(verdicts[table.removeprefix(f"{layout.LABELS}/")], str(key))]
-                columns[layout.column_file(table, key)] = column(parts, form)
+            columns |= {layout.column_file(table, key): _column(parts[table][key], forms[key]) for key in forms}
         columns[layout.INSTRUCTIONS] = instructions
         columns[layout.PROVENANCE] = bytes_tensor(b"".join(provenance))
         return columns
 
-    def _table_rows(self, table: str, rollout: Rollout) -> list[bytes]:
-        """What a rollout brings to a table."""
-        is_state = table == layout.STATES
-        return to_rows(rollout.observations, self._spec.observation) if is_state else to_rows(rollout.actions)
-
-    def _merge(
-        self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]]
-    ) -> tuple[dict[str, str], dict[str, int]]:
+    def _merge(self, shards: list[Path], facts: list[dict[str, Any]]) -> tuple[dict[str, str], dict[str, int]]:
         """Append every shard to the store's files; returns the SHA-256 of each file and the rows of each table."""
         offsets = dict.fromkeys((layout.ROLLOUTS, layout.TRANSITIONS, layout.PROVENANCE), 0)
         lines = RowNumbers()
         columns = [layout.column_file(table, key) for table, forms in self._columns.items() for key in forms]
-        of_tables = [name for table, row_bytes in self._tables.items() for name in table_files(table, row_bytes)]
+        of_tables = [name for table, row_bytes in self._tables.items() for name in layout.table_files(table, row_bytes)]
         with ExitStack() as stack:
             files = {
                 name: stack.enter_context(HashedFile(self.path / name))
@@ -269,25 +245,19 @@ class RolloutStoreWriter:
                     files[layout.PROVENANCE].write(provenance)
                 offsets = {key: offsets[key] + fact.get(key, len(provenance)) for key in offsets}
             digests = {name: file.close() for name, file in files.items()}
-        return digests, {f"num_{table}": len(made.numbers) for table, made in tables.items()}
+        return digests, {table: len(made.numbers) for table, made in tables.items()}
 
-    def _seal(self, totals: Mapping[str, int], num_rows: Mapping[str, int], digests: Mapping[str, str]) -> None:
+    def _seal(self, counts: Mapping[str, int], digests: Mapping[str, str]) -> None:
         own = {name: digest for name, digest in digests.items() if not name.startswith(f"{layout.LABELS}/")}
-        manifest = {
-            **self._description,
-            "num_rollouts": totals[layout.ROLLOUTS],
-            "num_transitions": totals[layout.TRANSITIONS],
-            **num_rows,
-            "bytes_per_transition": sum(form.row_bytes for form in self._columns[layout.TRANSITIONS].values()),
-            "files": listed(self.path, own),
-        }
-        content = to_json(manifest, indent=1) + b"\n"
+        row_bytes = sum(form.row_bytes for form in self._columns[layout.TRANSITIONS].values())
+        content = manifest_bytes(self.path, {**self._description, **counts, "bytes_per_transition": row_bytes}, own)
         # Before the store's own: a store that is finished has its verdicts.
         for name, (is_veto, provenance) in self._judges.items():
             folder = label_folder(name)
             files = {f"{key}.memmap": digests[layout.column_file(folder, key)] for key in self._columns[folder]}
             facts = label_facts(ROLLOUT, is_veto, provenance, hashlib.sha256(content).hexdigest())
-            write_label_manifest(self.path / folder, {**facts, "num_rows": totals[layout.ROLLOUTS]}, files)
+            facts["num_rows"] = counts[f"num_{layout.ROLLOUTS}"]
+            write_durably(self.path / folder / LABEL_MANIFEST, manifest_bytes(self.path / folder, facts, files))
         self._shards.seal(content, digests)
 
 
@@ -300,6 +270,14 @@ def _starts(length: Sequence[int]) -> list[int]:
     return [0, *np.cumsum(length[:-1], dtype=np.int64).tolist()] if length else []
 
 
+def _column(parts: Iterable[NDArray[Any]], form: layout.Column) -> Tensor:
+    """Parts of a column one after the other, in the type that the layout gives it."""
+    arrays = list(parts)
+    if not arrays:
+        return torch.zeros(0, *form.shape, dtype=form.dtype)
+    return torch.from_numpy(np.concatenate(arrays)).to(form.dtype).contiguous()
+
+
 def _allocate(folder: Path, columns: Mapping[layout.Key, layout.Column], num_rows: int) -> None:
     """Make the files that TensorDict's memory-mapped format needs; their content comes with the merge."""
     rows = TensorDict(batch_size=[num_rows])
@@ -308,9 +286,7 @@ def _allocate(folder: Path, columns: Mapping[layout.Key, layout.Column], num_row
     rows.memmap_like(str(folder))
 
 
-def _renumber(
-    name: str, values: Tensor, numbers_of: Mapping[str, NDArray[np.int64]], offsets: Mapping[str, int]
-) -> Tensor:
+def _renumber(name: str, values: Tensor, numbers_of: dict[str, NDArray[Any]], offsets: dict[str, int]) -> Tensor:
     """Turn a shard's own numbering into the store's."""
     if name.startswith(f"{layout.LABELS}/"):
         return values
@@ -319,9 +295,5 @@ def _renumber(
         # Behind the numbers stands that of no instruction, so that -1 stays -1.
         numbers = torch.from_numpy(np.append(numbers_of[key], -1))
         return numbers[values.long()].to(values.dtype)
-    table = {
-        names.ROLLOUT_ID: layout.ROLLOUTS,
-        "start": layout.TRANSITIONS,
-        "provenance_start": layout.PROVENANCE,
-    }.get(key)
-    return values if table is None else values + offsets[table]
+    counted = {names.ROLLOUT_ID: layout.ROLLOUTS, "start": layout.TRANSITIONS, "provenance_start": layout.PROVENANCE}
+    return values + offsets[counted[key]] if key in counted else values

@@ -23,7 +23,7 @@ from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.goal_data import GoalData
 from kalm.data.language_batches import WorkItem, WorkShard
-from kalm.judging.domain_rule import DomainRule
+from kalm.judging.judge import DomainRule
 from kalm.runs.folder import REJECTED_FILE, STORE
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter

@@ -19,9 +19,8 @@ import kalm.judging
 from kalm.core.errors import DataError
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
-from kalm.judging.domain_rule import DomainRule
 from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
-from kalm.judging.judge import Judge, Verdict, verdict
+from kalm.judging.judge import DomainRule, Judge, Verdict, verdict
 from tests.data.rollouts import DOMAIN, broken, imagined_rollouts, real_rollouts
 
 

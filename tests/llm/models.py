@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kalm.core.specs import TaskSpec, vector_spec
+from kalm.core.specs import Spec, vector_spec
 from kalm.data.choice import RolloutFilter
 from kalm.data.grounding_data import GroundingData, GroundingTasks
 from kalm.data.language_batches import GroundingBatch, GroundingTask
@@ -34,7 +34,7 @@ def tiny_backbone(seed: int = 0, **options: Any) -> TinyBackbone:
     return backbone
 
 
-def grounded_llm(spec: TaskSpec = DISCRETE, seed: int = 0, **options: Any) -> GroundedLLM:
+def grounded_llm(spec: Spec = DISCRETE, seed: int = 0, **options: Any) -> GroundedLLM:
     """An untrained model whose output layers are loud enough for differences to show."""
     model = GroundedLLM(spec, tiny_backbone(seed), inner_size=16, **options)
     with torch.no_grad():

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 
 import kalm.rl
-from kalm.core.specs import TaskSpec, vector_spec
+from kalm.core.specs import Spec, vector_spec
 from kalm.data.policy_data import EvaluationEpisodes, PolicyData
 from kalm.data.rollout_data import IndexedBatches
 from kalm.data.rollout_sources import RealRollouts
@@ -47,12 +47,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(algorithm: type[OfflineRLModule], spec: TaskSpec, **options: Any) -> OfflineRLModule:
+def build(algorithm: type[OfflineRLModule], spec: Spec, **options: Any) -> OfflineRLModule:
     """A policy that gets somewhere within a few updates, by all of its losses."""
     return algorithm(spec, **{**OPTIONS.get(algorithm.__name__, {}), **options})
 
 
-def transition_batch(spec: TaskSpec, num_rows: int = 6, seed: int = 0) -> TransitionBatch:
+def transition_batch(spec: Spec, num_rows: int = 6, seed: int = 0) -> TransitionBatch:
     """Random transitions, every second one terminated."""
     generator = torch.Generator().manual_seed(seed)
     continuous = torch.rand(num_rows, spec.action_size, generator=generator) * 2 - 1
@@ -69,7 +69,7 @@ def transition_batch(spec: TaskSpec, num_rows: int = 6, seed: int = 0) -> Transi
     )
 
 
-def world(spec: TaskSpec) -> ChainDomain:
+def world(spec: Spec) -> ChainDomain:
     """The small world with the kind of actions that ``spec`` has."""
     return ChainDomain() if spec.is_discrete else LineDomain()
 
@@ -105,7 +105,7 @@ def trainer(folder: Path, max_steps: int, callbacks: Iterable[lightning.Callback
     )
 
 
-def stacked_batch(spec: TaskSpec, num_updates: int = 2, num_rows: int = 6, sequence_length: int = 1) -> TensorDict:
+def stacked_batch(spec: Spec, num_updates: int = 2, num_rows: int = 6, sequence_length: int = 1) -> TensorDict:
     """K stacked minibatches as the data module hands them over; half of the rows imagined.
 
     With a sequence length above 1 the rows are windows, every one with a step less than the one before.
@@ -134,7 +134,7 @@ def stacked_batch(spec: TaskSpec, num_updates: int = 2, num_rows: int = 6, seque
     )
 
 
-def _stacked_windows(spec: TaskSpec, num_updates: int, num_rows: int, sequence_length: int) -> TensorDict:
+def _stacked_windows(spec: Spec, num_updates: int, num_rows: int, sequence_length: int) -> TensorDict:
     size, step = (num_updates, num_rows, sequence_length), torch.arange(sequence_length)
     windows = stacked_batch(spec, num_updates, num_rows * sequence_length)
     windows = TensorDict({key: windows[key].unflatten(1, size[1:]) for key in windows.keys(True, True)}, size)
@@ -161,7 +161,7 @@ def loss_batch(policy: OfflineRLModule, num_rows: int = 6, seed: int = 0) -> Any
 class FixedData(lightning.LightningDataModule):
     """Hands the same stacked minibatches over at every step, with what a policy asks of its data module."""
 
-    def __init__(self, spec: TaskSpec, batch: TensorDict) -> None:
+    def __init__(self, spec: Spec, batch: TensorDict) -> None:
         """Keep ``batch``, batch size (K, B)."""
         super().__init__()
         self.spec = spec

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kalm.core.errors import CheckpointError, KalmError
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.envs.evaluation import evaluation_episodes, summarize
 from kalm.envs.simulation import evaluate
 from kalm.rl.base import OfflineRLModule
@@ -33,7 +33,7 @@ from tests.rl.helpers import (
 )
 
 
-def supports(algorithm: type[OfflineRLModule], spec: TaskSpec) -> bool:
+def supports(algorithm: type[OfflineRLModule], spec: Spec) -> bool:
     """Whether an algorithm is defined for these actions; one that is not must say so as a user's error."""
     try:
         build(algorithm, spec)
@@ -67,7 +67,7 @@ def test_the_algorithms_are_found() -> None:
 
 
 @each_case
-def test_every_loss_is_one_finite_number_a_transition(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
+def test_every_loss_is_one_finite_number_a_transition(algorithm: type[OfflineRLModule], spec: Spec) -> None:
     """Losses come unreduced, so that real and imagined ones can be weighed and logged apart; of windows, one a step."""
     policy = build(algorithm, spec)
     losses = policy.losses(loss_batch(policy, num_rows=6))
@@ -78,9 +78,7 @@ def test_every_loss_is_one_finite_number_a_transition(algorithm: type[OfflineRLM
 
 
 @each_case
-def test_a_loss_of_one_transition_does_not_depend_on_the_others(
-    algorithm: type[OfflineRLModule], spec: TaskSpec
-) -> None:
+def test_a_loss_of_one_transition_does_not_depend_on_the_others(algorithm: type[OfflineRLModule], spec: Spec) -> None:
     """Nothing is averaged over the batch on the way, but for a common scale that the algorithm says it has."""
     policy = build(algorithm, spec)
     batch = loss_batch(policy, num_rows=6)
@@ -94,7 +92,7 @@ def test_a_loss_of_one_transition_does_not_depend_on_the_others(
 
 
 @each_case
-def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
+def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[OfflineRLModule], spec: Spec) -> None:
     """The optimizer holds exactly the parameters that some loss moves."""
     policy = build(algorithm, spec)
     torch.stack(list(policy.losses(loss_batch(policy)).values())).sum().backward()
@@ -105,7 +103,7 @@ def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[Off
 
 
 @each_case
-def test_losses_do_not_change_the_batch(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
+def test_losses_do_not_change_the_batch(algorithm: type[OfflineRLModule], spec: Spec) -> None:
     """A batch may be used again."""
     policy = build(algorithm, spec)
     batch, untouched = loss_batch(policy), loss_batch(policy)
@@ -115,7 +113,7 @@ def test_losses_do_not_change_the_batch(algorithm: type[OfflineRLModule], spec: 
 
 
 @each_case
-def test_actions_fit_the_action_space(algorithm: type[OfflineRLModule], spec: TaskSpec) -> None:
+def test_actions_fit_the_action_space(algorithm: type[OfflineRLModule], spec: Spec) -> None:
     """Indices in [0, A), or vectors in [-1, 1]^A."""
     batch = transition_batch(spec, num_rows=50)
     action = build(algorithm, spec)(batch.observation * 100, batch.goal_embedding)
@@ -131,7 +129,7 @@ def test_actions_fit_the_action_space(algorithm: type[OfflineRLModule], spec: Ta
 
 @each_case
 def test_a_saved_policy_acts_the_same_after_loading(
-    algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path
+    algorithm: type[OfflineRLModule], spec: Spec, tmp_path: Path
 ) -> None:
     """Fit two steps, save, load with weights_only into a fresh policy, compare actions and normalisation."""
     policy = build(algorithm, spec)
@@ -163,7 +161,7 @@ def test_weights_of_another_policy_are_refused(algorithm: type[OfflineRLModule],
 
 
 @each_case
-def test_it_trains_in_mixed_precision(algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path) -> None:
+def test_it_trains_in_mixed_precision(algorithm: type[OfflineRLModule], spec: Spec, tmp_path: Path) -> None:
     """bf16-mixed on the CPU: every network moves, stays in full precision and finite."""
     outcomes = []
     for num_updates in (2, 4):
@@ -180,7 +178,7 @@ def test_it_trains_in_mixed_precision(algorithm: type[OfflineRLModule], spec: Ta
     assert policy(batch.observation, batch.goal_embedding).isfinite().all()
 
 
-def fit_world(algorithm: type[OfflineRLModule], spec: TaskSpec, folder: Path, max_steps: int) -> OfflineRLModule:
+def fit_world(algorithm: type[OfflineRLModule], spec: Spec, folder: Path, max_steps: int) -> OfflineRLModule:
     """Train on a small world's rollouts, at a pace that suits so few of them; a wasted step costs a fifth."""
     lightning.seed_everything(0)
     data = chain_data(folder, world(spec))
@@ -212,7 +210,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @each_case
 def test_the_first_weights_depend_on_the_seed_alone(
-    algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path
+    algorithm: type[OfflineRLModule], spec: Spec, tmp_path: Path
 ) -> None:
     """Two policies that were built with other random numbers are equal after training: nothing keeps what it drew."""
     policies = []
@@ -225,14 +223,14 @@ def test_the_first_weights_depend_on_the_seed_alone(
 
 
 @each_case
-def test_the_same_seed_gives_the_same_run(algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_run(algorithm: type[OfflineRLModule], spec: Spec, tmp_path: Path) -> None:
     """A run leaves the same weights when it is repeated."""
     assert_equal(*(state(fit_world(algorithm, spec, tmp_path, 20)) for _ in range(2)))
 
 
 @each_case
 def test_it_learns_a_small_world_better_than_chance(
-    algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path
+    algorithm: type[OfflineRLModule], spec: Spec, tmp_path: Path
 ) -> None:
     """Trained on walks with mistakes now and then, it reaches both ends nearly always; random actions do not."""
     policy, domain = fit_world(algorithm, spec, tmp_path, 300), world(spec)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kalm.core.errors import KalmError
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.awac import AWAC
 from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant
@@ -19,14 +19,14 @@ from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 SPECS = pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 
 
-def known_batch(spec: TaskSpec, terminated: bool = False) -> TransitionBatch:
+def known_batch(spec: Spec, terminated: bool = False) -> TransitionBatch:
     """One transition: action 0, or (1, 0, -1); reward 1."""
     action = torch.tensor([0]) if spec.is_discrete else torch.tensor([[1.0, 0.0, -1.0]])
     batch = transition_batch(spec, num_rows=1)
     return replace(batch, action=action, reward=torch.tensor([1.0]), terminated=torch.tensor([terminated]))
 
 
-def known_policy(spec: TaskSpec, **options: float) -> AWAC:
+def known_policy(spec: Spec, **options: float) -> AWAC:
     """Critics give the recorded action 1 and 2, the target critics 1.5 and 2.5; the policy's mean is 0.
 
     The discrete policy does its actions with probabilities 1/2, 1/4, 1/4.
@@ -87,7 +87,7 @@ def test_the_weight_of_a_transition_is_bounded() -> None:
 
 
 @SPECS
-def test_terminated_step_does_not_bootstrap(spec: TaskSpec) -> None:
+def test_terminated_step_does_not_bootstrap(spec: Spec) -> None:
     """Nothing follows an end: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_policy(spec).losses(known_batch(spec, terminated=True))
     assert losses["critic_loss"].tolist() == pytest.approx([1.0], abs=1e-6)
@@ -97,7 +97,7 @@ def test_terminated_step_does_not_bootstrap(spec: TaskSpec) -> None:
 @pytest.mark.parametrize(
     ("loss", "trained"), [("critic_loss", {"critic"}), ("policy_loss", {"policy", "log_deviation"})]
 )
-def test_each_loss_trains_its_own_networks(spec: TaskSpec, loss: str, trained: set[str]) -> None:
+def test_each_loss_trains_its_own_networks(spec: Spec, loss: str, trained: set[str]) -> None:
     """Neither the advantage nor the bootstrapped value passes a gradient on."""
     policy = AWAC(spec)
     policy.losses(transition_batch(spec))[loss].sum().backward()

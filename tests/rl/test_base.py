@@ -220,7 +220,7 @@ def test_inputs_are_normalised_with_the_datas_statistics(tmp_path: Path) -> None
 
 def test_a_policy_for_other_sizes_than_the_datas_is_refused(tmp_path: Path) -> None:
     """The error shows both."""
-    with pytest.raises(DataError, match=r"built for TaskSpec\(.*but the data have TaskSpec"):
+    with pytest.raises(DataError, match=r"built for Spec\(.*but the data have Spec"):
         trainer(tmp_path, 5).fit(BC(DISCRETE), chain_data(tmp_path))
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from kalm.core.errors import KalmError
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.bcq import BCQ
 from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import SumCritics, make_constant
 from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 
 
-def known_batch(spec: TaskSpec, terminated: bool = False) -> TransitionBatch:
+def known_batch(spec: Spec, terminated: bool = False) -> TransitionBatch:
     """One transition: action 0, or (1, 0, -1); reward 1."""
     action = torch.tensor([0]) if spec.is_discrete else torch.tensor([[1.0, 0.0, -1.0]])
     batch = transition_batch(spec, num_rows=1)
@@ -167,7 +167,7 @@ def test_an_action_is_moved_by_the_perturbation_at_most() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_each_loss_trains_its_own_networks(spec: TaskSpec, loss: str, trained: set[str]) -> None:
+def test_each_loss_trains_its_own_networks(spec: Spec, loss: str, trained: set[str]) -> None:
     """The perturbation looks through the critic and through the decoder without training them."""
     policy = BCQ(spec)
     policy.losses(transition_batch(spec))[loss].sum().backward()

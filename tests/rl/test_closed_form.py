@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import nn
 from torch.nn import functional
 
-from kalm.core.specs import TaskSpec, vector_spec
+from kalm.core.specs import Spec, vector_spec
 from kalm.rl.awac import AWAC
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bcq import BCQ
@@ -144,7 +144,7 @@ def blind(critic: EnsembleMLP) -> None:
     critic.first_weight.register_hook(lambda gradient: functional.pad(gradient[:, :-1], (0, 1)))
 
 
-def solve(solved: Solved, spec: TaskSpec, transitions: TensorDict, num_updates: int, folder: Path) -> OfflineRLModule:
+def solve(solved: Solved, spec: Spec, transitions: TensorDict, num_updates: int, folder: Path) -> OfflineRLModule:
     """Train until nothing moves any more."""
     policy = solved.algorithm(
         spec,
@@ -184,7 +184,7 @@ def test_values_of_continuous_actions_equal_the_closed_form(name: str, tmp_path:
 
 @each_case
 def test_a_truncated_step_still_bootstraps_and_a_terminated_one_does_not(
-    algorithm: type[OfflineRLModule], spec: TaskSpec
+    algorithm: type[OfflineRLModule], spec: Spec
 ) -> None:
     """From stored transitions on: ``truncated`` changes no loss; ``terminated`` does where values are learned."""
     torch.manual_seed(0)

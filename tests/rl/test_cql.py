@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 
 from kalm.core.errors import KalmError
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.cql import CQL
 from kalm.rl.training.batches import TransitionBatch, unstack
 from tests.rl.constant_networks import SumCritics, make_constant
@@ -227,7 +227,7 @@ def test_defaults_follow_the_kind_of_action() -> None:
 @pytest.mark.parametrize(
     "options", [{"conservative_weight": -1.0}, {"policy_learning_rate": 0.0}, {"num_sampled_actions": 0}], ids=str
 )
-def test_options_out_of_range_are_refused(spec: TaskSpec, options: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused(spec: Spec, options: dict[str, Any]) -> None:
     """The error names the option and its value."""
     name, value = next(iter(options.items()))
     with pytest.raises(KalmError, match=f"{name} is {value}"):

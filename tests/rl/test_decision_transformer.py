@@ -14,13 +14,13 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.decision_transformer import DecisionTransformer
 from kalm.rl.training.batches import WindowBatch
 from tests.rl.helpers import CONTINUOUS, DISCRETE, FixedData, chain_data, loss_batch, stacked_batch, trainer
 
 
-def small(spec: TaskSpec, **options: Any) -> DecisionTransformer:
+def small(spec: Spec, **options: Any) -> DecisionTransformer:
     """Windows of four steps, one narrow layer, no dropout."""
     defaults = {"context_length": 4, "embedding_size": 16, "hidden_sizes": [16], "dropout": 0.0}
     return DecisionTransformer(spec, **{**defaults, **options})
@@ -71,7 +71,7 @@ def test_continuous_loss_of_a_known_policy() -> None:
     ids=["observation", "return", "action", "goal", "steps"],
 )
 def test_a_prediction_sees_the_past_and_not_its_own_action(
-    spec: TaskSpec, change: Callable[[WindowBatch], dict[str, Tensor]], first: int
+    spec: Spec, change: Callable[[WindowBatch], dict[str, Tensor]], first: int
 ) -> None:
     """Changing step 2 changes predictions 2 and 3; its action only prediction 3; the goal and the times change all."""
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kalm.core.errors import KalmError
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.iql import IQL
 from kalm.rl.training.batches import TransitionBatch
 from tests.rl.constant_networks import make_constant
@@ -18,14 +18,14 @@ from tests.rl.helpers import CONTINUOUS, DISCRETE, transition_batch
 SPECS = pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 
 
-def known_batch(spec: TaskSpec, terminated: bool = False) -> TransitionBatch:
+def known_batch(spec: Spec, terminated: bool = False) -> TransitionBatch:
     """One transition: action 0, or (1, 0, -1); reward 1."""
     action = torch.tensor([0]) if spec.is_discrete else torch.tensor([[1.0, 0.0, -1.0]])
     batch = transition_batch(spec, num_rows=1)
     return replace(batch, action=action, reward=torch.tensor([1.0]), terminated=torch.tensor([terminated]))
 
 
-def known_policy(spec: TaskSpec, recorded_value: float = 1.5) -> IQL:
+def known_policy(spec: Spec, recorded_value: float = 1.5) -> IQL:
     """V is 0.5; the critics give the recorded action 1 and 2, the target critics ``recorded_value`` and one more."""
     policy = IQL(spec, discount=0.9)
     make_constant(policy.value, [0.5])
@@ -38,7 +38,7 @@ def known_policy(spec: TaskSpec, recorded_value: float = 1.5) -> IQL:
 
 
 @SPECS
-def test_value_and_critic_losses_of_known_networks(spec: TaskSpec) -> None:
+def test_value_and_critic_losses_of_known_networks(spec: Spec) -> None:
     """The lower target critic counts: advantage 1.5 - 0.5 = 1; value loss 0.7 x 1.
 
     Target 1 + 0.9 x 0.5 = 1.45; critics (1 - 1.45)^2 + (2 - 1.45)^2 = 0.2025 + 0.3025 = 0.505.
@@ -50,7 +50,7 @@ def test_value_and_critic_losses_of_known_networks(spec: TaskSpec) -> None:
 
 
 @SPECS
-def test_a_value_that_is_too_high_costs_less(spec: TaskSpec) -> None:
+def test_a_value_that_is_too_high_costs_less(spec: Spec) -> None:
     """Advantage -0.5 - 0.5 = -1: (1 - 0.7) x 1 = 0.3."""
     losses = known_policy(spec, recorded_value=-0.5).losses(known_batch(spec))
     assert losses["value_loss"].tolist() == pytest.approx([0.3], abs=1e-6)
@@ -78,7 +78,7 @@ def test_the_weight_of_a_transition_is_bounded() -> None:
 
 
 @SPECS
-def test_terminated_step_does_not_bootstrap(spec: TaskSpec) -> None:
+def test_terminated_step_does_not_bootstrap(spec: Spec) -> None:
     """Nothing follows an end: the target is the reward, 1: (1 - 1)^2 + (2 - 1)^2 = 1."""
     losses = known_policy(spec).losses(known_batch(spec, terminated=True))
     assert losses["critic_loss"].tolist() == pytest.approx([1.0], abs=1e-6)
@@ -89,7 +89,7 @@ def test_terminated_step_does_not_bootstrap(spec: TaskSpec) -> None:
     ("loss", "trained"),
     [("value_loss", {"value"}), ("critic_loss", {"critic"}), ("policy_loss", {"policy", "log_deviation"})],
 )
-def test_each_loss_trains_its_own_network(spec: TaskSpec, loss: str, trained: set[str]) -> None:
+def test_each_loss_trains_its_own_network(spec: Spec, loss: str, trained: set[str]) -> None:
     """Neither the advantage nor the bootstrapped value passes a gradient on."""
     policy = IQL(spec)
     policy.losses(transition_batch(spec))[loss].sum().backward()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.data.policy_data import EvaluationEpisodes, PolicyData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.evaluation import summarize
@@ -52,7 +52,7 @@ KINDS = {True: "discrete", False: "continuous"}
 each_kind = pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=lambda spec: KINDS[spec.is_discrete])
 
 
-def mixed_data(spec: TaskSpec, folder: Path, **options: Any) -> PolicyData:
+def mixed_data(spec: Spec, folder: Path, **options: Any) -> PolicyData:
     """Walks of both kinds, in turn."""
     domain = world(spec)
     if not is_finished_store(folder / "real"):
@@ -64,7 +64,7 @@ def mixed_data(spec: TaskSpec, folder: Path, **options: Any) -> PolicyData:
     return PolicyData(domain, WordEncoder(), real, batch_size=32, evaluation=evaluation)
 
 
-def success_rate(algorithm: type[OfflineRLModule], spec: TaskSpec, folder: Path, **data_options: Any) -> float:
+def success_rate(algorithm: type[OfflineRLModule], spec: Spec, folder: Path, **data_options: Any) -> float:
     """Of 100 test episodes, after 1000 updates."""
     data = mixed_data(spec, folder, **data_options)
     policy = algorithm(
@@ -84,13 +84,13 @@ def success_rate(algorithm: type[OfflineRLModule], spec: TaskSpec, folder: Path,
 
 
 @each_kind
-def test_cloning_does_what_most_of_the_data_do(spec: TaskSpec, tmp_path: Path) -> None:
+def test_cloning_does_what_most_of_the_data_do(spec: Spec, tmp_path: Path) -> None:
     """It walks away from the goal."""
     assert success_rate(BC, spec, tmp_path) < BASELINE
 
 
 @each_kind
-def test_cloning_the_best_rollouts_reaches_the_goal(spec: TaskSpec, tmp_path: Path) -> None:
+def test_cloning_the_best_rollouts_reaches_the_goal(spec: Spec, tmp_path: Path) -> None:
     """Filtered cloning: the half that earned most, sooner counting for more."""
     assert success_rate(BC, spec, tmp_path, top_return_fraction=0.5, return_discount=0.9) >= 0.95
 
@@ -98,6 +98,6 @@ def test_cloning_the_best_rollouts_reaches_the_goal(spec: TaskSpec, tmp_path: Pa
 @pytest.mark.parametrize(
     ("algorithm", "spec"), LEARNERS, ids=[f"{a.__name__}-{KINDS[s.is_discrete]}" for a, s in LEARNERS]
 )
-def test_what_reads_rewards_reaches_the_goal(algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path) -> None:
+def test_what_reads_rewards_reaches_the_goal(algorithm: type[OfflineRLModule], spec: Spec, tmp_path: Path) -> None:
     """From the same transitions."""
     assert success_rate(algorithm, spec, tmp_path) >= 0.95

@@ -18,7 +18,7 @@ from kalm.core.rollout import Rollout
 from kalm.core.specs import (
     DiscreteAction,
     GridObservation,
-    TaskSpec,
+    Spec,
     TextAction,
     TextObservation,
     VectorAction,
@@ -33,9 +33,9 @@ from kalm.store.writer import RolloutStoreWriter
 from tests.data.rollouts import DOMAIN, broken, real_rollouts, write_store
 from tests.store.test_store import digests, same
 
-PLAIN = TaskSpec(GridObservation((4, 4, 3)), DiscreteAction(7))
-WITH_NUMBERS = TaskSpec(GridObservation((4, 4, 3), num_numbers=2, is_wide=True), VectorAction((-1.0,), (1.0,)))
-TEXT = TaskSpec(TextObservation(), TextAction())
+PLAIN = Spec(GridObservation((4, 4, 3)), DiscreteAction(7))
+WITH_NUMBERS = Spec(GridObservation((4, 4, 3), num_numbers=2, is_wide=True), VectorAction((-1.0,), (1.0,)))
+TEXT = Spec(TextObservation(), TextAction())
 PAGES = ("search page", "résumé of a shoe \U0001f45f", "", "cart")
 
 
@@ -56,7 +56,7 @@ def rollout(observations: np.ndarray, actions: np.ndarray, **fields: Any) -> Rol
     )
 
 
-def walks(spec: TaskSpec, num_rollouts: int, seed: int = 0) -> list[Rollout]:
+def walks(spec: Spec, num_rollouts: int, seed: int = 0) -> list[Rollout]:
     """Random walks over few states."""
     rng = np.random.default_rng(seed)
     made = []
@@ -77,7 +77,7 @@ def walks(spec: TaskSpec, num_rollouts: int, seed: int = 0) -> list[Rollout]:
     return made
 
 
-def stored(path: Path, spec: TaskSpec, rollouts: list[Rollout], shard_size: int = 3) -> RolloutStore:
+def stored(path: Path, spec: Spec, rollouts: list[Rollout], shard_size: int = 3) -> RolloutStore:
     """A finished store of a world without flags."""
     writer = RolloutStoreWriter(path, "elsewhere", spec, (), {}, command="walk")
     for start in range(0, len(rollouts), shard_size):
@@ -86,7 +86,7 @@ def stored(path: Path, spec: TaskSpec, rollouts: list[Rollout], shard_size: int 
 
 
 @pytest.mark.parametrize("spec", [PLAIN, WITH_NUMBERS, TEXT], ids=["grid", "grid with numbers", "text"])
-def test_rollouts_come_back_and_states_stand_once(tmp_path: Path, spec: TaskSpec) -> None:
+def test_rollouts_come_back_and_states_stand_once(tmp_path: Path, spec: Spec) -> None:
     """Ten rollouts over four states, however they are cut into shards: one file, four rows."""
     rollouts = walks(spec, 10)
     store = stored(tmp_path / "store", spec, rollouts)
@@ -188,7 +188,7 @@ def test_rollouts_with_and_without_a_goal_share_a_store(tmp_path: Path) -> None:
         (TEXT, {"actions": np.zeros(5, int)}, "actions: dtype int64, expected a string array"),
     ],
 )
-def test_what_is_of_another_kind_is_named(tmp_path: Path, spec: TaskSpec, fields: dict[str, Any], problem: str) -> None:
+def test_what_is_of_another_kind_is_named(tmp_path: Path, spec: Spec, fields: dict[str, Any], problem: str) -> None:
     """Field, what was found, what is allowed."""
     with pytest.raises(DataError, match=problem):
         stored(tmp_path / "store", spec, [broken(walks(spec, 1)[0], **fields)])
@@ -213,7 +213,7 @@ def test_eight_hundred_thousand_transitions_of_a_large_grid_fit_into_400_megabyt
 
     Measured on a small store of such grids: its files have exactly these sizes.
     """
-    spec = TaskSpec(GridObservation((22, 22, 3), num_numbers=5), DiscreteAction(7))
+    spec = Spec(GridObservation((22, 22, 3), num_numbers=5), DiscreteAction(7))
     rng = np.random.default_rng(0)
     states = np.zeros(10, dtype=spec.observation.dtype)  # type: ignore[union-attr]
     states["grid"] = rng.integers(11, size=states["grid"].shape)
@@ -254,11 +254,11 @@ def test_a_policy_of_vectors_refuses_grids_and_texts() -> None:
         (DOMAIN.observation_space, DOMAIN.action_space, DOMAIN.spec),
     ],
 )
-def test_spaces_say_the_kind_and_json_keeps_it(observation: Any, action: Any, expected: TaskSpec) -> None:
+def test_spaces_say_the_kind_and_json_keeps_it(observation: Any, action: Any, expected: Spec) -> None:
     """From Gymnasium's spaces, and through a manifest and back."""
     spec = spec_of_spaces(observation, action)
     assert spec == expected
-    assert TaskSpec.from_json(json.loads(json.dumps(spec.to_json()))) == expected
+    assert Spec.from_json(json.loads(json.dumps(spec.to_json()))) == expected
 
 
 @pytest.mark.parametrize(

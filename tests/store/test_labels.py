@@ -17,8 +17,7 @@ from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
 from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
-from kalm.judging.domain_rule import DomainRule
-from kalm.judging.judge import Judge, Verdict, verdict
+from kalm.judging.judge import DomainRule, Judge, Verdict, verdict
 from kalm.store.labels import LabelWriter
 from kalm.store.reader import RolloutStore
 from tests.data.rollouts import DOMAIN, imagined_rollouts, real_rollouts, write_store
@@ -57,7 +56,7 @@ def rollout_label(store: RolloutStore, *sizes: int) -> LabelWriter:
     writer = LabelWriter(store, Coin(), "rollout", command="toss")
     for number, size in enumerate(sizes):
         if str(number) not in writer.finished_shards:
-            writer.append_rollouts(str(number), toss(size))
+            writer.append(str(number), toss(size))
     return writer
 
 
@@ -115,7 +114,7 @@ def test_goals_and_states_are_labelled_sparsely(tmp_path: Path) -> None:
     goals = [GOALS[:2], [GOALS[2], GOALS[0]]]
     rows = [state_rows(6, seed) for seed in range(2)]
     for number in range(2):
-        writer.append_states(str(number), goals[number], *rows[number], toss(6))
+        writer.append(str(number), toss(6), goals[number], *rows[number])
     label = writer.finish()
     assert label.goals == GOALS[:3]
     assert label.goal is not None
@@ -132,9 +131,9 @@ def test_rows_that_name_no_goal_or_state_are_refused(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", ROLLOUTS)
     writer = LabelWriter(store, Coin(), "goal_state")
     with pytest.raises(DataError, match=r"(?s)goal: .*from 0 to 4; expected .* in \[0, 2\).*state: shape \(1,\)"):
-        writer.append_states("0", GOALS[:2], np.array([0, 4]), np.array([1]), toss(2))
+        writer.append("0", toss(2), GOALS[:2], np.array([0, 4]), np.array([1]))
     with pytest.raises(DataError, match="has the shape goal_state"):
-        writer.append_rollouts("0", toss(12))
+        writer.append("0", toss(12))
     with pytest.raises(DataError, match="no verdict was stored"):
         writer.finish()
 

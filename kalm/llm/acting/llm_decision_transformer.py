@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.errors import KalmError, require
-from kalm.core.specs import TaskSpec, VectorObservation
+from kalm.core.specs import Spec, VectorObservation
 from kalm.data.language_batches import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
@@ -57,7 +57,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         backbone: Backbone,
         inner_size: int = 256,
         target_return_quantile: float = 0.9,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.language.prompts import generation_prompt
@@ -29,9 +29,7 @@ from kalm.runs.evaluated import EvaluatedPolicy
 class LLMPolicy(EvaluatedPolicy):
     """A grounded model that acts in the environment, likeliest action first; for ``test`` with a ``PolicyData``."""
 
-    def __init__(
-        self, spec: TaskSpec, backbone: Backbone, inner_size: int = 256, num_evaluation_envs: int = 64
-    ) -> None:
+    def __init__(self, spec: Spec, backbone: Backbone, inner_size: int = 256, num_evaluation_envs: int = 64) -> None:
         """Build the model; its weights come with the checkpoint.
 
         Args:

@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from kalm.core.rollout import Rollout
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.data.language_batches import (
     GroundingBatch,
     GroundingTask,
@@ -57,7 +57,7 @@ class GroundedLLM(LightningModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         backbone: Backbone,
         inner_size: int = 256,
         learning_rate: float = 2e-3,

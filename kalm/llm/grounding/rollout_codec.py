@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.llm.backbones.backbone import TOKEN_STD
 
 # Further from the mean than this many standard deviations, an observation says no more. Numbers that hardly vary in the
@@ -48,7 +48,7 @@ class RolloutCodec(nn.Module):
     greatest_outcome: Tensor
     _entity_of_number: Tensor
 
-    def __init__(self, spec: TaskSpec, hidden_sizes: Sequence[int], inner_size: int) -> None:
+    def __init__(self, spec: Spec, hidden_sizes: Sequence[int], inner_size: int) -> None:
         """Build it with random weights and neutral statistics, for the hidden sizes of a backbone's parts."""
         super().__init__()
         self.is_discrete, self.action_size = spec.is_discrete, spec.action_size
@@ -153,7 +153,7 @@ def _observation_encoder(size: int, hidden_size: int, inner_size: int) -> nn.Mod
     return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(inner_size, hidden_size))
 
 
-def _action_encoder(spec: TaskSpec, hidden_size: int, inner_size: int) -> nn.Module:
+def _action_encoder(spec: Spec, hidden_size: int, inner_size: int) -> nn.Module:
     if not spec.is_discrete:
         return nn.Sequential(nn.Linear(spec.action_size, inner_size), nn.SiLU(), nn.Linear(inner_size, hidden_size))
     table = nn.Embedding(spec.action_size, hidden_size)

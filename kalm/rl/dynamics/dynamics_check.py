@@ -30,7 +30,7 @@ from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError, require
 from kalm.core.goal import success_of_each
 from kalm.core.rollout import Rollout
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.envs.base import Domain
 from kalm.rl.networks.mlp import EnsembleMLP
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -55,7 +55,7 @@ class DynamicsCheck(LightningModule):
 
     def __init__(
         self,
-        spec: TaskSpec,
+        spec: Spec,
         num_members: int = 3,
         hidden_sizes: Sequence[int] = (256, 256),
         learning_rate: float = 1e-3,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.losses import gaussian_log_probability
 from kalm.rl.networks.gaussian_policies import SquashedGaussian, softly_bounded, uniform_actions
 from kalm.rl.networks.mlp import EnsembleMLP
@@ -48,7 +48,7 @@ class ImaginedTransition(NamedTuple):
 class DynamicsEnsemble(nn.Module):
     """N models of the same transitions."""
 
-    def __init__(self, spec: TaskSpec, num_members: int, hidden_sizes: Sequence[int]) -> None:
+    def __init__(self, spec: Spec, num_members: int, hidden_sizes: Sequence[int]) -> None:
         """Build N members, ``num_members``, with hidden layers of the same widths."""
         super().__init__()
         self.num_outcomes = spec.observation_size + 1  # the change of the observation, and the reward

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 
 _Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
 _ROWS_A_PIECE = 2048
@@ -137,12 +137,12 @@ class GivenInputs:
         return torch.stack([_evaluate([_Part(own, None), *others], layers) for own, layers in members])
 
 
-def goal_conditioned_mlp(spec: TaskSpec, hidden_sizes: Sequence[int], output_size: int) -> MLP:
+def goal_conditioned_mlp(spec: Spec, hidden_sizes: Sequence[int], output_size: int) -> MLP:
     """A perceptron over observation and goal embedding: a policy, a value, or the Q-values of discrete actions."""
     return MLP([spec.observation_size, spec.goal_embedding_size], hidden_sizes, output_size)
 
 
-def critic_network(spec: TaskSpec, hidden_sizes: Sequence[int]) -> EnsembleMLP:
+def critic_network(spec: Spec, hidden_sizes: Sequence[int]) -> EnsembleMLP:
     """Two critics: Q-values of all discrete actions, (N, ..., A), or of the continuous action given, (N, ..., 1).
 
     Critics of continuous actions take the inputs observation, goal embedding, action.

@@ -29,7 +29,7 @@ from kalm.core.names import (
     WEIGHT,
     Source,
 )
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData
@@ -168,7 +168,7 @@ class TransitionWeights(nn.Module):
         return of_source if weight is None else of_source * weight
 
 
-def check_fit(algorithm: str, spec: TaskSpec, sequence_length: int, data: PolicyData, max_updates: int) -> None:
+def check_fit(algorithm: str, spec: Spec, sequence_length: int, data: PolicyData, max_updates: int) -> None:
     """Refuse data that a policy cannot read, and updates that training steps cannot hit exactly.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 
 from kalm.core.errors import CheckpointError, DataError, KalmError
 from kalm.core.names import Source
-from kalm.core.specs import TaskSpec, vector_spec
+from kalm.core.specs import Spec, vector_spec
 from kalm.data.language_batches import GroundingBatch, GroundingTask, batch_rollouts
 from kalm.data.policy_data import EvaluationEpisodes
 from kalm.data.return_conditioned_data import ReturnConditionedData
@@ -69,7 +69,7 @@ WORLDS = [(PaidChain(), DISCRETE), (PaidLine(), LINE)]
 IN_BOTH_WORLDS = pytest.mark.parametrize(("domain", "spec"), WORLDS, ids=["discrete", "continuous"])
 
 
-def untrained(spec: TaskSpec, **options: Any) -> LLMDecisionTransformer:
+def untrained(spec: Spec, **options: Any) -> LLMDecisionTransformer:
     """A model whose output layers are loud enough for it to do different things; it asks for a return of 3."""
     model = LLMDecisionTransformer(spec, tiny_backbone(), inner_size=16, **options)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def changed_at(batch: GroundingBatch, name: str, step: int) -> GroundingBatch:
 
 @pytest.mark.parametrize(("name", "first"), [("return_to_go", 1), ("observation", 1), ("action", 2)])
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
-def test_a_prediction_sees_the_past_its_state_and_its_return(spec: TaskSpec, name: str, first: int) -> None:
+def test_a_prediction_sees_the_past_its_state_and_its_return(spec: Spec, name: str, first: int) -> None:
     """Step 1 of a rollout of three: its return and state count from there on, its action from step 2 on.
 
     Nothing counts in other rollouts, though the second one shares the first one's prompt and row.
@@ -212,7 +212,7 @@ def test_validation_runs_episodes_too(trained: Any) -> None:
 
 
 @IN_BOTH_WORLDS
-def test_every_action_is_that_of_reading_the_episode_so_far_without_a_cache(domain: Domain, spec: TaskSpec) -> None:
+def test_every_action_is_that_of_reading_the_episode_so_far_without_a_cache(domain: Domain, spec: Spec) -> None:
     """Read as one rollout with what was still wanted at each step, 3 less the rewards, the model says the same."""
     model, episodes = untrained(spec, num_evaluation_envs=3), evaluation_episodes(domain, SPLITS, 7, seed=0)
     earned = 0.0
@@ -230,7 +230,7 @@ def test_every_action_is_that_of_reading_the_episode_so_far_without_a_cache(doma
 
 
 @IN_BOTH_WORLDS
-def test_an_episode_does_not_depend_on_those_beside_it(domain: Domain, spec: TaskSpec) -> None:
+def test_an_episode_does_not_depend_on_those_beside_it(domain: Domain, spec: Spec) -> None:
     """All fourteen at once, two at a time, or one alone."""
     episodes = evaluation_episodes(domain, SPLITS, 7, seed=0)
     runs: list[list[EpisodeResult]] = [

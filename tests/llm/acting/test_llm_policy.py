@@ -10,7 +10,7 @@ import torch
 
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.names import Source
-from kalm.core.specs import TaskSpec, vector_spec
+from kalm.core.specs import Spec, vector_spec
 from kalm.data.language_batches import GroundingTask, batch_rollouts
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import evaluation_episodes
@@ -26,7 +26,7 @@ LINE = vector_spec(observation_size=1, action_size=1, is_discrete=False, goal_em
 SPLITS = ("train", "easy")
 
 
-def make_policy(spec: TaskSpec, num_evaluation_envs: int = 64) -> LLMPolicy:
+def make_policy(spec: Spec, num_evaluation_envs: int = 64) -> LLMPolicy:
     """An untrained model whose output layers are loud enough for it to do different things."""
     model = LLMPolicy(spec, tiny_backbone(), inner_size=16, num_evaluation_envs=num_evaluation_envs)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def make_policy(spec: TaskSpec, num_evaluation_envs: int = 64) -> LLMPolicy:
     return model.eval()
 
 
-def worlds() -> list[tuple[Domain, TaskSpec]]:
+def worlds() -> list[tuple[Domain, Spec]]:
     """One with discrete and one with continuous actions."""
     line = LineDomain()
     return [(ChainDomain(), DISCRETE), (line, dataclasses.replace(line.spec, goal_embedding_size=16))]
@@ -48,7 +48,7 @@ def episodes_of(domain: Domain) -> list[Episode]:
 
 
 @pytest.mark.parametrize(("domain", "spec"), worlds(), ids=["discrete", "continuous"])
-def test_every_action_is_that_of_reading_the_episode_so_far_without_a_cache(domain: Domain, spec: TaskSpec) -> None:
+def test_every_action_is_that_of_reading_the_episode_so_far_without_a_cache(domain: Domain, spec: Spec) -> None:
     """Read as one rollout behind the prompt of generation, as in grounding, the model says the same at every step."""
     model, episodes = make_policy(spec, num_evaluation_envs=3), episodes_of(domain)
     results = model.run_episodes(domain, episodes)
@@ -64,7 +64,7 @@ def test_every_action_is_that_of_reading_the_episode_so_far_without_a_cache(doma
 
 
 @pytest.mark.parametrize(("domain", "spec"), worlds(), ids=["discrete", "continuous"])
-def test_an_episode_does_not_depend_on_those_beside_it(domain: Domain, spec: TaskSpec) -> None:
+def test_an_episode_does_not_depend_on_those_beside_it(domain: Domain, spec: Spec) -> None:
     """All fourteen at once, two at a time, or one alone."""
     episodes = episodes_of(domain)
     at_once = make_policy(spec).run_episodes(domain, episodes)

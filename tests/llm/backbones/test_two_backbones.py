@@ -14,7 +14,7 @@ import torch
 from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.every_run import UpdateCheckpoint
 from kalm.core.errors import CheckpointError, DataError
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.data.language_batches import GeneralText
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.llm.acting.llm_policy import LLMPolicy
@@ -48,7 +48,7 @@ def two_backbones(seed: int = 0) -> TwoBackbones:
     return TwoBackbones(tiny_backbone(seed), tiny_backbone(seed + 1, hidden_size=24, num_layers=3, num_heads=3))
 
 
-def two_models(spec: TaskSpec = DISCRETE, cls: type[GroundedLLM] = GroundedLLM) -> Any:
+def two_models(spec: Spec = DISCRETE, cls: type[GroundedLLM] = GroundedLLM) -> Any:
     """Untrained, with output layers that are loud enough for differences to show."""
     model = cls(spec, two_backbones(), inner_size=16)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def two_models(spec: TaskSpec = DISCRETE, cls: type[GroundedLLM] = GroundedLLM) 
     return model.eval()
 
 
-def alone(model: GroundedLLM, spec: TaskSpec, place: int) -> GroundedLLM:
+def alone(model: GroundedLLM, spec: Spec, place: int) -> GroundedLLM:
     """One of the two models as the only one, with its encoders and with the heads, as far as they fit it."""
     single = GroundedLLM(spec, model.backbone.parts[place], inner_size=16).eval()
     mine, other = f"_encoder.{place}.", f"_encoder.{1 - place}."
@@ -69,7 +69,7 @@ def alone(model: GroundedLLM, spec: TaskSpec, place: int) -> GroundedLLM:
 
 
 @SPECS
-def test_no_loss_reaches_the_other_model(spec: TaskSpec) -> None:
+def test_no_loss_reaches_the_other_model(spec: Spec) -> None:
     """Actions, ends and text teach one model and its encoders, next states the other; neither gets anything else."""
     model = two_models(spec)
     batch = hand_made_batch(spec.is_discrete)._replace(general_text=GeneralText(ANSWERS, 12))
@@ -85,7 +85,7 @@ def test_no_loss_reaches_the_other_model(spec: TaskSpec) -> None:
 
 
 @SPECS
-def test_each_model_computes_what_it_would_alone(spec: TaskSpec) -> None:
+def test_each_model_computes_what_it_would_alone(spec: Spec) -> None:
     """Losses of the one on its own are its losses beside the other."""
     model, batch = two_models(spec), hand_made_batch(spec.is_discrete)
     both = model.losses(batch)
@@ -100,7 +100,7 @@ def test_each_model_computes_what_it_would_alone(spec: TaskSpec) -> None:
 
 @SPECS
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_cached_generation_equals_running_everything_again(spec: TaskSpec, temperature: float) -> None:
+def test_cached_generation_equals_running_everything_again(spec: Spec, temperature: float) -> None:
     """With and without the caches; alone, and in rows that others had before; in fixed shapes."""
     model, many = two_models(spec), [0, 1, 2, 3, 3, 1, 0, 2]
     together = run(model, cached=False, temperature=temperature)

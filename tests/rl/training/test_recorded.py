@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.networks.mlp import goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
@@ -52,7 +52,7 @@ def test_a_source_of_which_nothing_was_recorded_has_no_mean() -> None:
 class EveryThird(OfflineRLModule):
     """Two networks; the second is trained by updates 2, 5, 8 and so on."""
 
-    def __init__(self, spec: TaskSpec, **options: Any) -> None:
+    def __init__(self, spec: Spec, **options: Any) -> None:
         """Build both."""
         super().__init__(spec, **options)
         self.first, self.second = (

@@ -15,7 +15,7 @@ from kalm.callbacks.success_rate import SuccessRate
 from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.data.choice import RolloutFilter
 from kalm.data.rollout_sources import ImaginedRollouts
 from kalm.rl.base import OfflineRLModule
@@ -27,7 +27,7 @@ from tests.rl.test_algorithms import each_case
 
 def fit(
     algorithm: type[OfflineRLModule],
-    spec: TaskSpec,
+    spec: Spec,
     num_seeds: int,
     stores: Path,
     run: Path,
@@ -76,9 +76,7 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 @pytest.mark.parametrize("num_seeds", [1, 2], ids=["one seed", "two seeds"])
 @each_case
-def test_two_parts_equal_one_run(
-    algorithm: type[OfflineRLModule], spec: TaskSpec, num_seeds: int, tmp_path: Path
-) -> None:
+def test_two_parts_equal_one_run(algorithm: type[OfflineRLModule], spec: Spec, num_seeds: int, tmp_path: Path) -> None:
     """20 + 20 updates equal 40 in weights, targets, averages and optimizer, across a target update and a validation."""
     domain = world(spec)
     easy = domain.instructed_goals("easy")

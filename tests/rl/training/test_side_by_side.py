@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from kalm.core.errors import DataError
-from kalm.core.specs import TaskSpec
+from kalm.core.specs import Spec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
@@ -25,7 +25,7 @@ SEEDS = (3, 4, 5)
 def fit(
     algorithm: type[OfflineRLModule],
     batch: TensorDict,
-    spec: TaskSpec,
+    spec: Spec,
     seed: int,
     folder: Path,
     precision: Any = 32,
@@ -39,7 +39,7 @@ def fit(
     return policy
 
 
-def minibatches_of(algorithm: type[OfflineRLModule], spec: TaskSpec, seed: int) -> TensorDict:
+def minibatches_of(algorithm: type[OfflineRLModule], spec: Spec, seed: int) -> TensorDict:
     """Two updates' minibatches, different ones for every seed."""
     sequence_length = build(algorithm, spec).sequence_length
     batch = stacked_batch(spec, num_updates=2 + seed, num_rows=8, sequence_length=sequence_length)[-2:]
@@ -54,7 +54,7 @@ def minibatches_of(algorithm: type[OfflineRLModule], spec: TaskSpec, seed: int) 
 )
 @each_case
 def test_each_policy_equals_its_own_single_run(
-    algorithm: type[OfflineRLModule], spec: TaskSpec, options: dict[str, Any], tmp_path: Path
+    algorithm: type[OfflineRLModule], spec: Spec, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """Up to rounding: weights, targets and averages, with minibatches, noise and first weights of its own seed."""
     batches = [minibatches_of(algorithm, spec, seed) for seed in SEEDS]
@@ -89,7 +89,7 @@ def test_a_policy_gets_the_same_in_any_company(tmp_path: Path) -> None:
 
 
 @each_case
-def test_mixed_precision_side_by_side(algorithm: type[OfflineRLModule], spec: TaskSpec, tmp_path: Path) -> None:
+def test_mixed_precision_side_by_side(algorithm: type[OfflineRLModule], spec: Spec, tmp_path: Path) -> None:
     """bf16-mixed and ``vmap`` together: finite, other numbers than in full precision, in which the weights stay."""
     batch = torch.stack([minibatches_of(algorithm, spec, seed) for seed in SEEDS[:2]], dim=1)
     half, full = (
