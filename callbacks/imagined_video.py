@@ -12,7 +12,7 @@ from kalm.callbacks.rollout_gif import GifStyle, imagined_panel, show_gif
 from kalm.core.errors import require
 from kalm.core.goal import InstructedGoal
 from kalm.core.rollout import Rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.envs.base import Domain
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 

@@ -34,13 +34,7 @@ _LAST_FRAME_SECONDS = 1.5
 
 @dataclass(frozen=True)
 class GifStyle:
-    """How rollouts are drawn.
-
-    Attributes:
-        max_steps: Steps drawn of a rollout, its first ones.
-        size: Pixels along each side.
-        seconds_per_step: How long a frame stays.
-    """
+    """How rollouts are drawn: their first so many steps, pixels along each side, how long a frame stays."""
 
     max_steps: int
     size: int

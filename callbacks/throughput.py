@@ -10,10 +10,10 @@ from tensordict import TensorDictBase
 
 
 class Throughput(Callback):
-    """Logs updates and transitions a second, and the share of time spent between training steps.
+    """Logs, over each ``log_every_n_steps``, updates and transitions a second, and ``throughput/wait_share``.
 
-    Between two steps minibatches are drawn and moved to the device, and other callbacks run; ``throughput/wait_share``
-    is the part of the time that this takes. Validation counts in neither. Averages are over ``log_every_n_steps``.
+    That is the share of time between two steps, when minibatches are drawn and moved to the device and other callbacks
+    run. Validation counts in neither.
     """
 
     def __init__(self) -> None:

@@ -29,10 +29,7 @@ _INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: The command line after ``python -m kalm``; that of this process by default.
+    """Run one command: what follows ``python -m kalm``, by default on the command line of this process.
 
     Returns:
         Exit code: 0 done, 2 usage, 3 data or numbers, 4 checkpoint, 5 environment, 130 interrupted, 143 terminated.

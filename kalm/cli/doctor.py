@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata as metadata
 import os
 import platform
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,7 +47,7 @@ _KNOWN_BAD = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, what was found, how bad it is, what to do."""
+    """One line of the report: what was looked at, how bad it is, what was found and what to do."""
 
     subject: str
     verdict: Verdict
@@ -60,10 +62,8 @@ def report_domain(domain: Domain, console: Console) -> int:
     problems = check_domain(domain)
     for problem in problems:
         console.print(f"- {problem}", markup=False, soft_wrap=True)
-    found = (
-        f"breaks the contract of kalm.envs.base.Domain in {len(problems)} way(s)" if problems else "keeps the contract"
-    )
-    console.print(f"{name} {found}", markup=False, soft_wrap=True)
+    breach = f"breaks the contract of kalm.envs.base.Domain in {len(problems)} way(s)"
+    console.print(f"{name} {breach if problems else 'keeps the contract'}", markup=False, soft_wrap=True)
     return SimulatorError.exit_code if problems else 0
 
 
@@ -82,13 +82,16 @@ def report(findings: list[Finding], console: Console) -> int:
 
 def examine(root: Path) -> list[Finding]:
     """Every finding, in the order in which they are worth reading."""
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    # Run from a checkout that was never installed: that is what the check will say.
+    needed = [DISTRIBUTION] if installed_version(DISTRIBUTION) is None else metadata.requires(DISTRIBUTION) or []
     checks: list[Callable[[], Iterator[Finding]]] = [
         _check_python,
         lambda: check_name_clash(installed_version),
-        lambda: check_requirements(_declared_requirements(), installed_version),
+        lambda: check_requirements(needed, installed_version),
         lambda: check_known_bad(installed_version),
         _check_devices,
-        lambda: check_disk(root, shutil.disk_usage(_existing(root)).free),
+        lambda: check_disk(root, shutil.disk_usage(existing).free),
         _check_gl,
         _check_encoder,
     ]
@@ -101,12 +104,6 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _declared_requirements() -> list[str]:
-    if installed_version(DISTRIBUTION) is None:
-        return [DISTRIBUTION]  # run from a checkout that was never installed: that is what the check will say
-    return metadata.requires(DISTRIBUTION) or []
 
 
 def _check_python() -> Iterator[Finding]:
@@ -135,23 +132,18 @@ def check_requirements(requirements: list[str], version_of: Callable[[str], str 
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         version = version_of(requirement.name)
-        if version is None:
-            yield Finding(
-                requirement.name, "wrong", f"not installed; needed: {requirement}. pip install '{requirement}'"
-            )
-        elif not requirement.specifier.contains(version, prereleases=True):
-            yield Finding(requirement.name, "wrong", f"{version}; needed: {requirement}. pip install '{requirement}'")
-        else:
+        if version is not None and requirement.specifier.contains(version, prereleases=True):
             yield Finding(requirement.name, "ok", version)
+        else:
+            advice = f"needed: {requirement}. pip install '{requirement}'"
+            yield Finding(requirement.name, "wrong", f"{version or 'not installed'}; {advice}")
 
 
 def check_known_bad(version_of: Callable[[str], str | None]) -> Iterator[Finding]:
     """Versions that install without complaint and must not be used."""
     for distribution, versions, reason in _KNOWN_BAD:
-        version = version_of(distribution)
-        if version is not None and Requirement(f"{distribution}{versions}").specifier.contains(
-            version, prereleases=True
-        ):
+        version, bad = version_of(distribution), SpecifierSet(versions)
+        if version is not None and bad.contains(version, prereleases=True):
             yield Finding(distribution, "wrong", f"{version}: {reason}")
 
 
@@ -166,42 +158,27 @@ def _check_devices() -> Iterator[Finding]:
 
     yield Finding("CPU", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        yield Finding(
-            "GPU", "note", f"none that torch {torch.__version__} can use; the default configurations need none"
-        )
+        text = f"none that torch {torch.__version__} can use; the default configurations need none"
+        yield Finding("GPU", "note", text)
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        yield Finding(
-            "GPU", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
-        )
+        found = torch.cuda.get_device_properties(index)
+        yield Finding("GPU", "ok", f"{found.name}, {found.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}")
 
 
 def _check_gl() -> Iterator[Finding]:
     """Each way to render, tried in a process of its own: MuJoCo decides once, and a wrong choice can abort."""
-    program = "import mujoco; mujoco.GLContext(16, 16).make_current()"
+    program = [sys.executable, "-c", "import mujoco; mujoco.GLContext(16, 16).make_current()"]
     working = []
     for backend in ("egl", "osmesa"):
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", program],
-                env={**os.environ, "MUJOCO_GL": backend},
-                capture_output=True,
-                timeout=_GL_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            continue
-        if done.returncode == 0:
-            working.append(backend)
+        env = {**os.environ, "MUJOCO_GL": backend}
+        with contextlib.suppress(subprocess.SubprocessError):  # it failed, or took too long
+            subprocess.run(program, env=env, capture_output=True, timeout=_GL_SECONDS, check=True)
+            working.append(f"MUJOCO_GL={backend}")
     if working:
-        yield Finding("GL", "ok", f"MUJOCO_GL={' or MUJOCO_GL='.join(working)} renders")
+        yield Finding("GL", "ok", f"{' or '.join(working)} renders")
     else:
-        yield Finding(
-            "GL",
-            "note",
-            "neither egl nor osmesa renders; drawings are used instead. For rendered videos install libosmesa6 "
-            "(Debian, Ubuntu) and set MUJOCO_GL=osmesa",
-        )
+        advice = "For rendered videos install libosmesa6 (Debian, Ubuntu) and set MUJOCO_GL=osmesa"
+        yield Finding("GL", "note", f"neither egl nor osmesa renders; drawings are used instead. {advice}")
 
 
 def _check_encoder() -> Iterator[Finding]:
@@ -212,7 +189,3 @@ def _check_encoder() -> Iterator[Finding]:
         yield Finding("sentence encoder", "ok", f"{DEFAULT_MODEL}, {size} numbers, digest as published")
     except (DataError, ImportError, OSError) as error:
         yield Finding("sentence encoder", "wrong", str(error))
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())

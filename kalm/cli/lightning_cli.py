@@ -25,12 +25,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import kalm
-from kalm.callbacks.every_run import RandomState, UpdateAxis, UpdateCheckpoint, UpdateProgressBar
-from kalm.cli.seed_runs import refuse_occupied, write_seed_runs
+from kalm.callbacks.every_run import RandomState, UpdateAxis, UpdateCheckpoint, UpdateProgressBar, point_to
 from kalm.cli.usage import usage_error
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.provenance import git_commit
 from kalm.core.specs import TaskSpec
+from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
 from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
@@ -42,10 +42,7 @@ _NOISE = (
     ".*The number of training batches.*is smaller than the logging interval.*",
     ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",  # inside Lightning, which calls torch
 )
-_CHATTERERS = (
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.pytorch.trainer.connectors.checkpoint_connector",
-)
+_CHATTERERS = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector")
 _CHATTER = (
     "💡",  # Lightning recommends products
     "`weights_only` was not set",  # said at every checkpoint; what it is about is what is written, which is everything
@@ -53,11 +50,7 @@ _CHATTER = (
 
 
 def run_verb(verb: str, arguments: list[str]) -> None:
-    """Run one of Lightning's verbs.
-
-    Args:
-        verb: ``fit``, ``validate``, ``test`` or ``predict``.
-        arguments: What follows the verb on the command line.
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` with what follows it on the command line.
 
     Raises:
         KalmError: For everything a user can mend; its ``exit_code`` says of which kind it is.
@@ -78,10 +71,6 @@ def run_verb(verb: str, arguments: list[str]) -> None:
 
 class NumberedConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run folder; a later start gets a number and overwrites nothing."""
-
-    def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
-        """Take over where to write from Lightning, which knows one name only."""
-        super().__init__(parser, config, save_to_log_dir=False, **kwargs)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml, or config-2.yaml and so on beside it."""
@@ -117,6 +106,7 @@ class KalmCLI(LightningCLI):
             LightningModule,
             LightningDataModule,
             save_config_callback=NumberedConfig,
+            save_config_kwargs={"save_to_log_dir": False},  # it knows one name for the file only
             seed_everything_default=0,
             trainer_defaults={"num_sanity_val_steps": 0},  # a validation here takes a simulator, or imagination
             parser_kwargs={**parser_kwargs, "prog": "python -m kalm", self._verb: parser_kwargs},
@@ -149,32 +139,21 @@ class KalmCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder, checkpointing and the links between objects that must agree."""
         parser.add_argument("--root", type=str, default="checkpoints", help="Folder below which all runs write.")
-        parser.add_argument(
-            "--experiment",
-            type=str,
-            default="",
-            help="<domain>/<stage>/<name>, to be given; the run writes to <root>/<experiment>/seed=<seed_everything>/.",
-        )
-        parser.add_argument(
-            "--overwrite",
-            type=bool,
-            default=False,
-            help="fit: start afresh in a folder that holds a run already, deleting that run's files.",
-        )
+        place = "<domain>/<stage>/<name>, to be given; the run writes to <root>/<experiment>/seed=<seed_everything>/."
+        parser.add_argument("--experiment", type=str, default="", help=place)
+        afresh = "fit: start afresh in a folder that holds a run already, deleting that run's files."
+        parser.add_argument("--overwrite", type=bool, default=False, help=afresh)
         parser.add_lightning_class_args(UpdateCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.spec", "model.init_args.spec", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Evaluate and predict from the last checkpoint unless told otherwise: random weights are never meant.
-
-        Nor are predictions gathered in memory to be returned to nobody; a callback writes them as they come.
-        """
+        """Evaluate and predict from the last checkpoint unless told otherwise: random weights are never meant."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             parser.set_defaults(ckpt_path="last")
         if subcommand == "predict":
-            parser.set_defaults(return_predictions=False)
+            parser.set_defaults(return_predictions=False)  # a callback writes them as they come; nobody gathers them
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -208,14 +187,21 @@ class KalmCLI(LightningCLI):
             verify_checkpoint(path)
             config["ckpt_path"] = str(path)
             if verb == "fit":
-                self.resumed_update = _update_of(path)
+                known = read_sidecar(path) or VerifiedCheckpointIO().load_checkpoint(path)
+                self.resumed_update = int(known.get("update", known.get("global_step", 0)))
         elif verb == "fit" and os.path.lexists(self.folder / LAST) and not config["overwrite"]:
             raise CheckpointError(
                 f"{self.folder} already holds a run ({LAST}). To continue it add --ckpt_path last; to keep it choose "
                 "another --experiment or --seed_everything; to delete it and start afresh add --overwrite true"
             )
         elif verb == "fit" and not config["overwrite"]:
-            refuse_occupied(self.seed_folders)
+            occupied = [str(folder) for folder in self.seed_folders if (folder / LAST).exists()]
+            if occupied:
+                raise CheckpointError(
+                    f"{', '.join(occupied)} already {'hold runs' if len(occupied) > 1 else 'holds a run'} ({LAST}), "
+                    "which this run would replace when it ends. To keep them choose another --experiment or "
+                    "--seed_everything; to delete them and start afresh add --overwrite true"
+                )
 
     def before_fit(self) -> None:
         """Clear away an earlier run, now that everything was built and training can start."""
@@ -223,17 +209,24 @@ class KalmCLI(LightningCLI):
             for folder in (self.folder, *self.seed_folders):
                 rank_zero_only(clear_run)(folder)
 
+    @rank_zero_only
     def after_fit(self) -> None:
-        """Leave an ordinary run for each of several seeds."""
-        if self.seed_folders and (self.folder / LAST).exists():
-            rank_zero_only(write_seed_runs)(self.folder, self.model, self.seed_folders, self._save_seed_config)
-
-    def _save_seed_config(self, number: int, folder: Path) -> None:
-        """Write the configuration with which one of several seeds is run alone."""
-        config = self.config[self.config["subcommand"]].clone()
-        config["seed_everything"] += number
-        config["model.init_args.num_seeds"], config["ckpt_path"] = 1, None
-        save_numbered(self._parser(self.config["subcommand"]), config, folder)
+        """Leave for each of several seeds, trained side by side, the run that it would have been alone."""
+        if not self.seed_folders or not (self.folder / LAST).exists():
+            return
+        verb, checkpoint_io, source = self.config["subcommand"], VerifiedCheckpointIO(), (self.folder / LAST).resolve()
+        together, stacked = checkpoint_io.load_checkpoint(source), dict(self.model.named_parameters()).keys()
+        of_data = type(self.datamodule).__qualname__  # where Lightning keeps what decides the data
+        for number, folder in enumerate(self.seed_folders):
+            config, own = self.config[verb].clone(), checkpoint_of(together, stacked, number)
+            config["seed_everything"] += number
+            config["model.init_args.num_seeds"], config["ckpt_path"] = 1, None
+            if UpdateCheckpoint().state_key in own["callbacks"]:
+                own["callbacks"] = {**own["callbacks"], UpdateCheckpoint().state_key: {"saved": [source.name]}}
+            own[of_data] = {**own[of_data], "seed": config["seed_everything"]}
+            save_numbered(self._parser(verb), config, folder)
+            checkpoint_io.save_checkpoint(own, folder / source.name)
+            point_to(folder / LAST, source.name)
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; by convention a ValueError of a constructor is about what the user typed."""
@@ -271,13 +264,6 @@ class KalmCLI(LightningCLI):
             RunTensorBoardLogger(str(self.folder), self.resumed_update),
             MetricsFileLogger(self.folder / name, self.resumed_update),
         ]
-
-
-def _update_of(path: Path) -> int:
-    sidecar = read_sidecar(path)
-    if sidecar is not None:
-        return int(sidecar["update"])
-    return int(VerifiedCheckpointIO().load_checkpoint(path).get("global_step", 0))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -21,15 +21,12 @@ _PARSER_KEY = re.compile(r'Parser key "([^"]+)"')
 
 
 def usage_error(error: Exception, parser: ArgumentParser) -> KalmError:
-    """The error to show for what ``parser`` could not accept.
-
-    Args:
-        error: What jsonargparse or OmegaConf raised.
-        parser: The parser of the verb, which knows every valid key.
-    """
-    own = _own_error(error)
-    if own is not None:
-        return own
+    """The error to show for what jsonargparse or OmegaConf has raised; the verb's parser knows every valid key."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KalmError):  # the parser has wrapped it, for example a refused experiment name
+            return cause
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, OmegaConfBaseException | RecursionError):
         return KalmError(_interpolation_message(error, parser))
     message = str(error)
@@ -41,15 +38,6 @@ def usage_error(error: Exception, parser: ArgumentParser) -> KalmError:
         key = refused[1] or refused[2]
         return KalmError(f"unknown key {key!r}; {_nearest(key, _known_keys(parser))} --help lists every key")
     return KalmError(message)
-
-
-def _own_error(error: BaseException | None) -> KalmError | None:
-    """An error of ours that the parser has wrapped, for example a refused experiment name."""
-    while error is not None:
-        if isinstance(error, KalmError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _interpolation_message(error: Exception, parser: ArgumentParser) -> str:
@@ -96,11 +84,8 @@ def _parameters(class_path: str) -> set[str]:
     names: set[str] = set()
     for parent in inspect.getmro(getattr(importlib.import_module(module), name)):
         if "__init__" in vars(parent) and parent is not object:
-            names |= {
-                parameter.name
-                for parameter in inspect.signature(vars(parent)["__init__"]).parameters.values()
-                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            }
+            parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
+            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return names - {"self"}
 
 

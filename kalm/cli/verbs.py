@@ -5,29 +5,21 @@ from __future__ import annotations
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from kalm.cli.usage import usage_error
-from kalm.core.errors import KalmError
+from kalm.core.errors import require
 from kalm.envs.base import Domain
 from kalm.runs.folder import find_checkpoint, run_folder
 from kalm.study import definition, run
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Run one of them.
-
-    Args:
-        verb: ``collect``, ``run``, ``export``, ``report`` or ``doctor``.
-        arguments: What follows the verb on the command line.
-
-    Returns:
-        Exit code.
-    """
+    """Run one of ``collect``, ``run``, ``export``, ``report`` and ``doctor``; the exit code."""
     make_parser, act = VERBS[verb]
     parser = make_parser()
     try:
@@ -37,23 +29,26 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     return act(config)
 
 
+def _parser(verb: str, description: str, **options: Any) -> ArgumentParser:
+    prog = f"python -m kalm {verb}"
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False, **options)
+
+
+def _say(text: str) -> None:
+    Console().print(text, markup=False, soft_wrap=True)
+
+
 def _collect_parser() -> ArgumentParser:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    parser = ArgumentParser(
-        prog="python -m kalm collect",
-        description="Collect real rollouts with the domain's expert. A collection that was killed goes on.",
+    parser = _parser(
+        "collect",
+        "Collect real rollouts with the domain's expert. A collection that was killed goes on.",
         parser_mode="omegaconf+",
-        exit_on_error=False,
-        allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given again.")
     parser.add_argument("--root", type=str, default="checkpoints", help="Folder below which all runs write.")
-    parser.add_argument(
-        "--experiment",
-        type=str,
-        default="",
-        help="<domain>/<stage>/<name>; the store is written to <root>/<experiment>/seed=<seed>/.",
-    )
+    place = "<domain>/<stage>/<name>; the store is written to <root>/<experiment>/seed=<seed>/."
+    parser.add_argument("--experiment", type=str, default="", help=place)
     parser.add_argument("--domain", type=Domain, required=True, help="The world, by class_path.")
     parser.add_argument("--num_rollouts", type=int, default=10000, help="Rollouts to collect.")
     parser.add_argument("--seed", type=int, default=0, help="Equal seeds give equal files.")
@@ -63,32 +58,24 @@ def _collect_parser() -> ArgumentParser:
 
 def _collect(config: Namespace) -> int:
     folder = run_folder(config.root, config.experiment, config.seed)
-    if config.num_rollouts < 1:
-        raise KalmError(f"num_rollouts is {config.num_rollouts}; it must be at least 1")
+    require(config.num_rollouts >= 1, "num_rollouts", config.num_rollouts, "at least 1")
     domain = _collect_parser().instantiate(config).domain
     from kalm.store.collect import collect_store, success_by_task
 
     store = collect_store(domain, folder, config.num_rollouts, config.seed, show_progress=config.show_progress)
     megabytes = sum(entry["bytes"] for entry in store.manifest["files"].values()) / 1e6
-    Console().print(
+    _say(
         f"{folder}: {store.num_rollouts} rollouts, {len(store)} transitions, {megabytes:.1f} MB "
-        f"({store.manifest['bytes_per_transition']} bytes a transition)",
-        markup=False,
-        soft_wrap=True,
+        f"({store.manifest['bytes_per_transition']} bytes a transition)"
     )
     rates = [f"{task} {good}/{count}" for task, (good, count) in success_by_task(domain, store).items()]
-    Console().print(f"successful rollouts by task: {', '.join(rates)}", markup=False, soft_wrap=True)
+    _say(f"successful rollouts by task: {', '.join(rates)}")
     return 0
 
 
 def _run_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m kalm run",
-        description=f"{run.__doc__}\n{definition.__doc__}",
-        formatter_class=RawDescriptionHelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    description = f"{run.__doc__}\n{definition.__doc__}"
+    parser = _parser("run", description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("study", type=str, help="Study file, for example conf/study/clevr_robot_demo.yaml.")
     parser.add_argument("--root", type=str | None, default=None, help="Folder to write below, in place of the file's.")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="Seeds, in place of the file's.")
@@ -104,20 +91,16 @@ def _run(config: Namespace) -> int:
 
 
 def _export_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m kalm export",
-        description="Merge what grounding taught a pretrained model into its weights; write a Hugging Face folder.",
-        exit_on_error=False,
-        allow_abbrev=False,
+    parser = _parser(
+        "export",
+        "Merge what grounding taught a pretrained model into its weights; write a Hugging Face folder.",
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="Checkpoint of grounding, or its run folder.")
     parser.add_argument("--output", type=str, required=True, help="Folder to write; empty or absent.")
-    parser.add_argument(
-        "--model", type=str | None, default=None, help="Where the pretrained model lies now, if it has moved."
-    )
-    parser.add_argument(
-        "--dtype", type=Literal["bfloat16", "float16", "float32"], default="bfloat16", help="Kind of number to save."
-    )
+    moved = "Where the pretrained model lies now, if it has moved."
+    parser.add_argument("--model", type=str | None, default=None, help=moved)
+    kinds = Literal["bfloat16", "float16", "float32"]
+    parser.add_argument("--dtype", type=kinds, default="bfloat16", help="Kind of number to save.")
     return parser
 
 
@@ -125,22 +108,19 @@ def _export(config: Namespace) -> int:
     from kalm.llm.grounding.export import export_model  # brings torch and transformers
 
     export_model(find_checkpoint(config.ckpt_path, Path()), Path(config.output), config.model, config.dtype)
-    Console().print(f"{config.output}: a plain Hugging Face model", markup=False, soft_wrap=True)
+    _say(f"{config.output}: a plain Hugging Face model")
     return 0
 
 
 def _report_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m kalm report",
-        description="Tables and plots of whatever the stages have written: report.md, report.html, PNG files.",
-        exit_on_error=False,
-        allow_abbrev=False,
+    parser = _parser(
+        "report",
+        "Tables and plots of whatever the stages have written: report.md, report.html, PNG files.",
     )
     parser.add_argument("folders", type=str, nargs="*", default=["checkpoints"], help="Roots or run folders.")
     parser.add_argument("--output", type=str, default="checkpoints/report", help="Folder to write to.")
-    parser.add_argument(
-        "--study", type=str | None, default=None, help="Study file whose report section names the table's rows."
-    )
+    named = "Study file whose report section names the table's rows."
+    parser.add_argument("--study", type=str | None, default=None, help=named)
     parser.add_argument("--num_last_evaluations", type=int, default=5, help="Evaluations to average (paper: 5).")
     return parser
 
@@ -149,27 +129,16 @@ def _report(config: Namespace) -> int:
     from kalm.report import write_report  # brings matplotlib
 
     root = config.folders[0] if len(config.folders) == 1 else None
-    write_report(
-        config.folders,
-        config.output,
-        study=None if config.study is None else definition.load_study(config.study, root).definition,
-        num_last_evaluations=config.num_last_evaluations,
-        console=Console(),
-    )
+    study = None if config.study is None else definition.load_study(config.study, root).definition
+    write_report(config.folders, config.output, study, None, config.num_last_evaluations, Console())
     return 0
 
 
 def _doctor_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m kalm doctor",
-        description="Look at versions, GPU, rendering, disk and clashes with other packages; or at a world.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = _parser("doctor", "Look at versions, GPU, rendering, disk and clashes with other packages; or at a world.")
     parser.add_argument("--root", type=str, default="checkpoints", help="Folder whose disk is looked at.")
-    parser.add_argument(
-        "--domain", type=Domain | None, default=None, help="Check this world, by class_path, instead of the machine."
-    )
+    checked = "Check this world, by class_path, instead of the machine."
+    parser.add_argument("--domain", type=Domain | None, default=None, help=checked)
     return parser
 
 

@@ -148,21 +148,15 @@ def verified_rollouts(
 
 def rollout_tasks(domain: Domain, selection: Selection) -> list[str]:
     """The task of each rollout's goal."""
-    tables = {id(store): _tasks(domain, store) for store in selection.line.stores}
-    return [
-        tables[id(store)][instruction]
-        for store, rows in selection.by_store()
-        for instruction in store.rollouts[names.INSTRUCTION_ID][rows].tolist()
-    ]
+    tasks: list[str] = []
+    for store, rows in selection.by_store():
+        of_instruction = [domain.goal_from_json(row.goal).task for row in store.instructions]
+        tasks += [of_instruction[number] for number in store.rollouts[names.INSTRUCTION_ID][rows].tolist()]
+    return tasks
 
 
 def weighed_by_verdicts(selection: Selection, weights: Mapping[str, float]) -> Selection:
-    """The same rollouts, those weighed down that fail a verdict; one that fails both counts with the product.
-
-    Args:
-        selection: Some rollouts.
-        weights: Weight of rollouts that are ``implausible`` or ``missed``, as ``check_verdict_weights`` allows them.
-    """
+    """The same rollouts, those weighed down that are ``implausible`` or ``missed``; one that is both by the product."""
     total = selection.weights
     for name, weight in weights.items():
         total = torch.where(passes(selection, _FAILS[name]), total, total * weight)
@@ -185,7 +179,3 @@ def check_verdict_weights(weights: Mapping[str, float], rollout_filter: RolloutF
                 f"verdict_weights weigh rollouts that are {name}, but filter: {rollout_filter.name} cuts them; use "
                 "filter: none to weigh them, or leave them out of verdict_weights"
             )
-
-
-def _tasks(domain: Domain, store: RolloutStore) -> list[str]:
-    return [domain.goal_from_json(row.goal).task for row in store.instructions]

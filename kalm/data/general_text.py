@@ -6,7 +6,6 @@ text. What of it is held out shows the price, whether any is mixed in or not.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.data.decisions import BY_CONTENT
-from kalm.data.grounding_batch import GeneralText
+from kalm.data.language_batches import GeneralText
+from kalm.data.rollout_sources import BY_CONTENT
 
 JSON_LINES = ".jsonl"
 _LEAST_TOKENS = 8
@@ -50,11 +49,7 @@ class GeneralTextSource:
         return [self.files] if isinstance(self.files, str) else list(self.files)
 
     def check(self) -> None:
-        """Refuse numbers that are out of range, and text without a file.
-
-        Raises:
-            DataError: The message names what is allowed.
-        """
+        """Refuse numbers that are out of range, and text without a file, with a ``DataError``."""
         if self.num_pieces < 0 or self.num_tokens < _LEAST_TOKENS:
             raise DataError(
                 f"general_text.num_pieces is {self.num_pieces} and general_text.num_tokens is {self.num_tokens}; they "
@@ -65,19 +60,13 @@ class GeneralTextSource:
 
 
 class GeneralTextPieces:
-    """Texts cut into pieces: the last tenth, or 256, is held out, the others make up batches.
-
-    Attributes:
-        training: Pieces to learn from.
-        held_out: Pieces to validate on.
-        fingerprint: SHA-256 of all of them.
-    """
+    """Texts cut into pieces: the last tenth, or 256, is ``held_out``, the others are for ``training``."""
 
     def __init__(self, files: Sequence[str], num_tokens: int) -> None:
-        """Read files and cut what they hold.
+        """Read files, as ``read_texts`` does, and cut what they hold.
 
         Args:
-            files: See ``read_texts``.
+            files: In UTF-8.
             num_tokens: About as many tokens a piece; the model reads no more of it.
 
         Raises:
@@ -91,7 +80,6 @@ class GeneralTextPieces:
             )
         num_held_out = min(max(1, round(_HELD_OUT_SHARE * len(pieces))), _MOST_HELD_OUT)
         self.training, self.held_out = pieces[:-num_held_out], pieces[-num_held_out:]
-        self.fingerprint = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()
         self._num_tokens = num_tokens
         self._order = lru_cache(maxsize=2)(self._make_order)
 
@@ -113,9 +101,8 @@ class GeneralTextPieces:
 def read_texts(files: Sequence[str]) -> list[str]:
     """The texts of some files, in their order.
 
-    Args:
-        files: In UTF-8. One that ends in ``.jsonl`` holds an object a line, whose ``text`` counts; any other is plain
-            text, with empty lines between texts.
+    A file that ends in ``.jsonl`` holds an object a line, whose ``text`` counts; any other is plain text, with empty
+    lines between texts. All are in UTF-8.
 
     Raises:
         DataError: If a file is missing, holds no text, or is not what it should be; with the line.

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from kalm.core import names
 from kalm.core.errors import DataError
 from kalm.core.goal import InstructedGoal
+from kalm.data.language_batches import WorkShard, make_work_items
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
-from kalm.data.work_item import WorkShard, make_work_items
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 
@@ -97,9 +97,8 @@ class GoalData(RolloutData):
     @cached_property
     def _goals_sha256(self) -> str:
         """Identity of the goals themselves: a file may be edited, and lie elsewhere tomorrow."""
-        lines = (
-            json.dumps(goal.to_json(), sort_keys=True) for split in self._num_rollouts for goal in self._goals_of(split)
-        )
+        goals = (goal for split in self._num_rollouts for goal in self._goals_of(split))
+        lines = (json.dumps(goal.to_json(), sort_keys=True) for goal in goals)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @cached_property
@@ -108,9 +107,8 @@ class GoalData(RolloutData):
         shards = []
         for split, num_rollouts in self._num_rollouts.items():
             number = self.domain.goal_splits.index(split)
-            items = make_work_items(
-                self.domain, self._goals_of(split), num_rollouts, self._starts, (self._seed, number)
-            )
+            seed = self._seed, number
+            items = make_work_items(self.domain, self._goals_of(split), num_rollouts, self._starts, seed)
             for first in range(0, num_rollouts, self._rollouts_per_shard):
                 # The split's number comes first, so that names sort in the order of the splits.
                 name = f"{number}-{split}-{first:09d}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, cast
 
 from torch.utils.data import DataLoader, Dataset
@@ -13,21 +13,22 @@ from torch.utils.data import DataLoader, Dataset
 from kalm.core import names
 from kalm.core.errors import DataError
 from kalm.data.general_text import GeneralTextPieces, GeneralTextSource
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, join_batches
+from kalm.data.language_batches import (
+    GroundingBatch,
+    GroundingTask,
+    ValidationBatch,
+    WorkItem,
+    join_batches,
+    make_work_items,
+)
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
+from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetryKind
-from kalm.data.task_batches import (
-    TaskBatches,
-    dynamics_texts,
-    explanation_texts,
-    generation_texts,
-    shortest_instructions,
-)
-from kalm.data.work_item import make_work_items
+from kalm.data.task_batches import TaskBatches, generation_prompts, shortest_instructions
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
-from kalm.language.prompts import EXPLANATIONS
+from kalm.language.prompts import DYNAMICS, EXPLANATIONS
 
 # Beyond the numbers of the tasks, which seed the streams of real rollouts.
 _IMAGINED_STREAM, _TEXT_STREAM = 1 << 8, 1 << 9
@@ -55,15 +56,9 @@ class GroundingTasks:
     num_explanation_prompts: int = len(EXPLANATIONS)
 
     def check(self) -> None:
-        """Refuse numbers that are out of range.
-
-        Raises:
-            DataError: The message names what is allowed.
-        """
+        """Refuse numbers that are out of range, with a ``DataError`` that names what is allowed."""
         sizes = {"generation": self.generation, "dynamics": self.dynamics, "explanation": self.explanation}
-        for name, size in sizes.items():
-            if size < 0:
-                raise DataError(f"tasks.{name} is {size}; it must be 0 or more")
+        require_least(**{f"tasks.{name}": (size, 0) for name, size in sizes.items()})
         if not any(sizes.values()):
             raise DataError("tasks.generation, tasks.dynamics and tasks.explanation are all 0; one task must be left")
         if not 1 <= self.num_explanation_prompts <= len(EXPLANATIONS):
@@ -123,16 +118,10 @@ class GroundingData(RolloutData):
         require_least(num_imagined=(num_imagined, 0))
         if general_text:
             general_text.check()
-        num_imagined_generation = imagined.num_rows(tasks.generation, "tasks.generation") if imagined else 0
-        self._num_imagined_generation = num_imagined_generation
-        self._task_sizes = {
-            GroundingTask.GENERATION: tasks.generation - num_imagined_generation,
-            GroundingTask.DYNAMICS: tasks.dynamics,
-            GroundingTask.EXPLANATION: tasks.explanation,
-        }
-        self._num_explanation_prompts, self._text_source = tasks.num_explanation_prompts, general_text
-        self._tokens_per_prompt, self._crop_probability, self._seed = tokens_per_prompt, crop_probability, seed
-        self._num_imagined, self._goal_splits = num_imagined, domain.check_goal_splits(goal_splits)
+        self._num_imagined_generation = imagined.num_rows(tasks.generation, "tasks.generation") if imagined else 0
+        self._tasks, self._text_source = tasks, general_text
+        self._shown: Any = {"tokens_per_prompt": tokens_per_prompt, "crop_probability": crop_probability}
+        self._seed, self._num_imagined, self._goal_splits = seed, num_imagined, domain.check_goal_splits(goal_splits)
 
     def setup(self, stage: str) -> None:
         """Open the stores and read the text, so that what is wrong with them shows at once."""
@@ -176,60 +165,46 @@ class GroundingData(RolloutData):
     def val_dataloader(self) -> list[DataLoader[ValidationBatch]]:
         """Held-out real rollouts; then work items of every split, and held-out text, as far as there are any."""
         (starts,) = self.held_out_rollouts.read((names.OBSERVATION,), self.held_out_rollouts.starts)
-        domain, number_of = self.domain, self.domain.goal_splits.index
-        items = [
-            item
-            for split in (self._goal_splits if self._num_imagined else ())
-            for item in make_work_items(
-                domain,
-                domain.instructed_goals(split),
-                self._num_imagined,
-                starts.numpy(),
-                (_VALIDATION_SEED, number_of(split)),
-            )
-        ]
+        items: list[WorkItem] = []
+        for split in self._goal_splits if self._num_imagined else ():
+            goals, seed = self.domain.instructed_goals(split), (_VALIDATION_SEED, self.domain.goal_splits.index(split))
+            items += make_work_items(self.domain, goals, self._num_imagined, starts.numpy(), seed)
         loaders = [self.held_out_loader()]
-        loaders += [_loader(items, _ITEMS_A_BATCH, lambda some: ValidationBatch(items=some))] if items else []
-        texts = self.general_text.held_out_batches() if self.general_text else []
-        return loaders + ([_loader(texts, None, lambda text: ValidationBatch(text=text))] if texts else [])
+        if items:
+            loaders.append(_loader(items, _ITEMS_A_BATCH, lambda some: ValidationBatch(items=some)))
+        if self.general_text:
+            texts = self.general_text.held_out_batches()
+            loaders.append(_loader(texts, None, lambda text: ValidationBatch(text=text)))
+        return loaders
 
     @cached_property
     def _task_batches(self) -> list[TaskBatches]:
-        texts = {
-            GroundingTask.GENERATION: generation_texts(self.training.instruction_rows),
-            GroundingTask.DYNAMICS: dynamics_texts(len(self.training)),
-            GroundingTask.EXPLANATION: explanation_texts(self.answers, self._num_explanation_prompts),
-        }
-        shown = partial(
-            TaskBatches,
-            tokens_per_prompt=self._tokens_per_prompt,
-            crop_probability=self._crop_probability,
-            symmetries=self.symmetries,
-        )
-        batches = [
-            shown(self.training, task, texts[task], size, seed=(self._seed, int(task)))
-            for task, size in self._task_sizes.items()
+        tasks, num_imagined = self._tasks, self._num_imagined_generation
+        real, imagined = self.training, self.imagination
+        generation, dynamics, explanation = GroundingTask
+        questions = [EXPLANATIONS[: tasks.num_explanation_prompts]] * len(real)
+        # Rollouts, their task, prompts and answers, how many a batch has, and the stream that decides their order.
+        shown: list[tuple[Selection, GroundingTask, Sequence[Sequence[str]], Sequence[str] | None, int, int]] = [
+            (real, generation, generation_prompts(real), None, tasks.generation - num_imagined, int(generation)),
+            (real, dynamics, [[DYNAMICS]] * len(real), None, tasks.dynamics, int(dynamics)),
+            (real, explanation, questions, self.answers, tasks.explanation, int(explanation)),
+            (imagined, generation, generation_prompts(imagined), None, num_imagined, _IMAGINED_STREAM),
+        ]
+        common: Any = {**self._shown, "symmetries": self.symmetries}
+        return [
+            TaskBatches(rollouts, task, prompts, answers, size, **common, seed=(self._seed, stream))
+            for rollouts, task, prompts, answers, size, stream in shown
             if size
         ]
-        if self._num_imagined_generation:
-            seed, own = (self._seed, _IMAGINED_STREAM), generation_texts(self.imagination.instruction_rows)
-            size = self._num_imagined_generation
-            batches.append(shown(self.imagination, GroundingTask.GENERATION, own, size, seed=seed))
-        return batches
 
 
 def check_shown_rollouts(tokens_per_prompt: int, crop_probability: float, num_held_out: int) -> None:
-    """Refuse numbers that rollouts cannot be shown by, or held out.
-
-    Raises:
-        DataError: The message names what is allowed.
-    """
+    """Refuse numbers that rollouts cannot be shown by, or held out, with a ``DataError``."""
     require_least(tokens_per_prompt=(tokens_per_prompt, 1), num_held_out=(num_held_out, 1))
     if not 0 <= crop_probability <= 1:
         raise DataError(f"crop_probability is {crop_probability}; it is a share, in [0, 1]")
 
 
 def _loader(entries: Sequence[Any], batch_size: int | None, collate: Any) -> DataLoader[ValidationBatch]:
-    # A list serves as a dataset; PyTorch's types only know its own class.
-    dataset = cast("Dataset[Any]", entries)
+    dataset = cast("Dataset[Any]", entries)  # a list serves, but PyTorch's types know only its own class
     return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=collate)

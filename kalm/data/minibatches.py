@@ -36,19 +36,12 @@ _PADDING = ("collector", "mask")  # where TorchRL says which steps of a window a
 
 @dataclass(frozen=True)
 class Updates:
-    """The updates to draw for, and all that their luck depends on.
-
-    Attributes:
-        seed: Seed of the run.
-        rank: Process of a distributed run; each draws rows of its own.
-        first: The first update.
-        number: How many there are from there on, K.
-    """
+    """The updates to draw for, and all that their luck depends on."""
 
     seed: int = 0
-    rank: int = 0
+    rank: int = 0  # of a process in a distributed run; each draws rows of its own
     first: int = 0
-    number: int = 1
+    number: int = 1  # of updates from the first on, K
 
     def words(self, stream: int, num_words: int) -> NDArray[np.uint64]:
         """Random 64-bit words for each update, shape (K, num_words); streams and updates are independent of others."""
@@ -93,14 +86,7 @@ class WindowSampler(SliceSampler):
     """
 
     def __init__(self, stream: int, lengths: Tensor, num_steps: int, generator: torch.Generator) -> None:
-        """Say where rollouts end.
-
-        Args:
-            stream: Stream of random words to draw by.
-            lengths: Transitions of each rollout of the storage, int64.
-            num_steps: Steps of a window, T.
-            generator: The buffer's, which is set anew for each update.
-        """
+        """Say where rollouts end, by their lengths; the generator is the buffer's, set anew for each update."""
         ends = torch.zeros(int(lengths.sum()), dtype=torch.bool)
         ends[lengths.cumsum(0) - 1] = True
         super().__init__(
@@ -126,34 +112,20 @@ class WindowSampler(SliceSampler):
 
 
 class Minibatches:
-    """The rows of the minibatches of any updates.
-
-    Attributes:
-        buffer: TorchRL's ensemble, a member for each part; ``buffer.sample`` draws as many rows of each.
-    """
+    """The rows of the minibatches of any updates; ``buffer`` is TorchRL's ensemble, a member for each part."""
 
     def __init__(self, parts: Sequence[Part], sequence_length: int = 1) -> None:
-        """Make the buffer; no transition is read.
-
-        Args:
-            parts: What a minibatch is made of, in this order.
-            sequence_length: Steps of a row, T; above 1 rows are windows.
-        """
+        """Make the buffer; no transition is read. Rows of T = ``sequence_length`` above 1 are windows."""
         self._num_rows = [part.num_rows for part in parts]
         self._sequence_length = sequence_length
         generator = torch.Generator()
         members = []
         for stream, part in enumerate(parts):
-            is_window = sequence_length > 1
-            members.append(
-                ReplayBuffer(
-                    storage=TensorStorage(part.selection.rows()),
-                    sampler=WindowSampler(stream, part.selection.lengths, sequence_length, generator)
-                    if is_window
-                    else TransitionSampler(stream),
-                    writer=ImmutableDatasetWriter(),
-                )
-            )
+            sampler: TransitionSampler | WindowSampler = TransitionSampler(stream)
+            if sequence_length > 1:
+                sampler = WindowSampler(stream, part.selection.lengths, sequence_length, generator)
+            storage = TensorStorage(part.selection.rows())
+            members.append(ReplayBuffer(storage=storage, sampler=sampler, writer=ImmutableDatasetWriter()))
         self.buffer = ReplayBufferEnsemble(*members, sample_from_all=True, generator=generator)
 
     def draw(self, updates: Updates) -> tuple[Tensor, Tensor | None]:
@@ -176,15 +148,10 @@ class Minibatches:
 
 
 def goal_split_parts(selection: Selection, num_rows: int, goal_splits: Sequence[str]) -> list[Part]:
-    """One part for every goal split that has rollouts, with equally many rows, to the nearest one.
+    """One part for every goal split that has rollouts, in their order, with equally many rows, to the nearest one.
 
     One push makes an easy rollout, fifty an unhappy hard one, and filters leave many of one split and few of another.
     Drawn alike, transitions of the split that has most of them crowd the others out of every minibatch.
-
-    Args:
-        selection: The imagined rollouts.
-        num_rows: Rows of a minibatch to share out.
-        goal_splits: The domain's, in its order, which is that of the parts.
 
     Raises:
         DataError: If there are fewer rows than splits.

@@ -6,36 +6,75 @@ instructions, E numbers in an embedding, T steps of a window.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchrl.data import ReplayBufferEnsemble
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError
 from kalm.core.rollout import Rollout
 from kalm.data.choice import check_verdict_weights, weighed_by_verdicts
-from kalm.data.evaluation_episodes import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.envs.base import Domain
+from kalm.envs.evaluation import evaluation_episodes
 from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.layout import Key
+
+# Evaluation is the same for every run, whatever its seed; validation and test never share a start.
+_VALIDATION_SEED, _TEST_SEED = 0, 1
+_EPISODES_A_BATCH = 128
+
+
+@dataclass(frozen=True)
+class EvaluationEpisodes:
+    """What a policy is judged on, the same for every policy and every run; it decides nothing that is learned.
+
+    Args:
+        num_validation_episodes: Episodes a split in validation.
+        num_test_episodes: Episodes a split in test.
+        goal_splits: Splits to evaluate on; null takes all of the domain's.
+        goals_file: JSON lines of your own goals to evaluate on, in place of the domain's.
+    """
+
+    num_validation_episodes: int = 40
+    num_test_episodes: int = 200
+    goal_splits: Sequence[str] | None = None
+    goals_file: str | None = None
+
+    def validation_loader(self, domain: Domain) -> DataLoader[list[Episode]]:
+        """Lists of validation episodes."""
+        return self._loader(domain, self.num_validation_episodes, _VALIDATION_SEED)
+
+    def test_loader(self, domain: Domain) -> DataLoader[list[Episode]]:
+        """Lists of test episodes, none of them used in validation."""
+        return self._loader(domain, self.num_test_episodes, _TEST_SEED)
+
+    def _loader(self, domain: Domain, num_episodes: int, seed: int) -> DataLoader[list[Episode]]:
+        splits = domain.check_goal_splits(self.goal_splits)
+        episodes = evaluation_episodes(domain, splits, num_episodes, seed, self.goals_file)
+        dataset = cast("Dataset[list[Episode]]", episodes)  # a list serves, but PyTorch's types know only its own class
+        return DataLoader(dataset, batch_size=_EPISODES_A_BATCH, shuffle=False, collate_fn=list)
+
+
+DEFAULT_EPISODES = EvaluationEpisodes()
 
 
 class PolicyData(RolloutData):
     """Real rollouts, imagined rollouts that passed a filter, and the episodes to be judged on.
 
     Attributes:
-        evaluation: The episodes to be judged on.
         seed: Decides which transitions each update gets.
         num_seeds: Policies that are trained side by side, S; set by the policy. Each gets the minibatches of its own
             seed, ``seed``, ``seed + 1`` and so on.
@@ -89,9 +128,8 @@ class PolicyData(RolloutData):
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
         self.seed, self.num_seeds = seed, 1
-        require_least(
-            batch_size=(batch_size, 1), sequence_length=(sequence_length, 1), updates_per_step=(updates_per_step, 1)
-        )
+        require_least(batch_size=(batch_size, 1), sequence_length=(sequence_length, 1))
+        require_least(updates_per_step=(updates_per_step, 1))
         domain.check_goal_splits(evaluation.goal_splits)
         self._num_imagined_rows = 0
         if imagined:
@@ -170,11 +208,11 @@ class PolicyData(RolloutData):
         return batch
 
     def val_dataloader(self) -> DataLoader[list[Episode]]:
-        """Lists of validation episodes, the same for every run."""
+        """Lists of validation episodes."""
         return self.evaluation.validation_loader(self.domain)
 
     def test_dataloader(self) -> DataLoader[list[Episode]]:
-        """Lists of test episodes, the same for every run, none of them used in validation."""
+        """Lists of test episodes."""
         return self.evaluation.test_loader(self.domain)
 
     def _first_batch(self) -> int:

@@ -10,24 +10,20 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from kalm.data.evaluation_episodes import DEFAULT_EPISODES, EvaluationEpisodes
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.grounding_data import check_shown_rollouts
+from kalm.data.language_batches import GroundingBatch, GroundingTask
+from kalm.data.policy_data import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind
-from kalm.data.task_batches import TaskBatches, generation_texts
+from kalm.data.task_batches import TaskBatches, generation_prompts
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
 
 
 class ReturnConditionedData(RolloutData):
-    """Real rollouts for the goals that they were made for, and the episodes that policies are judged on.
-
-    Attributes:
-        evaluation: The episodes to be judged on.
-    """
+    """Real rollouts for the goals that they were made for, and the episodes that policies are judged on."""
 
     undecided = frozenset({"encoder", "evaluation"})
 
@@ -66,8 +62,8 @@ class ReturnConditionedData(RolloutData):
         require_least(batch_size=(batch_size, 1))
         check_shown_rollouts(tokens_per_prompt, crop_probability, num_held_out)
         domain.check_goal_splits(evaluation.goal_splits)
-        self._batch_size, self._tokens_per_prompt, self._seed = batch_size, tokens_per_prompt, seed
-        self._crop_probability = crop_probability
+        self._batch_size, self._seed = batch_size, seed
+        self._shown: Any = {"tokens_per_prompt": tokens_per_prompt, "crop_probability": crop_probability}
 
     def setup(self, stage: str) -> None:
         """Open the store, so that what is wrong with it shows at once; a test reads none."""
@@ -80,21 +76,16 @@ class ReturnConditionedData(RolloutData):
 
     @cached_property
     def _batches(self) -> TaskBatches:
+        task, prompts = GroundingTask.GENERATION, generation_prompts(self.training)
+        seed = self._seed, int(task)
         return TaskBatches(
-            self.training,
-            GroundingTask.GENERATION,
-            generation_texts(self.training.instruction_rows),
-            self._batch_size,
-            tokens_per_prompt=self._tokens_per_prompt,
-            crop_probability=self._crop_probability,
-            symmetries=self.symmetries,
-            seed=(self._seed, int(GroundingTask.GENERATION)),
+            self.training, task, prompts, None, self._batch_size, **self._shown, symmetries=self.symmetries, seed=seed
         )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """Held-out real rollouts; then validation episodes, the same for every policy."""
+        """Held-out real rollouts; then validation episodes."""
         return [self.held_out_loader(), self.evaluation.validation_loader(self.domain)]
 
     def test_dataloader(self) -> DataLoader[list[Episode]]:
-        """Test episodes, the same for every policy, none of them used in validation."""
+        """Lists of test episodes."""
         return self.evaluation.test_loader(self.domain)

@@ -6,22 +6,20 @@ Shape letters: O numbers in an observation.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.provenance import changes
 from kalm.data.choice import first_rollouts
-from kalm.data.decisions import data_decisions
-from kalm.data.grounding_batch import ValidationBatch
-from kalm.data.indexed_batches import IndexedBatches
-from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
+from kalm.data.language_batches import ValidationBatch
+from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts, data_decisions
 from kalm.data.selection import Selection
 from kalm.data.statistics import Moments, RolloutStatistics, rollout_statistics, transition_moments
 from kalm.data.symmetry import SymmetricNumbers, SymmetryKind, symmetries_of
@@ -30,19 +28,43 @@ from kalm.language.encoder import SentenceEncoder
 from kalm.store.collect import open_domain_store
 from kalm.store.reader import RolloutStore
 
+Batch = TypeVar("Batch")
 _ROLLOUTS_A_BATCH = 128
 
 
-class RolloutData(LightningDataModule):
-    """Rollouts of a world that something learns from.
+class IndexedBatches(IterableDataset[Batch], Generic[Batch]):
+    """Yields ``batch(start)``, ``batch(start + 1)``, ... and asks for ``start`` anew on every pass.
 
-    Attributes:
-        domain: The world.
-        encoder: The frozen sentence encoder, for those who show sentences.
-        spec: Sizes for whoever learns; known before any data is read.
-        real: The real rollouts, as they were described.
-        imagined: The imagined ones, None where there are none.
+    Nothing needs saving: batch i is the same whether the run came to it in one go, after a resume or in a second pass,
+    so whoever knows how many batches were used (the trainer's step counter does) knows where to go on.
     """
+
+    def __init__(self, batch: Callable[[int], Batch], start: Callable[[], int], stop: int | None = None) -> None:
+        """Describe the batches; none is made yet.
+
+        Args:
+            batch: Makes a batch from its index; must depend on nothing that changes during training.
+            start: Index of the first batch of a pass; called when the pass begins.
+            stop: Index behind the last batch; None never stops.
+        """
+        self._batch, self._start, self._stop = batch, start, stop
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass."""
+        index = self._start()
+        while self._stop is None or index < self._stop:
+            yield self._batch(index)
+            index += 1
+
+    def dataloader(self) -> DataLoader[Batch]:
+        """A loader for Lightning that hands the batches on as they are, in the training process."""
+        # Worker processes would copy each batch between processes, which costs more than making it. PyTorch's default
+        # conversion takes a TensorDict for a mapping and rebuilds it.
+        return DataLoader(self, batch_size=None, num_workers=0, collate_fn=lambda batch: batch)
+
+
+class RolloutData(LightningDataModule):
+    """Rollouts of a world that something learns from."""
 
     # Constructor arguments that do not decide what is learned from; a resumed run may change them.
     undecided: ClassVar[frozenset[str]] = frozenset()
@@ -64,7 +86,7 @@ class RolloutData(LightningDataModule):
         super().__init__()
         self._arguments = {name: arguments[name] for name in inspect.signature(type(self)).parameters}
         self.domain: Domain = arguments["domain"]
-        self.spec = self.domain.spec
+        self.spec = self.domain.spec  # for whoever learns; known before any data is read
         if "encoder" in arguments:  # what knows no goals needs none
             self.encoder: SentenceEncoder = arguments["encoder"]
             self.spec = self.spec.with_goals(self.encoder.embedding_size)
@@ -213,14 +235,7 @@ class RolloutData(LightningDataModule):
 
 
 def require_least(**least: tuple[int, int]) -> None:
-    """Refuse numbers that are too small.
-
-    Args:
-        **least: Name of a number -> the number, and the least that it may be.
-
-    Raises:
-        DataError: At the first that is too small.
-    """
+    """Refuse with a ``DataError`` numbers, given by name with the least that each may be, that are too small."""
     for name, (value, bound) in least.items():
         if value < bound:
             raise DataError(f"{name} is {value}; it must be {bound} or more")

@@ -1,22 +1,29 @@
-"""Where rollouts come from and which of them are used: real ones and imagined ones, as YAML describes them."""
+"""Where rollouts come from and which of them are used, as YAML describes it; and what such words decide of the data.
+
+A resumed run is refused other data than it began with. Every argument of a data module's constructor counts, and every
+field of the objects among them, unless it is declared not to; so a new option cannot be forgotten.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
 
+from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
-from kalm.data.choice import (
-    RolloutFilter,
-    first_rollouts,
-    passing,
-    top_returns,
-    verdict_counts,
-    verified_rollouts,
-)
-from kalm.data.decisions import BY_CONTENT, UNDECIDED
+from kalm.data.choice import RolloutFilter, first_rollouts, passing, top_returns, verdict_counts, verified_rollouts
 from kalm.data.selection import Selection
 from kalm.envs.base import Domain
+from kalm.language.encoder import SentenceEncoder
 from kalm.store.collect import collect_if_absent
+from kalm.store.reader import RolloutStore, is_finished_store
+
+# Metadata of a field: what a path leads to counts, not where it lies; or the field decides nothing that is learned.
+BY_CONTENT = {"by_content": True}
+UNDECIDED = {"undecided": True}
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,7 @@ class RealRollouts:
     collect_seed: int = field(default=0, metadata=UNDECIDED)
 
     def check(self) -> None:
-        """Refuse numbers that are out of range.
-
-        Raises:
-            DataError: The message names what is allowed.
-        """
+        """Refuse numbers that are out of range, with a ``DataError`` that names what is allowed."""
         if self.max_rollouts is not None and self.max_rollouts < 1:
             raise DataError(f"real.max_rollouts is {self.max_rollouts}; give 1 or more, or null for all rollouts")
         _check_top_returns("real", self.top_return_fraction, self.return_discount)
@@ -86,11 +89,7 @@ class ImaginedRollouts:
     num_least: int = 0
 
     def check(self) -> None:
-        """Refuse numbers that are out of range.
-
-        Raises:
-            DataError: The message names what is allowed.
-        """
+        """Refuse numbers that are out of range, with a ``DataError`` that names what is allowed."""
         if not self.stores:
             raise DataError("imagined.stores names none; to train on real rollouts only, set imagined to null")
         if self.num_least < 0:
@@ -98,11 +97,7 @@ class ImaginedRollouts:
         _check_top_returns("imagined", self.top_return_fraction, self.return_discount)
 
     def num_rows(self, total: int, name: str) -> int:
-        """How many of ``total`` rows, rollouts or transitions are imagined.
-
-        Args:
-            total: Rows of an update.
-            name: What the total is called in YAML.
+        """How many of an update's ``total`` rows, rollouts or transitions, called ``name`` in YAML, are imagined.
 
         Raises:
             DataError: If it makes none, or more than there are.
@@ -132,9 +127,49 @@ class ImaginedRollouts:
         return top_returns(chosen, self.top_return_fraction, self.return_discount)
 
 
+def data_decisions(arguments: Mapping[str, Any], undecided: Collection[str]) -> dict[str, Any]:
+    """What a constructor's arguments say about the data, as plain JSON types; fields of objects are ``name.field``.
+
+    Args:
+        arguments: Every argument by its name.
+        undecided: Names of those that decide nothing that is learned, such as what a run is evaluated on.
+    """
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in undecided:
+            continue
+        if is_dataclass(value) and not isinstance(value, type):
+            for part in fields(value):
+                if "undecided" not in part.metadata:
+                    own = getattr(value, part.name)
+                    found[f"{name}.{part.name}"] = _content(own) if "by_content" in part.metadata else _plain(own)
+        else:
+            found[name] = _plain(value)
+    return found
+
+
 def _check_top_returns(source: str, fraction: float, discount: float) -> None:
     if not (0 < fraction <= 1 and 0 <= discount <= 1):
         raise DataError(
             f"{source}.top_return_fraction is {fraction} and {source}.return_discount is {discount}; the first must be "
             "in (0, 1], the second in [0, 1]"
         )
+
+
+def _content(paths: str | Sequence[str]) -> Any:
+    """Identity of what lies there: of a rollout store its fingerprint, of a file its SHA-256."""
+    if not isinstance(paths, str):
+        return [_content(path) for path in paths]
+    return (RolloutStore(paths).fingerprint if is_finished_store(paths) else file_sha256(Path(paths)))[:12]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Domain):
+        return value.name
+    if isinstance(value, SentenceEncoder):
+        return value.fingerprint
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

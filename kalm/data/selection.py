@@ -28,18 +28,14 @@ class StoreLine:
     """Stores one after the other, with one count of rollouts, transitions and sentences.
 
     Attributes:
-        stores: The S stores.
+        stores: The S stores, at least one; their columns have the same types.
         starts: First transition of each rollout, int64 of shape (R,).
         lengths: Transitions of each rollout, int64 of shape (R,).
         first_rollouts: First rollout of each store, int64 of shape (S,).
     """
 
     def __init__(self, stores: Sequence[RolloutStore]) -> None:
-        """Read where rollouts lie; transitions and sentences are not touched.
-
-        Args:
-            stores: At least one; their columns have the same types.
-        """
+        """Read where rollouts lie; transitions and sentences are not touched."""
         self.stores = list(stores)
         self.first_rollouts = _firsts([store.num_rollouts for store in stores])
         self._first_rows = _firsts([len(store) for store in stores])
@@ -63,10 +59,7 @@ class StoreLine:
         Args:
             keys: Which columns: those of the stores, with ``instruction_id`` and ``rollout_id`` in the common count,
                 and ``return_to_go``.
-            rows: Which transitions, int64 of shape (n,).
-
-        Returns:
-            For each key a tensor of shape (n, ...).
+            rows: Which transitions, int64 of shape (n,); the columns have shape (n, ...).
         """
         if len(self.stores) == 1:
             return self._read(0, keys, rows)
@@ -80,12 +73,11 @@ class StoreLine:
         return [torch.cat(columns).index_select(0, order) for columns in zip(*parts, strict=True)]
 
     def _read(self, number: int, keys: Sequence[Key], rows: Tensor) -> list[Tensor]:
-        """Columns of rows of one store."""
         store = self.stores[number]
         stored = [key for key in keys if key != names.RETURN_TO_GO]
         columns = dict(zip(stored, store.read(stored, rows), strict=True))
         if names.ROLLOUT_ID in columns:
-            columns[names.ROLLOUT_ID] = self.first_rollouts[number] + columns[names.ROLLOUT_ID]
+            columns[names.ROLLOUT_ID] = columns[names.ROLLOUT_ID].long() + self.first_rollouts[number]
         if names.INSTRUCTION_ID in columns:
             columns[names.INSTRUCTION_ID] = self._instruction_numbers[number][columns[names.INSTRUCTION_ID].long()]
         if names.RETURN_TO_GO in keys:
@@ -108,17 +100,11 @@ class StoreLine:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Rollouts of a line of stores, each with a weight.
-
-    Attributes:
-        line: The stores.
-        rollouts: Which of their rollouts, int64 of shape (J,), ascending.
-        weights: How much each counts in a loss, float32 of shape (J,); 1 is the weight of others.
-    """
+    """Rollouts of a line of stores, each with a weight."""
 
     line: StoreLine
-    rollouts: Tensor
-    weights: Tensor
+    rollouts: Tensor  # which of the line's, int64 of shape (J,), ascending
+    weights: Tensor  # how much each counts in a loss, float32 of shape (J,); 1 is the weight of others
 
     @classmethod
     def whole(cls, stores: Sequence[RolloutStore]) -> Selection:
@@ -196,12 +182,7 @@ class Selection:
         return torch.arange(int(lengths.sum())) + first.repeat_interleave(lengths)
 
     def read(self, keys: Sequence[Key], rows: Tensor) -> list[Tensor]:
-        """Columns of some transitions of the line, as ``StoreLine.read`` gives them; ``weight`` can be asked for too.
-
-        Args:
-            keys: Which columns.
-            rows: Which transitions, int64 of shape (n,).
-        """
+        """Columns of transitions of the line, as ``StoreLine.read`` gives them; ``weight`` can be asked for too."""
         if names.WEIGHT not in keys:
             return self.line.read(keys, rows)
         read: list[Key] = [names.ROLLOUT_ID, *(key for key in keys if key not in (names.ROLLOUT_ID, names.WEIGHT))]
@@ -224,14 +205,11 @@ class Selection:
 
 
 def returns_to_go(reward: Tensor, lengths: Tensor) -> Tensor:
-    """Sum of the rewards of each step and of all later ones of its rollout, undiscounted.
+    """Sum of the rewards of each step and of all later ones of its rollout, undiscounted, float32 of shape (n,).
 
     Args:
         reward: Of each step, rollouts one after the other, shape (n,).
         lengths: Steps of each rollout, int64 of shape (J,).
-
-    Returns:
-        Float32 of shape (n,).
     """
     earned = reward.double().cumsum(0)  # double: the sum runs over all rollouts
     at_end = earned[lengths.cumsum(0) - 1].repeat_interleave(lengths)

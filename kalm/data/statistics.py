@@ -20,7 +20,9 @@ _CHUNK = 1 << 16
 class Moments:
     """Mean, standard deviation and range of more numbers than fit into memory: takes in rows piece by piece.
 
-    Shape letters: n rows of a piece, O numbers in a row.
+    Attributes:
+        least: Least of each number, shape (O,).
+        greatest: Greatest of each number, shape (O,).
     """
 
     def __init__(self) -> None:
@@ -28,10 +30,10 @@ class Moments:
         self._count = 0
         self._centre: Tensor | None = None
         self._total = self._squares = torch.zeros(())
-        self._least, self._greatest = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+        self.least, self.greatest = torch.tensor(torch.inf), torch.tensor(-torch.inf)
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows, shape (n, O), n at least 1 for the first piece."""
+        """Take in rows, shape (n, O), at least one the first time."""
         values = rows.double()
         if self._centre is None:
             self._centre = values[0]  # offsets from any row keep the squares small against their difference
@@ -39,24 +41,14 @@ class Moments:
         self._count += len(offset)
         self._total = self._total + offset.sum(0)
         self._squares = self._squares + offset.square().sum(0)
-        self._least = torch.minimum(self._least, rows.amin(0))
-        self._greatest = torch.maximum(self._greatest, rows.amax(0))
+        self.least = torch.minimum(self.least, rows.amin(0))
+        self.greatest = torch.maximum(self.greatest, rows.amax(0))
 
     @property
     def mean(self) -> Tensor:
         """Float32 of shape (O,)."""
         assert self._centre is not None, "no rows were added"
         return (self._centre + self._total / self._count).float()
-
-    @property
-    def least(self) -> Tensor:
-        """Least of each number, shape (O,)."""
-        return self._least
-
-    @property
-    def greatest(self) -> Tensor:
-        """Greatest of each number, shape (O,)."""
-        return self._greatest
 
     @property
     def std(self) -> Tensor:
@@ -83,12 +75,7 @@ def transition_moments(selection: Selection) -> tuple[Moments, Moments, Moments]
 
 
 def rollout_returns(selection: Selection, discount: float) -> Tensor:
-    """Return of every rollout, float64 of shape (J,): equal rollouts have equal returns.
-
-    Args:
-        selection: J rollouts.
-        discount: Worth of a reward one step later.
-    """
+    """Return of every rollout, float64 of shape (J,), a reward one step later being worth ``discount`` as much."""
     lengths = selection.lengths
     (reward,) = selection.read((names.REWARD,), selection.rows())
     step = torch.arange(len(reward)) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
@@ -99,19 +86,12 @@ def rollout_returns(selection: Selection, discount: float) -> Tensor:
 
 @dataclass(frozen=True)
 class RolloutStatistics:
-    """What a policy of windows has to know of the rollouts it learns from.
+    """What a policy of windows has to know of the rollouts it learns from."""
 
-    Attributes:
-        return_to_go_mean: Mean over the steps of the real rollouts.
-        return_to_go_std: Standard deviation of the same.
-        returns: Return of each real rollout, float32 of shape (J,).
-        max_length: Steps of the longest rollout of either source.
-    """
-
-    return_to_go_mean: float
+    return_to_go_mean: float  # over the steps of the real rollouts
     return_to_go_std: float
-    returns: Tensor
-    max_length: int
+    returns: Tensor  # of each real rollout, float32 of shape (J,)
+    max_length: int  # steps of the longest rollout of either source
 
 
 def rollout_statistics(real: Selection, used: Selection) -> RolloutStatistics:

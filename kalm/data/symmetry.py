@@ -60,12 +60,7 @@ class SymmetricTexts:
     """
 
     def __init__(self, texts: Sequence[str], symmetries: Sequence[Symmetry]) -> None:
-        """Turn every distinct text in every way.
-
-        Args:
-            texts: Sentences; they may repeat.
-            symmetries: May be empty.
-        """
+        """Turn every distinct text in every way; texts may repeat, and there may be no symmetries."""
         given = list(dict.fromkeys(texts))
         rows = texts_under(given, symmetries) or [given]
         self.distinct = list(dict.fromkeys([*given, *(text for row in rows for text in row)]))
@@ -83,11 +78,7 @@ class SymmetricNumbers:
     """Observations and actions under symmetries."""
 
     def __init__(self, symmetries: Sequence[Symmetry]) -> None:
-        """Stack their tables.
-
-        Args:
-            symmetries: L; there may be none if nothing is shown under any.
-        """
+        """Stack their tables; there may be none if nothing is shown under any."""
         self._observation_order = torch.from_numpy(np.array([r.observation_order for r in symmetries]))  # (L, O)
         self._observation_sign = torch.from_numpy(np.array([r.signs for r in symmetries]))  # (L, O)
         self._action_of = torch.from_numpy(np.array([r.action_of for r in symmetries]))  # (L, A)
@@ -120,12 +111,7 @@ class SymmetricTransitions:
     """
 
     def __init__(self, instructions: Sequence[str], symmetries: Sequence[Symmetry]) -> None:
-        """Prepare the tables.
-
-        Args:
-            instructions: The distinct sentences that ``instruction_id`` counts, I.
-            symmetries: At least one, L; the first changes nothing.
-        """
+        """Prepare the tables for the distinct sentences that ``instruction_id`` counts; the first changes nothing."""
         number_of = {sentence: number for number, sentence in enumerate(instructions)}
         # (L, I): the sentence's number, or -1 where it would be a new one.
         rows = [[number_of.get(text, -1) for text in texts] for texts in texts_under(instructions, symmetries)]
@@ -136,15 +122,12 @@ class SymmetricTransitions:
         self._numbers = SymmetricNumbers(symmetries)
 
     def __call__(self, columns: Mapping[Any, Tensor], words: Tensor) -> dict[Any, Tensor]:
-        """The same transitions, each under a symmetry.
+        """The same transitions, each under a symmetry; observations, actions and ``instruction_id`` are new tensors.
 
         Args:
             columns: Transitions with the keys of ``kalm.core.names``, shape (B, ...).
             words: A random number for each, int64 of shape (B,), not negative; it chooses among the symmetries that
                 are allowed.
-
-        Returns:
-            All columns; observations, actions and ``instruction_id`` are new tensors.
         """
         instruction = columns[INSTRUCTION_ID].long()
         symmetry = self._allowed[words % self._num_allowed[instruction], instruction]

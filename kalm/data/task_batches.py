@@ -1,4 +1,4 @@
-"""What a grounding task shows: its texts, and its rollouts cut into batches, each a pure function of its index.
+"""What a grounding task shows: its rollouts cut into batches, each a pure function of its index; and its texts.
 
 An epoch shows every rollout once. Rollouts with the same prompt share a row until the row is full, and rows of nearly
 equal length share a batch, so that neither prompts nor padding take up much of the work.
@@ -9,53 +9,33 @@ Shape letters: R rollouts of a batch, n their steps.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kalm.core import names
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask
+from kalm.data.language_batches import GroundingBatch, GroundingTask
 from kalm.data.selection import Selection, returns_to_go
 from kalm.data.symmetry import SymmetricNumbers, SymmetricTexts
 from kalm.envs.symmetry import Symmetry
-from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
+from kalm.language.prompts import generation_prompt
 from kalm.store.reader import InstructionRow
 
 _PROMPT_STREAM = 1
 
 
-class TaskTexts(NamedTuple):
-    """Texts of some rollouts, in their order.
-
-    Attributes:
-        prompts: Prompts of each rollout; it is shown behind a random one each time.
-        answers: Text to be written behind each; empty but for explanation.
-    """
-
-    prompts: Sequence[Sequence[str]]
-    answers: Sequence[str]
-
-
 class _Place(NamedTuple):
-    """The rollouts of one batch; every array of shape (R,).
+    """The rollouts of one batch; every array of shape (R,)."""
 
-    Attributes:
-        rollout: Which of the rollouts in use.
-        group: The group it shares a prompt with.
-        prompt: What it is behind, a number of ``SymmetricTexts.distinct``.
-        symmetry: Which symmetry it is shown under.
-        skipped: Steps of its beginning that are left out.
-    """
-
-    rollout: NDArray[np.int64]
-    group: NDArray[np.int64]
-    prompt: NDArray[np.int64]
-    symmetry: NDArray[np.int64]
-    skipped: NDArray[np.int64]
+    rollout: NDArray[np.int64]  # which of the rollouts in use
+    group: NDArray[np.int64]  # with which it shares a prompt
+    prompt: NDArray[np.int64]  # what it is behind, a number of ``SymmetricTexts.distinct``
+    symmetry: NDArray[np.int64]  # under which it is shown
+    skipped: NDArray[np.int64]  # steps of its beginning that are left out
 
 
 class TaskBatches:
@@ -65,7 +45,8 @@ class TaskBatches:
         self,
         rollouts: Selection,
         task: GroundingTask,
-        texts: TaskTexts,
+        prompts: Sequence[Sequence[str]],
+        answers: Sequence[str] | None,
         rollouts_per_batch: int,
         tokens_per_prompt: int,
         crop_probability: float,
@@ -77,7 +58,8 @@ class TaskBatches:
         Args:
             rollouts: The rollouts to use.
             task: What they are for.
-            texts: Their prompts and answers, in the order of ``rollouts``.
+            prompts: The prompts of each; it is shown behind a random one of them each time.
+            answers: Text to be written behind each; None has none.
             rollouts_per_batch: Rollouts of a batch, up to a group more or less.
             tokens_per_prompt: Most tokens of the rollouts that share a prompt; a longer rollout has it alone.
             crop_probability: How often a rollout is shown from a random later step on.
@@ -86,9 +68,9 @@ class TaskBatches:
             seed: Numbers that decide the order.
         """
         self._rollouts, self._task = rollouts, task
-        self._answers = list(texts.answers)
-        self._texts = SymmetricTexts([prompt for own in texts.prompts for prompt in own], symmetries)
-        self._num_prompts = np.array([len(own) for own in texts.prompts])
+        self._answers = [""] * len(rollouts) if answers is None else list(answers)
+        self._texts = SymmetricTexts([prompt for own in prompts for prompt in own], symmetries)
+        self._num_prompts = np.array([len(own) for own in prompts])
         self._first_prompt = self._num_prompts.cumsum() - self._num_prompts
         # About as many: punctuation is not counted. It decides grouping, not content.
         num_answer_tokens = np.array([len(answer.split()) for answer in self._answers])
@@ -147,9 +129,11 @@ class TaskBatches:
         last = lengths.cumsum(0) - 1
         keys = (names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION, names.TERMINATED, names.REWARD)
         columns = dict(zip(keys, self._rollouts.read(keys, self._rollouts.rows(chosen, skipped)), strict=True))
+        answers = [self._answers[rollout] for rollout in place.rollout]
         if self._symmetries:
             symmetry = torch.from_numpy(place.symmetry).repeat_interleave(lengths)
             columns = self._numbers.transitions(columns, symmetry)
+            answers = [self._symmetries[k].text(answer) for k, answer in zip(place.symmetry, answers, strict=True)]
         return GroundingBatch(
             prompts=[self._texts.distinct[prompt] for prompt in place.prompt[first]],
             prompt_of_rollout=torch.from_numpy(prompt_of_rollout),
@@ -161,41 +145,22 @@ class TaskBatches:
             final_observation=columns[names.NEXT_OBSERVATION][last],
             is_terminated=columns[names.TERMINATED][last],
             return_to_go=returns_to_go(columns[names.REWARD], lengths),
-            answers=self._answers_of(place),
+            answers=answers,
         )
 
-    def _answers_of(self, place: _Place) -> list[str]:
-        answers = [self._answers[index] for index in place.rollout]
-        if not self._symmetries:
-            return answers
-        return [self._symmetries[k].text(answer) for k, answer in zip(place.symmetry, answers, strict=True)]
 
-
-def generation_texts(rows: Sequence[InstructionRow]) -> TaskTexts:
+def generation_prompts(rollouts: Selection) -> list[list[str]]:
     """Goal in, rollout out: the prompt holds the rollout's own instruction."""
-    return TaskTexts([[generation_prompt(row.instruction)] for row in rows], [""] * len(rows))
-
-
-def dynamics_texts(num_rollouts: int) -> TaskTexts:
-    """State and action in, next state out: nobody says what for."""
-    return TaskTexts([[DYNAMICS]] * num_rollouts, [""] * num_rollouts)
-
-
-def explanation_texts(answers: Sequence[str], num_prompts: int) -> TaskTexts:
-    """Rollout in, goal out: the same question in so many wordings."""
-    return TaskTexts([EXPLANATIONS[:num_prompts]] * len(answers), answers)
+    return [[generation_prompt(row.instruction)] for row in rollouts.instruction_rows]
 
 
 def shortest_instructions(
     table: Sequence[InstructionRow], rows: Sequence[InstructionRow], training_split: str
 ) -> list[str]:
     """For each of ``rows`` the shortest instruction of the training split that ``table`` has for its goal."""
+    key = partial(json.dumps, sort_keys=True)
     shortest: dict[str, str] = {}
     of_training = (row for row in table if row.goal_split == training_split)
     for row in sorted(of_training, key=lambda row: (len(row.instruction), row.instruction)):
-        shortest.setdefault(_key(row.goal), row.instruction)
-    return [shortest[_key(row.goal)] for row in rows]
-
-
-def _key(goal: Mapping[str, Any]) -> str:
-    return json.dumps(goal, sort_keys=True)
+        shortest.setdefault(key(row.goal), row.instruction)
+    return [shortest[key(row.goal)] for row in rows]

@@ -67,9 +67,8 @@ class TransitionData(RolloutData):
         columns = self._read(self._rows[torch.from_numpy(rng.integers(len(self._rows), size=self._batch_size))])
         if not self.symmetries:
             return columns
-        return self._numbers.transitions(
-            columns, torch.from_numpy(rng.integers(len(self.symmetries), size=self._batch_size))
-        )
+        symmetry = torch.from_numpy(rng.integers(len(self.symmetries), size=self._batch_size))
+        return self._numbers.transitions(columns, symmetry)
 
     @cached_property
     def _rows(self) -> Tensor:

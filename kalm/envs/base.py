@@ -38,8 +38,8 @@ class Domain(ABC):
         goal_splits: Names of the splits that policies are evaluated on, in the order of tables. The first is the one
             that real rollouts are collected for; how new the others are to a learner is the domain's to say.
         goal_class: What all its goals are.
-        observation_space: What is seen.
-        action_space: What can be done.
+        observation_space: What is seen, a Gymnasium space of any kind.
+        action_space: What can be done, another.
         plausibility_flags: Names of the ways in which a transition can be implausible.
         render_fps: Pictures a second that show the world at its own speed.
     """
@@ -76,26 +76,16 @@ class Domain(ABC):
         return {}
 
     def next_sub_goal(self, goal: Goal, observation: Array) -> Goal | None:
-        """Which part of ``goal`` to pursue next, itself a goal of some split; None unless a domain names parts.
+        """Which part of ``goal``, itself a goal of some split, to pursue next from an observation of shape (O,).
 
-        Args:
-            goal: The whole goal.
-            observation: Where things stand, shape (O,).
-
-        Returns:
-            None as well where all parts hold.
+        It is None where all parts hold, and unless a domain names parts.
         """
         return None
 
     def first_observation(self, goal: Goal, rng: np.random.Generator) -> Array | None:
         """A real observation to imagine ``goal`` from, shape (O,), where it matters what the goal is.
 
-        Args:
-            goal: What is to be imagined.
-            rng: Source of chance.
-
-        Returns:
-            None where every first observation of the data will do, as in a world that looks the same for all goals.
+        It is None where every first observation of the data will do, as in a world that looks the same for all goals.
         """
         return None
 
@@ -130,12 +120,7 @@ class Domain(ABC):
         """Many episodes at once; by default they are stepped on all cores."""
 
     def expert(self, env: DomainVectorEnv, goals: Sequence[Goal], luck: Sequence[np.random.Generator]) -> Act:
-        """Who acts in a collection.
-
-        Args:
-            env: Where the episodes run.
-            goals: Of each episode.
-            luck: Source of chance of each episode, for noise on its actions.
+        """Who acts in a collection, in ``env``; each episode has its goal, and its luck for noise on its actions.
 
         Raises:
             DataError: Unless a domain has an expert.
@@ -213,14 +198,7 @@ class Domain(ABC):
         is_success = bool(success.any())
         num_steps = int(success.argmax()) + 1 if is_success else len(actions)
         before, actions, after = before[:num_steps], actions[:num_steps], after[:num_steps]
-        flags = self.plausibility(before, actions, after)
-        rewards = goal.reward(before, actions, after).astype(np.float32)
-        terminated = np.zeros(num_steps, dtype=np.bool_)
-        truncated = np.zeros(num_steps, dtype=np.bool_)
-        if is_success:
-            terminated[-1] = True
-        elif num_steps:
-            truncated[-1] = True
+        is_last = np.arange(num_steps) == num_steps - 1
         return Rollout(
             goal=goal.to_json(),
             instruction=instructed.instruction,
@@ -228,11 +206,11 @@ class Domain(ABC):
             source=source,
             observations=observations[: num_steps + 1],
             actions=actions,
-            rewards=rewards,
-            terminated=terminated,
-            truncated=truncated,
+            rewards=goal.reward(before, actions, after).astype(np.float32),
+            terminated=is_last & is_success,
+            truncated=is_last & (not is_success),
             is_success=is_success,
-            violations={flag: int(marked.sum()) for flag, marked in flags.items()},
+            violations={flag: int(marked.sum()) for flag, marked in self.plausibility(before, actions, after).items()},
             provenance=dict(provenance or {}),
         )
 

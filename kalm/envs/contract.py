@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from gymnasium.utils.env_checker import check_env
 from kalm.core.goal import InstructedGoal
 from kalm.core.validation import validate_rollout
 from kalm.envs.base import Domain
-from kalm.envs.single_env import SingleEnv
+from kalm.envs.vector_env import SingleEnv
 
 Problems = Iterator[str]
 
@@ -26,14 +27,7 @@ _SYMMETRY_TOLERANCE = 1e-3  # of an observation's numbers
 
 
 def check_domain(domain: Domain) -> list[str]:
-    """Try out goals, environments, expert, drawing and symmetries of a world; its spaces may be of any kind.
-
-    Args:
-        domain: The world, with the settings that are to be checked.
-
-    Returns:
-        What is wrong, none if nothing is.
-    """
+    """What is wrong with a world's goals, environments, expert, drawing and symmetries, for spaces of any kind."""
     problems: list[str] = []
     for check in (
         _check_goals,
@@ -91,10 +85,9 @@ def _check_environment(domain: Domain) -> Problems:
         warnings.simplefilter("ignore", UserWarning)  # gymnasium advises on choices, such as non-symmetric boxes
         check_env(env, skip_render_check=True)
     env.close()
-    envs = domain.make_vector_env(1)
-    if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.DISABLED:
-        yield "environment: the vectorised one resets ended episodes by itself"
-    envs.close()
+    with closing(domain.make_vector_env(1)) as envs:
+        if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.DISABLED:
+            yield "environment: the vectorised one resets ended episodes by itself"
 
 
 def _check_resets(domain: Domain) -> Problems:
@@ -271,10 +264,9 @@ def _check_symmetries(domain: Domain) -> Problems:
 
 
 def _one_of_each_task(domain: Domain, goal_split: str) -> list[InstructedGoal]:
-    first: dict[str, InstructedGoal] = {}
-    for row in domain.instructed_goals(goal_split):
-        first.setdefault(row.goal.task, row)
-    return list(first.values())
+    rows = domain.instructed_goals(goal_split)
+    tasks = dict.fromkeys(row.goal.task for row in rows)
+    return [next(row for row in rows if row.goal.task == task) for task in tasks]
 
 
 def _walk(

@@ -22,29 +22,17 @@ MAX_EPISODES_PER_SEED = 1_000_000
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Success on one goal split.
-
-    Attributes:
-        num_episodes: Episodes counted.
-        success_rate: Successes over all episodes.
-        macro_success_rate: Mean over tasks of each task's success rate.
-        interval: Wilson interval of ``success_rate``, 95 %.
-        task_success_rates: Success rate of each task, sorted by name.
-    """
+    """Success on one goal split."""
 
     num_episodes: int
-    success_rate: float
-    macro_success_rate: float
-    interval: tuple[float, float]
-    task_success_rates: dict[str, float]
+    success_rate: float  # over all episodes
+    macro_success_rate: float  # mean over tasks
+    interval: tuple[float, float]  # Wilson's of the success rate, 95 %
+    task_success_rates: dict[str, float]  # sorted by name
 
 
 def evaluation_episodes(
-    domain: Domain,
-    goal_splits: Sequence[str],
-    num_episodes: int,
-    seed: int,
-    goals_file: str | Path | None = None,
+    domain: Domain, goal_splits: Sequence[str], num_episodes: int, seed: int, goals_file: str | Path | None = None
 ) -> list[Episode]:
     """Choose the episodes of an evaluation: the same for every policy, spread evenly over the tasks of each split.
 
@@ -72,10 +60,8 @@ def evaluation_episodes(
     episodes = []
     for split in goal_splits:
         number = domain.goal_splits.index(split)
-        if own_goals is None:
-            candidates = domain.instructed_goals(split)
-        else:
-            candidates = [row for row in own_goals if row.goal_split == split]
+        candidates = domain.instructed_goals(split) if own_goals is None else own_goals
+        candidates = [row for row in candidates if row.goal_split == split]
         if not candidates:
             _raise_empty_split(split, domain, own_goals, goals_file)
         first_seed = EVALUATION_SEED_OFFSET + seed * MAX_EPISODES_PER_SEED + number * num_episodes
@@ -87,7 +73,6 @@ def evaluation_episodes(
 def _raise_empty_split(
     split: str, domain: Domain, own_goals: list[InstructedGoal] | None, goals_file: str | Path | None
 ) -> None:
-    """Name the split without instructions and those that have some."""
     if own_goals is None:
         where, filled = f"domain {domain.name!r}", [s for s in domain.goal_splits if domain.instructed_goals(s)]
     else:
@@ -110,15 +95,9 @@ def _spread_over_tasks(
 
 
 def wilson_interval(num_successes: int, num_trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval that holds the true success rate, sound for few trials and for rates near 0 and 1 (Wilson, 1927).
+    """Interval in [0, 1] that holds the true success rate, sound for few trials and for rates near 0 and 1.
 
-    Args:
-        num_successes: Trials that succeeded.
-        num_trials: Trials made; 0 gives the whole range.
-        z: Standard normal quantile; 1.96 for 95 %.
-
-    Returns:
-        Lower and upper bound, both in [0, 1].
+    By Wilson (1927); ``z`` is a standard normal quantile, 1.96 for 95 %. No trial gives the whole range.
     """
     if num_trials == 0:
         return 0.0, 1.0
@@ -139,7 +118,6 @@ def summarize(results: Iterable[EpisodeResult]) -> dict[str, SplitSummary]:
 
 
 def _summarize_split(verdicts: dict[str, list[bool]]) -> SplitSummary:
-    """Summary of the verdicts of one split, keyed by task."""
     rates = {task: sum(verdicts[task]) / len(verdicts[task]) for task in sorted(verdicts)}
     num_episodes = sum(len(v) for v in verdicts.values())
     num_successes = sum(sum(v) for v in verdicts.values())

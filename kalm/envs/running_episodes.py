@@ -21,21 +21,13 @@ from kalm.core.specs import TaskSpec
 
 @dataclass(frozen=True)
 class History:
-    """The latest steps of some episodes; those behind the present one are 0.
+    """The latest steps of some episodes; those behind the present one are 0."""
 
-    Attributes:
-        observation: As the environment gives it, shape (B, C, O).
-        action: Shape (B, C) or (B, C, A); that of the present step is not chosen yet.
-        return_to_go: Return that is wanted from each step on, shape (B, C).
-        now: Place of the present step, in [0, C); shape (B,).
-        num_steps: Steps taken before it, shape (B,).
-    """
-
-    observation: Tensor
-    action: Tensor
-    return_to_go: Tensor
-    now: Tensor
-    num_steps: Tensor
+    observation: Tensor  # as the environment gives it, shape (B, C, O)
+    action: Tensor  # shape (B, C) or (B, C, A); that of the present step is not chosen yet
+    return_to_go: Tensor  # return that is wanted from each step on, shape (B, C)
+    now: Tensor  # place of the present step, in [0, C); shape (B,)
+    num_steps: Tensor  # taken before it, shape (B,)
 
     def step_up_to(self, last_step: int) -> Tensor:
         """Number of each step in its episode, shape (B, C), at most ``last_step``.
@@ -70,12 +62,7 @@ class RunningEpisodes:
         self._num_steps = torch.zeros(len(goals) + 1, dtype=torch.int64)  # before the present one
 
     def observe(self, observation: Tensor, episode: Tensor) -> History:
-        """Add what is seen now.
-
-        Args:
-            observation: As the environment gives it, shape (B, O).
-            episode: Number of each row's episode, shape (B,); none twice but -1.
-        """
+        """Add what is seen now, shape (B, O), in the episodes of these numbers, shape (B,); none twice but -1."""
         seen = observation.cpu()
         wanted = self._still_wanted(seen, episode)
         num_steps, last = self._num_steps[episode], self._observation.shape[1] - 1

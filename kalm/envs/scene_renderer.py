@@ -8,32 +8,24 @@ from typing import Any
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
 
 from kalm.core.errors import SimulatorError
 from kalm.envs.drawing import Picture, write_instruction
 
 
 class SceneRenderer:
-    """Renders simulator states with MuJoCo, from one of the world's cameras."""
+    """Renders what a simulator holds."""
 
-    def __init__(self, model: mujoco.MjModel, size: int, camera: str | mujoco.MjvCamera = "top") -> None:
-        """Make a GL context; it belongs to the thread that makes it.
-
-        Args:
-            model: The compiled world.
-            size: Pixels along each side of a picture, at most 1024.
-            camera: Name of a camera of the world, or a camera of its own.
+    def __init__(self, model: mujoco.MjModel, size: int, camera: mujoco.MjvCamera) -> None:
+        """Make a GL context for pictures of at most 1024 pixels a side; it belongs to the thread that makes it.
 
         Raises:
             SimulatorError: If no GL context can be made here.
         """
-        self._model = model
-        self._data = mujoco.MjData(model)
         self._viewport = mujoco.MjrRect(0, 0, size, size)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._options = mujoco.MjvOption()
-        self._camera = camera if isinstance(camera, mujoco.MjvCamera) else _fixed_camera(model, camera)
+        self._camera = camera
         try:
             self._gl_context = _make_gl_context(size)
             self._gl_context.make_current()
@@ -48,13 +40,7 @@ class SceneRenderer:
         # At exit GL is gone before objects are, so free the context before.
         self._free = weakref.finalize(self, _free, self._context, self._gl_context)
 
-    def render(self, positions: NDArray[np.float64], instruction: str = "") -> Picture:
-        """Picture of the world at ``positions`` (MuJoCo's ``qpos``), with the instruction on top."""
-        self._data.qpos[:] = positions
-        mujoco.mj_forward(self._model, self._data)
-        return self.render_data(self._model, self._data, instruction)
-
-    def render_data(self, model: mujoco.MjModel, data: mujoco.MjData, instruction: str = "") -> Picture:
+    def render(self, model: mujoco.MjModel, data: mujoco.MjData, instruction: str = "") -> Picture:
         """Picture of what a simulator of the same world holds now, with the instruction on top."""
         self._gl_context.make_current()
         every_kind = mujoco.mjtCatBit.mjCAT_ALL
@@ -67,13 +53,6 @@ class SceneRenderer:
     def close(self) -> None:
         """Free the GL context."""
         self._free()
-
-
-def _fixed_camera(model: mujoco.MjModel, name: str) -> mujoco.MjvCamera:
-    camera = mujoco.MjvCamera()
-    camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-    camera.fixedcamid = model.camera(name).id
-    return camera
 
 
 def _make_gl_context(size: int) -> Any:

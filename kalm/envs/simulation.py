@@ -38,56 +38,32 @@ COLLECTED_AT_ONCE = 500  # rollouts; more waste less on waiting for the longest 
 
 @dataclass(frozen=True)
 class Episode:
-    """What is to be tried: one instruction from one start.
-
-    Attributes:
-        instructed: The goal and the sentence that asks for it.
-        seed: Decides the start, and all else that is left to chance.
-        start: Observation to start from instead, as nearly as the simulator allows, shape (O,).
-        max_steps: Steps after which nobody acts any more; None leaves the end to the environment.
-    """
+    """What is to be tried: one instruction from one start."""
 
     instructed: InstructedGoal
-    seed: int
-    start: Array | None = None
-    max_steps: int | None = None
+    seed: int  # decides the start, and all else that is left to chance
+    start: Array | None = None  # observation to start from instead, as nearly as the simulator allows, shape (O,)
+    max_steps: int | None = None  # after which nobody acts any more; None leaves the end to the environment
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What became of one episode.
-
-    Attributes:
-        episode: What was tried.
-        task: The goal's name for its task, over which success is averaged.
-        is_success: Whether the goal was true after some step.
-        num_steps: Steps taken, T.
-        episode_return: Undiscounted sum of the environment's rewards.
-        observations: Shape (T + 1, O).
-        actions: Shape (T,) or (T, A).
-    """
+    """What became of one episode."""
 
     episode: Episode
-    task: str
-    is_success: bool
-    num_steps: int
-    episode_return: float
-    observations: Array
-    actions: Array
+    task: str  # of the goal, over which success is averaged
+    is_success: bool  # whether the goal was true after some step
+    num_steps: int  # T
+    episode_return: float  # undiscounted sum of the environment's rewards
+    observations: Array  # shape (T + 1, O)
+    actions: Array  # shape (T,) or (T, A)
 
 
 def simulate(act: Act, env: DomainVectorEnv, episodes: Sequence[Episode]) -> list[EpisodeResult]:
     """Run every episode once, with one call of ``act`` a simulator step for all running episodes together.
 
-    A row whose episode has ended takes the next waiting episode at once.
-
-    Args:
-        act: Who acts; the results do not depend on B as long as it treats its rows independently.
-        env: The world, with at most as many environments as there are episodes.
-        episodes: What to run.
-
-    Returns:
-        One result an episode, in the order of ``episodes``.
+    A row whose episode has ended takes the next waiting episode at once. The results, in the order of ``episodes``, do
+    not depend on B as long as ``act`` treats its rows independently. There are no fewer episodes than environments.
     """
     return _Simulation(act, env, episodes).run()
 
@@ -153,7 +129,6 @@ class _Simulation:
         return observation, info
 
     def _result(self, number: int) -> EpisodeResult:
-        """Pack what an episode has recorded."""
         episode = self.episodes[number]
         return EpisodeResult(
             episode=episode,
@@ -169,17 +144,14 @@ class _Simulation:
 def evaluate(
     act: Act, domain: Domain, episodes: Sequence[Episode], num_envs: int = 64, num_threads: int | None = None
 ) -> list[EpisodeResult]:
-    """Simulate in an environment that is made for it.
+    """Simulate in an environment that is made for it, see ``simulate``.
 
     Args:
-        act: Who acts, see ``simulate``.
+        act: Who acts.
         domain: World to run in.
         episodes: What to run.
         num_envs: Most episodes that run side by side.
         num_threads: Threads of the simulator; all cores by default.
-
-    Returns:
-        One result an episode, in the order of ``episodes``.
     """
     if num_envs < 1:
         raise DataError(f"num_envs is {num_envs}; evaluation needs at least 1 environment")
@@ -218,10 +190,7 @@ def collect_for(
     luck = [np.random.default_rng([seed, number, 1]) for number in numbers]
     with closing(domain.make_vector_env(len(episodes))) as env:
         results = simulate(domain.expert(env, [row.goal for row in instructed], luck), env, episodes)
-    return [
-        domain.label_rollout(result.episode.instructed, result.observations, result.actions, Source.REAL)
-        for result in results
-    ]
+    return [domain.label_rollout(r.episode.instructed, r.observations, r.actions, Source.REAL) for r in results]
 
 
 def replay(

@@ -35,9 +35,8 @@ class Symmetry:
     @property
     def signs(self) -> NDArray[np.float32]:
         """``observation_sign``, or the ones that it stands for."""
-        return (
-            np.ones(len(self.observation_order), np.float32) if self.observation_sign is None else self.observation_sign
-        )
+        sign = self.observation_sign
+        return np.ones(len(self.observation_order), np.float32) if sign is None else sign
 
     def text(self, text: str) -> str:
         """A sentence about the rollout, every word exchanged at once."""
@@ -45,11 +44,7 @@ class Symmetry:
 
 
 def texts_under(texts: Sequence[str], symmetries: Sequence[Symmetry]) -> list[list[str]]:
-    """Every sentence under every symmetry; each is searched for names once, for there may be a hundred symmetries.
-
-    Returns:
-        A list for each symmetry, in the order of ``texts``.
-    """
+    """Every sentence under each symmetry in turn; it is searched for names once, for there may be a hundred of them."""
     names = sorted({name for symmetry in symmetries for name in symmetry.word_of}, key=len, reverse=True)
     if not names:
         return [list(texts) for _ in symmetries]

@@ -1,4 +1,4 @@
-"""Many episodes at once: what the vectorised environments of all domains share, but for the simulator.
+"""Many episodes at once, and one: what the environments of all domains share, but for the simulator.
 
 Shapes: B environments, R rows of them, O an observation, A an action.
 """
@@ -6,6 +6,7 @@ Shapes: B environments, R rows of them, O an observation, A an action.
 from __future__ import annotations
 
 import os
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from kalm.core.goal import Array, BoolArray, Goal, reward_of_each, success_of_each
 from kalm.envs.base import Domain
 
-_OPTIONS = {"goals", "instructions", "observations", "reset_mask"}
 _MAX_STARTS = 1000  # drawn for a goal; a built-in one is already true in a few of a hundred at most
 
 
@@ -46,12 +46,8 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
     def __init__(self, domain: Domain, num_envs: int) -> None:
         """Keep the domain's spaces and rules; nothing has begun.
 
-        Args:
-            domain: Whose goals.
-            num_envs: B.
-
         Raises:
-            ValueError: If ``num_envs`` is below 1.
+            ValueError: If ``num_envs``, B, is below 1.
         """
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; it must be 1 or more")
@@ -66,11 +62,8 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         self._goals: list[Goal | None] = [None] * num_envs
         self._instructions = [""] * num_envs
         self._observation = _blank(domain.observation_space, num_envs)
-        self._num_steps = np.zeros(num_envs, dtype=np.int64)
-        self._max_steps = np.zeros(num_envs, dtype=np.int64)
-        self._terminated = np.zeros(num_envs, dtype=np.bool_)
-        self._truncated = np.zeros(num_envs, dtype=np.bool_)
-        self._is_success = np.zeros(num_envs, dtype=np.bool_)
+        self._num_steps, self._max_steps = np.zeros((2, num_envs), dtype=np.int64)
+        self._terminated, self._truncated, self._is_success = np.zeros((3, num_envs), dtype=np.bool_)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what belongs to this process."""
@@ -89,15 +82,7 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
 
     @abstractmethod
     def _simulate(self, rows: NDArray[np.intp], actions: Array) -> Array:
-        """Carry out one action in each of some environments.
-
-        Args:
-            rows: Which, shape (R,).
-            actions: Of the action space each, shape (R,) or (R, A).
-
-        Returns:
-            What is seen then, shape (R, O).
-        """
+        """Carry out one action, shape (R,) or (R, A), in each of some rows, shape (R,); what is seen then, (R, O)."""
 
     def picture(self, row: int, size: int) -> NDArray[np.uint8]:
         """View of one environment, shape (size, size, 3); the domain's drawing, unless the simulator has a better."""
@@ -114,12 +99,7 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
 
         Without a goal, a training instruction is drawn; without an observation, a start at which the goal is not true.
         """
-        options = options or {}
-        unknown = set(options) - _OPTIONS
-        if unknown:
-            raise ValueError(
-                f"reset got the options {sorted(unknown)}; it knows goals, instructions, observations and reset_mask"
-            )
+        options = _checked_options(options, ("goals", "instructions", "observations", "reset_mask"))
         seeds = self._per_env("seed", range(seed, seed + self.num_envs) if isinstance(seed, int) else seed)
         goals = self._per_env("goals", options.get("goals"))
         instructions = self._per_env("instructions", options.get("instructions"))
@@ -139,10 +119,9 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         else:
             seen = self._restore(row, goal, _checked(observation, self.single_observation_space))
         self._goals[row], self._observation[row] = goal, seen
-        seen = self._observation[row]
         self._instructions[row] = built_in if instruction is None else instruction
         self._max_steps[row] = goal.max_steps
-        self._is_success[row] = goal.success(seen)
+        self._is_success[row] = goal.success(self._observation[row])
         self._num_steps[row], self._terminated[row], self._truncated[row] = 0, False, False
 
     def _choose(self, rng: np.random.Generator, goal: Any) -> tuple[Goal, str]:
@@ -173,8 +152,12 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         running = np.flatnonzero(~(self._terminated | self._truncated))
         rewards = np.zeros(self.num_envs)
         if len(running):
-            goals, before, taken = self._running_goals(running), self._observation[running], actions[running]
-            self._check_actions(taken)
+            before, taken = self._observation[running], actions[running]
+            goals = [goal for row in running if (goal := self._goals[row]) is not None]
+            if len(goals) < len(running):
+                raise gym.error.ResetNeeded("step was called before every environment had been reset")
+            if bad := [action for action in taken if not self.single_action_space.contains(action)]:
+                raise ValueError(f"actions hold {bad[0]!r}; each must be {_what_fits(self.single_action_space)}")
             self._observation[running] = self._simulate(running, taken)
             after = self._observation[running]  # what is shown is what is judged, in the space's own type
             is_success = success_of_each(goals, after, before, taken)
@@ -184,17 +167,6 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
             self._terminated[running] = is_success
             self._truncated[running] = ~is_success & (self._num_steps[running] >= self._max_steps[running])
         return self._observation.copy(), rewards, self._terminated.copy(), self._truncated.copy(), self._info()
-
-    def _running_goals(self, running: NDArray[np.intp]) -> list[Goal]:
-        goals = [goal for row in running if (goal := self._goals[row]) is not None]
-        if len(goals) < len(running):
-            raise gym.error.ResetNeeded("step was called before every environment had been reset")
-        return goals
-
-    def _check_actions(self, taken: Array) -> None:
-        bad = [action for action in taken if not self.single_action_space.contains(action)]
-        if bad:
-            raise ValueError(f"actions hold {bad[0]!r}; each must be {_what_fits(self.single_action_space)}")
 
     def _per_env(self, name: str, values: Any) -> Sequence[Any]:
         if values is None:
@@ -208,9 +180,76 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         return {"is_success": self._is_success.copy(), "instruction": instructions, "row": np.arange(self.num_envs)}
 
 
+class SingleEnv(gym.Env[Any, Any]):
+    """One episode of a domain, equal to that of the vectorised environment under the same seed.
+
+    ``reset`` takes three options: ``observation`` (what to start from), ``goal`` (a goal or its JSON form) and
+    ``instruction`` (a sentence for it). Without a goal, a training instruction is drawn; without an ``observation``,
+    a start at which the goal is not true already. Both draws depend on the seed alone.
+
+    ``info`` holds ``is_success`` and ``instruction`` after every reset and step. An episode is terminated on success
+    and truncated after the goal's ``max_steps``; from then on nothing changes until ``reset``.
+
+    Args:
+        domain: The world, or where its class is, such as ``kalm.envs.metaworld:MetaWorld``.
+        render_mode: None or ``rgb_array``.
+        render_size: Pixels along each side of a picture.
+        settings: What the class is called with.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self, domain: Domain | str, render_mode: str | None = None, render_size: int = 256, **settings: Any
+    ) -> None:
+        """Build the simulator; what it renders with is not touched before the first ``render``."""
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode is {render_mode!r}; it must be None or 'rgb_array'")
+        self.domain: Domain = pkgutil.resolve_name(domain)(**settings) if isinstance(domain, str) else domain
+        self.metadata = {**self.metadata, "render_fps": self.domain.render_fps}
+        self.render_mode, self.render_size = render_mode, render_size
+        self.observation_space, self.action_space = self.domain.observation_space, self.domain.action_space
+        self._envs = self.domain.make_vector_env(1, 1)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; see the class for the options."""
+        super().reset(seed=seed)
+        options = _checked_options(options, ("goal", "instruction", "observation"))
+        self._envs.rngs[0] = self.np_random
+        observation, info = self._envs.reset(options={f"{name}s": [value] for name, value in options.items()})
+        return observation[0], _info(info)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Act once."""
+        observation, reward, terminated, truncated, info = self._envs.step(np.asarray(action)[None])
+        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _info(info)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Picture with the instruction written on it, shape (size, size, 3), or None without render mode.
+
+        Raises:
+            SimulatorError: If the world renders with GL and there is none here; ``Domain.draw`` needs none.
+        """
+        return None if self.render_mode is None else self._envs.picture(0, self.render_size)
+
+    def close(self) -> None:
+        """End what the simulator has begun, such as threads and GL contexts."""
+        self._envs.close()
+
+
+def _info(info: dict[str, Any]) -> dict[str, Any]:
+    return {"is_success": bool(info["is_success"][0]), "instruction": info["instruction"][0]}
+
+
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _checked_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
+    if unknown := set(options or {}) - set(known):
+        raise ValueError(f"reset got the options {sorted(unknown)}; it knows {', '.join(known[:-1])} and {known[-1]}")
+    return options or {}
 
 
 def _blank(space: gym.Space[Any], num: int) -> Array:
@@ -219,11 +258,7 @@ def _blank(space: gym.Space[Any], num: int) -> Array:
 
 
 def _checked(observation: Any, space: gym.Space[Any]) -> Any:
-    """An observation to start from: where observations are arrays, a fresh one.
-
-    Raises:
-        ValueError: If the shape is another or a value is not finite.
-    """
+    """An observation to start from, of the right shape and finite: where observations are arrays, a fresh one."""
     if space.shape is None:
         return observation
     checked = np.array(observation, dtype=space.dtype)

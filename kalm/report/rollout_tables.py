@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 from kalm.core.errors import DataError
 from kalm.core.names import SOURCE, Source
 from kalm.data.choice import verdict_counts
+from kalm.envs.evaluation import wilson_interval
 from kalm.report import paper
-from kalm.report.metrics import folder_name
-from kalm.report.results import find_files, in_order
+from kalm.report.results import find_files, folder_name, in_order
 from kalm.report.table import EMPTY, Table
 from kalm.runs.folder import REJECTED_FILE, TASKS_FILE
 from kalm.store.layout import MANIFEST, UNFINISHED
@@ -51,11 +51,7 @@ class StoreVerdicts:
 def load_verdicts(
     folders: Sequence[Path], roots: Sequence[Path] | None = None
 ) -> tuple[list[StoreVerdicts], list[str]]:
-    """Count the verdicts of every rollout store at or below some folders.
-
-    Args:
-        folders: Where to search.
-        roots: Stores are named by their place below one of these; ``folders`` by default.
+    """Count the verdicts of every rollout store at or below some folders, named by its place below the roots or those.
 
     Returns:
         The counts, and one sentence for each store that could not be read.
@@ -73,12 +69,20 @@ def load_verdicts(
         except DataError as error:
             problems.append(f"rollout store {path} could not be read: {error}")
             continue
-        sources = {int(source) for source in store.rollouts[SOURCE].unique()}
-        source = Source(sources.pop()).label if len(sources) == 1 else "mixed"
-        name = folder_name(path, roots or folders)
-        flags, rejected = tuple(store.plausibility_flags), _rejected(path.parent / REJECTED_FILE)
+        sources = store.rollouts[SOURCE].unique().tolist()
+        rejected: Counter[str] = Counter()
+        if (path.parent / REJECTED_FILE).is_file():  # shard -> reason -> rollouts
+            for reasons in json.loads((path.parent / REJECTED_FILE).read_text(encoding="utf-8")).values():
+                rejected.update(reasons)
         verdicts.append(
-            StoreVerdicts(name, str(store.manifest["domain"]), source, flags, verdict_counts(store), rejected)
+            StoreVerdicts(
+                name=folder_name(path, roots or folders),
+                domain=str(store.manifest["domain"]),
+                source=Source(sources[0]).label if len(sources) == 1 else "mixed",
+                flags=tuple(store.plausibility_flags),
+                counts=verdict_counts(store),
+                rejected=dict(rejected),
+            )
         )
     return verdicts, problems
 
@@ -91,16 +95,9 @@ def imagination_table(verdicts: Sequence[StoreVerdicts]) -> Table:
             continue
         total = counts["num_rollouts"]
         in_paper = paper.IMAGINED_MATCH.get(store.domain, {}).get(paper.FULL, {}).get(split)
-        cells.append(
-            (
-                f"{split} ({store.name})",
-                str(total),
-                _percent(counts["success"], total),
-                _percent(counts["plausible"], total),
-                f"{counts['both']} ({_percent(counts['both'], total)})",
-                EMPTY if in_paper is None else f"{in_paper:.0f}",
-            )
-        )
+        met, plausible, both = (_percent(counts[verdict], total) for verdict in ("success", "plausible", "both"))
+        shown = EMPTY if in_paper is None else f"{in_paper:.0f}"
+        cells.append((f"{split} ({store.name})", str(total), met, plausible, f"{counts['both']} ({both})", shown))
     header = ("imagined for", "rollouts", "meet their goal %", "plausible %", "both: kept (%)", "paper: meet goal %")
     note = (
         "By the domain's own success rule, before any filter. plausible: no transition has a plausibility flag. "
@@ -119,35 +116,14 @@ def plausibility_table(verdicts: Sequence[StoreVerdicts]) -> Table:
     cells = []
     for store, split, counts in _by_split(verdicts):
         of_flag = paper.IMPLAUSIBLE.get(store.domain, {}) if store.source == Source.IMAGINARY.label else {}
-        in_paper = [of_flag[flag][split] for flag in flags if split in of_flag.get(flag, {})]
-        cells.append(
-            (
-                f"{store.source}, {split} ({store.name})",
-                str(counts["num_transitions"]),
-                *(
-                    _percent(counts[flag], counts["num_transitions"], 2) if flag in store.flags else EMPTY
-                    for flag in flags
-                ),
-                " / ".join(map(str, in_paper)) or EMPTY,
-            )
-        )
-    header = (
-        "rollouts",
-        "transitions",
-        *(f"{flag.replace('_', ' ')} %" for flag in flags),
-        "paper, in this order %",
-    )
+        in_paper = " / ".join(str(of_flag[flag][split]) for flag in flags if split in of_flag.get(flag, {}))
+        total = counts["num_transitions"]
+        rates = (_percent(counts[flag], total, 2) if flag in store.flags else EMPTY for flag in flags)
+        cells.append((f"{store.source}, {split} ({store.name})", str(total), *rates, in_paper or EMPTY))
+    named = (f"{flag.replace('_', ' ')} %" for flag in flags)
+    header = ("rollouts", "transitions", *named, "paper, in this order %")
     note = "Percent of transitions, before any filter. The paper's column is its table 4 or 5."
     return Table("Plausibility", header, tuple(cells), note)
-
-
-def _rejected(path: Path) -> dict[str, int]:
-    """Sum over shards what the rollout writer counted (shard -> reason -> rollouts)."""
-    total: Counter[str] = Counter()
-    if path.is_file():
-        for reasons in json.loads(path.read_text(encoding="utf-8")).values():
-            total.update(reasons)
-    return dict(total)
 
 
 def _by_split(verdicts: Sequence[StoreVerdicts]) -> list[tuple[StoreVerdicts, str, dict[str, int]]]:
@@ -163,13 +139,77 @@ def _percent(part: int, whole: int, digits: int = 1) -> str:
 
 
 @dataclass(frozen=True)
-class TaskVerdicts:
-    """What one run imagined for hard goals.
+class ComparedImagination:
+    """One column of the comparison: which stores, what it is called, and what to show beside.
 
     Attributes:
-        name: Its folder below the folder that was searched.
-        counts: Task -> what ``kalm.callbacks.imagined_tasks`` counts.
+        experiment: ``<domain>/<stage>/<name>``; the stores of all its seeds count.
+        paper: Name of the paper's column, a key of ``paper.IMAGINED_MATCH``; None where it has none.
     """
+
+    experiment: str
+    label: str
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class MatchRate:
+    """Imagined rollouts of one split, over all seeds and before any filter, and those of them that meet their goal.
+
+    ``in_paper`` is the paper's percentage, if it has one.
+    """
+
+    num_rollouts: int
+    num_matches: int
+    in_paper: float | None
+
+    @property
+    def percent(self) -> float:
+        """Share that meets its goal."""
+        return 100 * self.num_matches / self.num_rollouts
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson 95 % interval of ``percent``."""
+        low, high = wilson_interval(self.num_matches, self.num_rollouts)
+        return 100 * low, 100 * high
+
+    def __str__(self) -> str:
+        """The percentage, and the paper's in brackets."""
+        return f"{self.percent:.1f}" + ("" if self.in_paper is None else f" ({self.in_paper:.0f})")
+
+
+def match_rates(
+    verdicts: Sequence[StoreVerdicts], compared: Sequence[ComparedImagination]
+) -> dict[str, dict[str, MatchRate]]:
+    """Rates by label and goal split; what was not imagined is left out."""
+    rates: dict[str, dict[str, MatchRate]] = {column.label: {} for column in compared}
+    for column in compared:
+        stores = [store for store in verdicts if store.name.startswith(f"{column.experiment}/")]
+        for split in in_order(split for store in stores for split in store.counts):
+            counts = [store.counts[split] for store in stores if split in store.counts]
+            num_rollouts, num_matches = (sum(count[key] for count in counts) for key in ("num_rollouts", "success"))
+            if num_rollouts:
+                in_paper = paper.IMAGINED_MATCH.get(stores[0].domain, {}).get(column.paper or "", {}).get(split)
+                rates[column.label][split] = MatchRate(num_rollouts, num_matches, in_paper)
+    return rates
+
+
+def comparison_table(rates: Mapping[str, Mapping[str, MatchRate]]) -> Table:
+    """One row a goal split, one column a model or a setting of imagination."""
+    splits = in_order(split for of_split in rates.values() for split in of_split)
+    cells = [(split, *(str(of_split.get(split, EMPTY)) for of_split in rates.values())) for split in splits]
+    most = max((rate.num_rollouts for of_split in rates.values() for rate in of_split.values()), default=0)
+    note = (
+        f"Percent of imagined rollouts, before any filter, up to {most} a cell; in brackets the paper's, where its "
+        "table 1 has the same."
+    )
+    return Table("Imagined rollouts that meet their goal", ("goal split", *rates), tuple(cells), note)
+
+
+@dataclass(frozen=True)
+class TaskVerdicts:
+    """What a run, named by its folder, imagined for hard goals: task -> what ``callbacks.imagined_tasks`` counts."""
 
     name: str
     counts: dict[str, dict[str, Any]]
@@ -177,10 +217,6 @@ class TaskVerdicts:
 
 def load_task_verdicts(folders: Sequence[Path], roots: Sequence[Path] | None = None) -> list[TaskVerdicts]:
     """Read the counts of every run at or below some folders that imagined for hard goals, rounds in their order.
-
-    Args:
-        folders: Where to search.
-        roots: Runs are named by their place below one of these; ``folders`` by default.
 
     Raises:
         DataError: If a file is malformed.
@@ -191,9 +227,8 @@ def load_task_verdicts(folders: Sequence[Path], roots: Sequence[Path] | None = N
             entries = json.loads(path.read_text(encoding="utf-8"))
             counts = {entry["task"]: entry for entry in entries if entry["goal_split"] == "hard"}
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error!r}); delete it and imagine again to make it anew"
-            ) from error
+            advice = "delete it and imagine again to make it anew"
+            raise DataError(f"{path} cannot be read ({error!r}); {advice}") from error
         if counts:
             verdicts.append(TaskVerdicts(folder_name(path.parent, roots or folders), counts))
     return sorted(verdicts, key=lambda found: _natural(found.name))
@@ -201,33 +236,29 @@ def load_task_verdicts(folders: Sequence[Path], roots: Sequence[Path] | None = N
 
 def task_verdict_table(verdicts: Sequence[TaskVerdicts]) -> Table:
     """Rates by kind of hard goal: for each run those that meet it, are kept, and meet it in the simulator too."""
-    tasks = list(dict.fromkeys(task for found in verdicts for task in found.counts))
+    tasks = [*dict.fromkeys(task for found in verdicts for task in found.counts), _ALL]
+    rates = {
+        "meet their goal %": ("success", "num_rollouts"),
+        "kept %": ("both", "num_rollouts"),
+        "true in the simulator %": ("replayed_success", "num_replayed"),
+    }
     cells = []
     for found in verdicts:
         counts = {**found.counts, _ALL: _sum(found.counts.values())}
-        rates = {
-            "meet their goal %": ("success", "num_rollouts"),
-            "kept %": ("both", "num_rollouts"),
-            "true in the simulator %": ("replayed_success", "num_replayed"),
+        of_tasks = [counts.get(task) for task in tasks]
+        rows = {
+            label: [_percent(c[part], c[whole]) if c else EMPTY for c in of_tasks]
+            for label, (part, whole) in rates.items()
         }
-        for label, (part, whole) in rates.items():
-            row = [
-                _percent(counts[task][part], counts[task][whole]) if task in counts else EMPTY
-                for task in (*tasks, _ALL)
-            ]
-            if any(cell != EMPTY for cell in row):
-                cells.append((f"{found.name}: {label}", *row))
-        drifts = [counts[task]["drift"] if task in counts else None for task in (*tasks, _ALL)]
-        if any(drift is not None for drift in drifts):
-            shown = (EMPTY if drift is None else f"{drift:.3f}" for drift in drifts)
-            cells.append((f"{found.name}: drift", *shown))
+        rows["drift"] = [f"{c['drift']:.3f}" if c and c["drift"] is not None else EMPTY for c in of_tasks]
+        cells += [(f"{found.name}: {label}", *row) for label, row in rows.items() if set(row) - {EMPTY}]
     note = (
         "Before any filter. kept: they meet their goal and no transition has a plausibility flag. true in the "
         "simulator: of those that meet their goal in imagination, the share whose actions make it come true from the "
         "same start. drift: how far the two then are apart, root mean square over the numbers of an observation. "
         "Replays are for this table only: nothing is trained on them."
     )
-    return Table("Imagined hard goals by kind", ("run", *tasks, _ALL), tuple(cells), note)
+    return Table("Imagined hard goals by kind", ("run", *tasks), tuple(cells), note)
 
 
 def _sum(entries: Collection[dict[str, Any]]) -> dict[str, Any]:

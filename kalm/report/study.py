@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kalm.core.errors import DataError
-from kalm.report.comparison import ComparedImagination
 from kalm.report.paper import ABLATIONS
 from kalm.report.results import EpisodeRow
+from kalm.report.rollout_tables import ComparedImagination
 from kalm.report.success_table import ReportRow
 
 _ROW_KEYS = ("experiment", "label", "baseline")
@@ -37,11 +37,9 @@ def compared_imagination(study: Mapping[str, Any] | None) -> list[ComparedImagin
     """
     listed = ((study or {}).get("report") or {}).get("imagined") or []
     entries = _entries(listed, "imagined entry", _COMPARED_KEYS)
-    for entry in entries:
-        if entry.get("paper") not in (None, *ABLATIONS):
-            raise DataError(
-                f"paper is {entry['paper']!r} in the study's report section; allowed: {', '.join(ABLATIONS)}"
-            )
+    for column in (entry.get("paper") for entry in entries):
+        if column not in (None, *ABLATIONS):
+            raise DataError(f"paper is {column!r} in the study's report section; allowed: {', '.join(ABLATIONS)}")
     return [ComparedImagination(entry["experiment"], entry["label"], entry.get("paper")) for entry in entries]
 
 

@@ -12,14 +12,15 @@ from kalm.report.paper import CQL_NOVEL, NOVEL_SPLITS
 from kalm.report.results import EpisodeRow, splits_of
 from kalm.report.table import EMPTY, Table
 
+_NOVEL = "novel"  # column of a mean over splits
+
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One row of the success tables.
+    """One row of the success tables: which runs, and what it is called.
 
     Attributes:
-        experiment: Which runs: ``<domain>/<stage>/<name>``, all its seeds.
-        label: What the row is called.
+        experiment: ``<domain>/<stage>/<name>``, all its seeds.
         baseline: Experiment that the row is compared with, as a rule the same without imagined rollouts.
     """
 
@@ -30,14 +31,12 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class Rate:
-    """Success over some seeds.
+    """Success over some seeds, in how many episodes of all of them together.
 
     Attributes:
         mean: Mean over seeds of the share of successful episodes, in [0, 1].
         std: Sample standard deviation over seeds (n - 1 in the denominator); None for a single seed.
         interval: Wilson 95 % interval of the episodes of all seeds pooled.
-        num_seeds: Seeds that went in.
-        num_episodes: Episodes that went in, all seeds together.
     """
 
     mean: float
@@ -57,19 +56,20 @@ class Rate:
 
 def success_rate(rows: Sequence[EpisodeRow]) -> Rate | None:
     """Success of one experiment on one split: the mean over seeds; None without episodes."""
+    if not rows:
+        return None
+    of_seed = seed_rates(rows)
+    std = float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None
+    interval = wilson_interval(sum(row.is_success for row in rows), len(rows))
+    return Rate(float(np.mean(of_seed)), std, interval, num_seeds=len(of_seed), num_episodes=len(rows))
+
+
+def seed_rates(rows: Sequence[EpisodeRow]) -> list[float]:
+    """Share of successful episodes of each seed, in [0, 1]."""
     outcomes: dict[int, list[bool]] = {}
     for row in rows:
         outcomes.setdefault(row.seed, []).append(row.is_success)
-    if not outcomes:
-        return None
-    of_seed = [float(np.mean(successes)) for successes in outcomes.values()]
-    return Rate(
-        mean=float(np.mean(of_seed)),
-        std=float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None,
-        interval=wilson_interval(sum(map(sum, outcomes.values())), sum(map(len, outcomes.values()))),
-        num_seeds=len(of_seed),
-        num_episodes=sum(map(len, outcomes.values())),
-    )
+    return [float(np.mean(successes)) for successes in outcomes.values()]
 
 
 def rates_by_split(rows: Sequence[EpisodeRow], experiment: str) -> dict[str, Rate]:
@@ -84,44 +84,28 @@ def success_table(
 ) -> Table:
     """One row an experiment, one column a goal split; after a row with a baseline, the difference in points.
 
-    Args:
-        rows: Episodes of one checkpoint of each run, or of several to average over.
-        report_rows: Which experiments, in which order.
-        title: Heading of the table.
-        show_interval: Whether to show Wilson intervals. They hold for one checkpoint only: several checkpoints of a run
-            try the same episodes, which would count as new evidence each time.
+    Wilson intervals hold for episodes of one checkpoint of each run only: several checkpoints of a run try the same
+    episodes, which would count as new evidence each time.
     """
     splits = splits_of(rows)
     has_novel = set(NOVEL_SPLITS) <= set(splits)
     rates = {report_row.experiment: rates_by_split(rows, report_row.experiment) for report_row in report_rows}
+    columns = [*splits, _NOVEL] if has_novel else splits
     cells = []
     for report_row in report_rows:
         own = rates[report_row.experiment]
         seeds = max((rate.num_seeds for rate in own.values()), default=0)
-        novel = _novel_mean(own)
-        cells.append(
-            (
-                report_row.label,
-                str(seeds),
-                *(_cell(own.get(split), show_interval) for split in splits),
-                *([EMPTY if novel is None else f"{100 * novel:.1f}"] if has_novel else []),
-            )
-        )
+        shown = {split: str(rate) if show_interval else rate.without_interval() for split, rate in own.items()}
+        means = _means(own)
+        if _NOVEL in means:
+            shown[_NOVEL] = f"{100 * means[_NOVEL]:.1f}"
+        cells.append((report_row.label, str(seeds), *(shown.get(column, EMPTY) for column in columns)))
         if report_row.baseline in rates:
-            other = rates[report_row.baseline]
-            novels = (novel, _novel_mean(other))
-            cells.append(
-                (
-                    "  difference",
-                    "",
-                    *(_points(own[s].mean, other[s].mean) if s in own and s in other else EMPTY for s in splits),
-                    *([_points(*novels)] if has_novel else []),
-                )
-            )
-    header = ("policy", "seeds", *splits, *(["novel"] if has_novel else []))
-    return Table(
-        title or "Success by goal split, last checkpoint", header, tuple(cells), _note(rows, has_novel, show_interval)
-    )
+            others = _means(rates[report_row.baseline])
+            points = {split: f"{100 * (means[split] - others[split]):+.1f}" for split in means.keys() & others.keys()}
+            cells.append(("  difference", "", *(points.get(column, EMPTY) for column in columns)))
+    title, note = title or "Success by goal split, last checkpoint", _note(rows, has_novel, show_interval)
+    return Table(title, ("policy", "seeds", *columns), tuple(cells), note)
 
 
 def task_table(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow]) -> Table:
@@ -149,19 +133,12 @@ def task_table(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow]) -> 
     return Table("Success by task, last checkpoint", header, tuple(cells), "Percent; episodes in brackets.")
 
 
-def _cell(rate: Rate | None, show_interval: bool) -> str:
-    if rate is None:
-        return EMPTY
-    return str(rate) if show_interval else rate.without_interval()
-
-
-def _points(own: float | None, other: float | None) -> str:
-    return EMPTY if own is None or other is None else f"{100 * (own - other):+.1f}"
-
-
-def _novel_mean(rates: dict[str, Rate]) -> float | None:
-    """Unweighted mean over the three novel splits, the paper's "novel goals"."""
-    return float(np.mean([rates[s].mean for s in NOVEL_SPLITS])) if set(NOVEL_SPLITS) <= set(rates) else None
+def _means(rates: dict[str, Rate]) -> dict[str, float]:
+    """By split, and the unweighted mean over the three novel splits, the paper's "novel goals", if all are there."""
+    means = {split: rate.mean for split, rate in rates.items()}
+    if set(NOVEL_SPLITS) <= means.keys():
+        means[_NOVEL] = float(np.mean([means[split] for split in NOVEL_SPLITS]))
+    return means
 
 
 def _note(rows: Sequence[EpisodeRow], has_novel: bool, show_interval: bool) -> str:

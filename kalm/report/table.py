@@ -65,9 +65,8 @@ class Table:
     def to_html(self) -> str:
         """The same as an HTML fragment."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in self.rows
-        )
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>\n" for row in rows)
         note = f"<p class='note'>{html.escape(self.note)}</p>\n" if self.note else ""
         return (
             f"<h2>{html.escape(self.title)}</h2>\n<table>\n<thead><tr>{head}</tr></thead>\n"
@@ -106,14 +105,8 @@ def html_page(
 ) -> str:
     """One HTML file with tables and plots inside, to open, keep or send without the folder around it.
 
-    Every piece of text is escaped; there are no scripts and nothing is loaded from elsewhere.
-
-    Args:
-        title: Heading of the page.
-        tables: In reading order.
-        plots: PNG files, embedded after the tables.
-        missing: What the report lacks, one sentence each.
-        provenance: Lines that say how the numbers were made.
+    Every piece of text is escaped; there are no scripts and nothing is loaded from elsewhere. ``plots`` are PNG files,
+    ``missing`` says in sentences what the report lacks, ``provenance`` how the numbers were made.
     """
     gaps = "".join(f"<li>{html.escape(sentence)}</li>\n" for sentence in missing)
     parts = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,25 @@ import kalm
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.provenance import git_commit
-from kalm.report.comparison import MatchRate, comparison_table, match_rates
-from kalm.report.metrics import GROUNDING_PREFIXES, MetricLog, grounding_table, load_metrics
 from kalm.report.plots import plot_grounding_curves, plot_match_bars, plot_success_bars, plot_training_curves
-from kalm.report.results import EpisodeRow, last_evaluations, last_update, load_results
+from kalm.report.results import (
+    EpisodeRow,
+    MetricLog,
+    grounding_table,
+    last_evaluations,
+    last_update,
+    load_metrics,
+    load_results,
+)
 from kalm.report.rollout_tables import (
+    MatchRate,
     StoreVerdicts,
     TaskVerdicts,
+    comparison_table,
     imagination_table,
     load_task_verdicts,
     load_verdicts,
+    match_rates,
     plausibility_table,
     task_verdict_table,
 )
@@ -38,14 +48,7 @@ from kalm.store.layout import MANIFEST
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """Files of a written report.
-
-    Attributes:
-        markdown: All tables, to paste into a paper or a README.
-        page: The same with the plots inside, one HTML file.
-        plots: PNG files.
-        missing: What the report lacks, one sentence each; empty for a complete study.
-    """
+    """A written report: all tables, the same with the plots inside, the plots, and what it lacks in sentences."""
 
     markdown: Path
     page: Path
@@ -77,22 +80,27 @@ def write_report(
         DataError: If a folder does not exist, holds nothing to report, or a results file is malformed.
     """
     searched, output = [Path(folder) for folder in folders], Path(output)
-    _check_folders(searched)
+    absent = [str(folder) for folder in searched if not folder.is_dir()]
+    if absent or not searched:
+        raise DataError(
+            f"no such folder to report on: {', '.join(absent) or '(none given)'}; give the root that runs write to "
+            "(checkpoints by default) or run folders below it"
+        )
     results = load_results(searched)
     of_study = study_folders(study) or searched
     verdicts, problems = load_verdicts(of_study, searched)
-    logs = load_metrics(of_study, GROUNDING_PREFIXES, searched)
+    logs = load_metrics(of_study, searched)
     if not (results or verdicts or logs):
-        raise _nothing_found(searched)
+        held = sorted({path.name for folder in searched for path in folder.iterdir()})
+        raise DataError(
+            f"nothing to report below {', '.join(map(str, searched))}: no {RESULTS_FILE}, {METRICS_FILE} with "
+            f"grounding metrics or rollout store's {MANIFEST}; found there: {', '.join(held) or 'nothing'}. Run a "
+            "stage first, for example: python -m kalm run conf/study/clevr_robot_demo.yaml"
+        )
     rows = study_rows(study, results)
-    found = _Found(
-        results=[row for row in results if belongs_to_study(row, study, rows)],
-        rows=rows,
-        verdicts=verdicts,
-        compared=match_rates(verdicts, compared_imagination(study)),
-        tasks=load_task_verdicts(of_study, searched),
-        logs=logs,
-    )
+    results = [row for row in results if belongs_to_study(row, study, rows)]
+    compared, tasks = match_rates(verdicts, compared_imagination(study)), load_task_verdicts(of_study, searched)
+    found = _Found(results, rows, verdicts, compared, tasks, logs)
     missing = _missing(study, found) + problems
     tables = _tables(found, num_last_evaluations)
     output.mkdir(parents=True, exist_ok=True)
@@ -105,24 +113,6 @@ def write_report(
     if console is not None:
         _print(console, tables, paths, searched, of_study)
     return paths
-
-
-def _check_folders(folders: Sequence[Path]) -> None:
-    absent = [str(folder) for folder in folders if not folder.is_dir()]
-    if absent or not folders:
-        raise DataError(
-            f"no such folder to report on: {', '.join(absent) or '(none given)'}; give the root that runs write to "
-            "(checkpoints by default) or run folders below it"
-        )
-
-
-def _nothing_found(folders: Sequence[Path]) -> DataError:
-    held = sorted({path.name for folder in folders for path in folder.iterdir()})
-    return DataError(
-        f"nothing to report below {', '.join(map(str, folders))}: no {RESULTS_FILE}, {METRICS_FILE} with grounding "
-        f"metrics or rollout store's {MANIFEST}; found there: {', '.join(held) or 'nothing'}. Run a stage first, "
-        "for example: python -m kalm run conf/study/clevr_robot_demo.yaml"
-    )
 
 
 @dataclass(frozen=True)
@@ -144,20 +134,18 @@ class _Found:
 def _missing(study: Mapping[str, Any] | None, found: _Found) -> list[str]:
     """One sentence for each thing that a complete report would have."""
     missing = []
-    for report_row in found.rows:
-        seeds = experiment_seeds(study, report_row.experiment)
-        own = [row for row in found.results if row.experiment == report_row.experiment]
+    for experiment in (report_row.experiment for report_row in found.rows):
+        seeds = experiment_seeds(study, experiment)
+        own = [row for row in found.results if row.experiment == experiment]
         evaluated = {row.seed for row in own}
         tested = {row.seed for row in own if row.stage == "test"}
         for seed in sorted({*seeds, *evaluated}):
             if seed not in evaluated:
-                missing.append(
-                    f"{report_row.experiment}, seed {seed}: no episodes; it was not trained or not evaluated"
-                )
+                missing.append(f"{experiment}, seed {seed}: no episodes; it was not trained or not evaluated")
             elif seed not in tested:
-                missing.append(f"{report_row.experiment}, seed {seed}: not tested yet; its last validation is shown")
+                missing.append(f"{experiment}, seed {seed}: not tested yet; its last validation is shown")
         if not own and not seeds:
-            missing.append(f"{report_row.experiment}: no episodes; it was not trained or not evaluated")
+            missing.append(f"{experiment}: no episodes; it was not trained or not evaluated")
     if not found.results:
         missing.append(f"success rates: no {RESULTS_FILE} of the rows asked for")
     if not found.has_imagined:
@@ -226,75 +214,40 @@ def _print(
         console.print(tables[0].note, markup=False, highlight=False)
     for sentence in paths.missing:
         console.print(f"missing: {sentence}", style="yellow", markup=False)
+    lines = [f"all tables: {paths.markdown}", f"with plots: {paths.page}", *(f"plot: {plot}" for plot in paths.plots)]
     videos = sorted({video.parent for folder in folders for video in folder.rglob("videos/*.gif")})
-    lines = [
-        f"all tables: {paths.markdown}",
-        f"with plots: {paths.page}",
-        *(f"plot: {plot}" for plot in paths.plots),
-        *([f"videos: {videos[0]} and {len(videos) - 1} more folders like it"] if videos else []),
-        f"curves and videos of every run: tensorboard --logdir {roots[0]}",
-    ]
-    for line in lines:
+    if videos:
+        lines.append(f"videos: {videos[0]} and {len(videos) - 1} more folders like it")
+    for line in (*lines, f"curves and videos of every run: tensorboard --logdir {roots[0]}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _provenance_lines(
     rows: Sequence[EpisodeRow], study: Mapping[str, Any] | None, durations: Mapping[str, float] | None
 ) -> list[str]:
-    """Everything about how the numbers were made, one fact a line.
-
-    Args:
-        rows: The episodes that the tables show; experiments, seeds and updates are read off them.
-        study: The study file as a mapping; its stages give the commands.
-        durations: Stage name -> seconds.
-    """
-    return [
-        *_command_lines(study),
-        *_run_lines(rows),
-        f"kalm: {kalm.__version__}, commit {git_commit(Path(kalm.__file__).parent)}",
-        f"machine: {_machine()}",
-        *(f"duration: {stage}: {_minutes(seconds)}" for stage, seconds in (durations or {}).items()),
-        *([f"duration: all stages: {_minutes(sum(durations.values()))}"] if durations else []),
-    ]
-
-
-def _machine() -> str:
-    """Operating system, Python, usable cores and processor model."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (
-        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {cores} cores, {_cpu_model()}"
-    )
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown processor"
-
-
-def _command_lines(study: Mapping[str, Any] | None) -> list[str]:
-    """The stages' commands as they are typed; a stage that runs once a seed keeps its ``${seed}``."""
+    """Everything about how the numbers were made, one fact a line; a stage that runs once a seed keeps ``${seed}``."""
     lines = []
     for stage in (study or {}).get("stages", []):
-        command = stage.get("command", [])
-        words = shlex.split(command) if isinstance(command, str) else [str(word) for word in command]
-        lines.append(f"command: python -m kalm {shlex.join(words)}")
-    return lines
-
-
-def _run_lines(rows: Sequence[EpisodeRow]) -> list[str]:
-    """One line an experiment: its algorithm, its seeds and the update that was evaluated."""
-    lines = []
+        lines.append(f"command: python -m kalm {shlex.join(map(str, stage.get('command', [])))}")
     for experiment in sorted({row.experiment for row in rows}):
         own = [row for row in rows if row.experiment == experiment]
         algorithms = ", ".join(sorted({row.algorithm for row in own}))
         seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in own}))
         updates = ", ".join(str(update) for update in sorted({row.update for row in own}))
         lines.append(f"run: {experiment} ({algorithms}): seeds {seeds}; evaluated at update {updates}")
-    return lines
+    lines.append(f"kalm: {kalm.__version__}, commit {git_commit(Path(kalm.__file__).parent)}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    lines.append(f"machine: {system}, {cores} cores, {_cpu_model()}")
+    spent = {**(durations or {}), **({"all stages": sum(durations.values())} if durations else {})}
+    return [*lines, *(f"duration: {what}: {_minutes(seconds)}" for what, seconds in spent.items())]
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or "unknown processor"
 
 
 def _minutes(seconds: float) -> str:

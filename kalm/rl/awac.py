@@ -31,7 +31,7 @@ from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import advantage_weight, gaussian_log_probability, imitation_loss, td_target, value_of_action
 from kalm.rl.networks.gaussian_policies import LogDeviation
-from kalm.rl.networks.mlp import critic_network, policy_network
+from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-6.0, 0.0)  # the authors' code
@@ -61,11 +61,10 @@ class AWAC(OfflineRLModule):
         super().__init__(spec, learning_rate=learning_rate, **options)
         require(temperature > 0, "temperature", temperature, "above 0")
         require(max_advantage_weight > 0, "max_advantage_weight", max_advantage_weight, "above 0")
-        self.temperature = temperature
-        self.max_advantage_weight = max_advantage_weight
+        self.temperature, self.max_advantage_weight = temperature, max_advantage_weight
         self.critic = critic_network(spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
-        self.policy = policy_network(spec, self.hidden_sizes)
+        self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, spec.action_size)
         if not spec.is_discrete:
             self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE, first_deviation=0.5)
             self.noise_size = 2 * spec.action_size

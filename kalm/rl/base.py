@@ -4,8 +4,7 @@ A subclass holds only its paper: networks, ``losses`` and ``act``. The sum of it
 with a parameter group a network; one ``training_step`` performs K updates on K stacked minibatches, because a training
 step of Lightning costs as much as an update of a small network. ``global_step`` and ``max_steps`` count updates.
 
-Shape letters: K updates a training step, S policies side by side, B batch, O observation, E goal embedding, A action,
-I instructions.
+Shape letters: K updates a training step, S policies side by side, B batch, O observation, E goal embedding, A action.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from kalm.core.errors import require
+from kalm.core.errors import KalmError, require
 from kalm.core.names import PADDING_MASK, SOURCE
 from kalm.core.specs import TaskSpec
 from kalm.envs.simulation import Episode, EpisodeResult
-from kalm.rl.training.attached_data import attached_data, check_fit
-from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, unstack
+from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, check_fit, unstack
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind, WeightAverage
 from kalm.rl.training.policy_evaluation import EpisodePolicy, evaluate_policy
 from kalm.rl.training.randomness import initialize, update_noise
@@ -40,19 +38,13 @@ if TYPE_CHECKING:
 
 
 class OfflineRLModule(EvaluatedPolicy):
-    """Base of the algorithms in ``kalm/rl``: copy ``bc.py`` to add one.
-
-    Attributes:
-        spec: Sizes of observation, action and goal embedding.
-        noise_size: Random numbers that ``losses`` asks for a transition, or for a window.
-        minibatch_scaled: Losses that the algorithm's paper scales by a mean over the minibatch.
-        sequence_length: Transitions that ``losses`` reads as one row: 1, or the steps of a window of a rollout, T.
-    """
+    """Base of the algorithms in ``kalm/rl``: copy ``bc.py`` to add one."""
 
     goal_embeddings: Tensor
-    noise_size: int = 0
-    minibatch_scaled: frozenset[str] = frozenset()
-    sequence_length: int = 1
+    noise_size: int = 0  # random numbers that ``losses`` asks for a transition, or for a window
+    minibatch_scaled: frozenset[str] = frozenset()  # losses that the paper scales by a mean over the minibatch
+    sequence_length: int = 1  # transitions that ``losses`` reads as one row: more for windows of a rollout, T
+    needs_continuous_actions: bool = False
 
     def __init__(
         self,
@@ -85,11 +77,9 @@ class OfflineRLModule(EvaluatedPolicy):
             target_update_interval: Updates between two updates of the target networks.
             normalize_observation: Whether observations are shifted and scaled by the real data's statistics.
             normalize_goal_embedding: Whether goal embeddings are shifted, and scaled as a whole, by the statistics of
-                the data's instructions. A sentence encoder crowds its vectors into a corner of the sphere, where a
-                small network is slow to tell them apart.
+                the data's instructions; else a sentence encoder's are too close for a small network to tell apart.
             gradient_clip_norm: Largest norm of the whole gradient; null does not clip.
-            learning_rate_schedule: What becomes of the learning rate after the warm-up: it stays (constant), or falls
-                to 0 (linear, cosine).
+            learning_rate_schedule: The learning rate after the warm-up: constant, or falling to 0 (linear, cosine).
             warmup_updates: Updates over which the learning rate rises from 0.
             schedule_updates: Updates after which it has fallen to 0, the warm-up included; null if it is constant.
             ema_rate: Part of the averaged weights that each update replaces, in (0, 1]; evaluation then acts with the
@@ -100,6 +90,9 @@ class OfflineRLModule(EvaluatedPolicy):
             num_seeds: Policies to train side by side, S; their seeds are the run's and the next ones. Each becomes what
                 it would become alone, up to rounding.
             num_evaluation_envs: Episodes that run side by side in evaluation; the results do not depend on it.
+
+        Raises:
+            KalmError: If an option is out of range, or actions are discrete where ``needs_continuous_actions``.
         """
         super().__init__(num_evaluation_envs)
         require(len(hidden_sizes) > 0 and min(hidden_sizes) > 0, "hidden_sizes", hidden_sizes, "widths of 1 or more")
@@ -107,20 +100,23 @@ class OfflineRLModule(EvaluatedPolicy):
         require(0 <= discount <= 1, "discount", discount, "in [0, 1]")
         require(0 < target_update_rate <= 1, "target_update_rate", target_update_rate, "in (0, 1]")
         require(target_update_interval >= 1, "target_update_interval", target_update_interval, "1 or more")
-        require(
-            gradient_clip_norm is None or gradient_clip_norm > 0, "gradient_clip_norm", gradient_clip_norm, "above 0"
-        )
+        is_clip_norm = gradient_clip_norm is None or gradient_clip_norm > 0
+        require(is_clip_norm, "gradient_clip_norm", gradient_clip_norm, "above 0")
         require(ema_rate is None or 0 < ema_rate <= 1, "ema_rate", ema_rate, "in (0, 1], or null")
         require(num_seeds >= 1, "num_seeds", num_seeds, "1 or more")
+        if self.needs_continuous_actions and spec.is_discrete:
+            raise KalmError(
+                f"{type(self).__name__} needs a domain with continuous actions, but this one's are discrete; use "
+                "kalm.rl.cql.CQL, kalm.rl.iql.IQL or kalm.rl.awac.AWAC"
+            )
         self.automatic_optimization = False
         self.spec = spec
         self.hidden_sizes = tuple(hidden_sizes)
         self.learning_rate, self.discount = learning_rate, discount
+        self.learning_rate_of: dict[str, float] = {}  # of networks that take steps of their own size
         self.target_update_rate, self.target_update_interval = target_update_rate, target_update_interval
         self.normalize_observation, self.normalize_goal_embedding = normalize_observation, normalize_goal_embedding
-        self.gradient_clip_norm = gradient_clip_norm
-        self.num_seeds = num_seeds
-        self.compile_losses = compile
+        self.gradient_clip_norm, self.compile_losses, self.num_seeds = gradient_clip_norm, compile, num_seeds
         self.schedule = LearningRateSchedule(learning_rate_schedule, warmup_updates, schedule_updates)
         self.average = WeightAverage(ema_rate) if ema_rate is not None else None
         self.targets: list[tuple[nn.Module, nn.Module]] = []
@@ -133,29 +129,19 @@ class OfflineRLModule(EvaluatedPolicy):
         self.register_buffer("goal_embeddings", torch.zeros(0, spec.goal_embedding_size), persistent=False)
         self.transition_weights = TransitionWeights(source_weights)
 
-    # --- what an algorithm defines ---------------------------------------------------------------------------------
+    # --- what an algorithm defines, and what it may use --------------------------------------------------------------
 
     @abstractmethod
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
-        """The losses whose sum is minimised, one entry an equation of the paper, weights included.
-
-        Returns:
-            Loss name -> loss per transition, shape (B,), not reduced.
-        """
+        """The losses whose sum is minimised, an entry an equation of the paper, with its weight: (B,), not reduced."""
 
     @abstractmethod
     def act(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
-        """The action to take.
-
-        Args:
-            observation: Normalised, shape (B, O).
-            goal_embedding: Normalised, shape (B, E).
+        """The action to take at observations (B, O) for goal embeddings (B, E), both normalised.
 
         Returns:
             Shape (B,) int64 if actions are discrete, else (B, A) in [-1, 1].
         """
-
-    # --- what an algorithm may use ---------------------------------------------------------------------------------
 
     def target_of(self, network: nn.Module) -> Any:
         """A frozen copy of ``network`` that follows it by ``target_update_rate`` and ``target_update_interval``."""
@@ -166,9 +152,8 @@ class OfflineRLModule(EvaluatedPolicy):
     def begin_update(self, number: int) -> None:
         """Called before update ``number``, counted from 0; an algorithm whose updates are not all alike overrides it.
 
-        It sets an attribute, such as a bool, that ``losses`` branches on: what an update does not need is then not
-        computed, rather than weighed with 0. Networks that get no gradient keep their weights and Adam's moments. A
-        loss that some updates leave out is logged as its mean over the others.
+        It sets an attribute that ``losses`` branches on, so that what an update does not need is not computed. Networks
+        without gradient keep weights and Adam's moments; a loss left out is logged as its mean over the other updates.
         """
 
     def measure(self, name: str, value: Tensor) -> None:
@@ -179,18 +164,14 @@ class OfflineRLModule(EvaluatedPolicy):
 
     def setup(self, stage: str) -> None:
         """Take what the data say, and the first weights by their seed, before a checkpoint puts others in place."""
+        policies: list[dict[str, Any]] = [dict(self.named_parameters())] * self.num_seeds
         if stage == "fit":
             check_fit(type(self).__name__, self.spec, self.sequence_length, self._data, self.trainer.max_steps)
             self._take_statistics()
             self._data.num_seeds = self.num_seeds
-        if stage == "fit" and not self._has_weights:
-            policies = []
-            for seed in self._seeds:
-                initialize(self, seed, self.targets)
-                policies.append({name: value.detach().clone() for name, value in self.named_parameters()})
-            self._has_weights = True
-        else:
-            policies = [dict(self.named_parameters())] * self.num_seeds
+            if not self._has_weights:
+                policies = [initialize(self, seed, self.targets) for seed in self._seeds]
+                self._has_weights = True
         if self.num_seeds > 1 and not self._is_stacked:
             stack_parameters(self, policies)
             self._is_stacked = True
@@ -207,12 +188,12 @@ class OfflineRLModule(EvaluatedPolicy):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with a parameter group for every network that is trained."""
-        groups = [
-            {"params": list(network.parameters()), "name": name}
-            for name, network in self.named_children()
-            if any(parameter.requires_grad for parameter in network.parameters())
-        ]
-        return torch.optim.Adam(groups, lr=self.learning_rate, fused=True)
+        groups = []
+        for name, network in self.named_children():
+            if any(parameter.requires_grad for parameter in network.parameters()):
+                rate = self.learning_rate_of.get(name, self.learning_rate)
+                groups.append({"params": list(network.parameters()), "name": name, "lr": rate})
+        return torch.optim.Adam(groups, fused=True)
 
     def on_train_start(self) -> None:
         """Look once at how updates are to be made; optimizer and parameters are final now."""
@@ -244,22 +225,17 @@ class OfflineRLModule(EvaluatedPolicy):
     def update(self, batch: Any, number: int) -> dict[str, Tensor]:
         """Make update ``number``, counted from 0: minimise the losses by one step, let targets and averages follow.
 
-        Args:
-            batch: What ``losses`` reads; rows of policies side by side one after the other, (S * B, ...).
-            number: It decides the learning rate, whether targets follow, and what else ``begin_update`` makes of it.
-
-        Returns:
-            Every loss, unweighted, and every measurement, one number a row; detached.
+        ``batch`` is what ``losses`` reads; rows of policies side by side stand one after the other, (S * B, ...).
+        Returned is every loss, unweighted, and every measurement, one number a row; detached.
         """
         self.begin_update(number)
         losses, measured = self._losses(batch)
         total = torch.stack(list(losses.values())).sum(0, dtype=torch.float32)
         if batch.weight is not None:
             total = total * batch.weight
-        # Each policy minimises the mean over its own rows; their sum has the gradients of all.
-        loss = total.mean() if self.num_seeds == 1 else total.mean() * self.num_seeds
         self._rate.set(number)
-        self.gradient_step(loss)
+        # Each policy minimises the mean over its own rows; their sum has the gradients of all.
+        self.gradient_step(total.mean() if self.num_seeds == 1 else total.mean() * self.num_seeds)
         self._follow(number + 1)
         return {name: values.detach() for name, values in losses.items()} | measured
 
@@ -280,13 +256,7 @@ class OfflineRLModule(EvaluatedPolicy):
             self.average.update(num_updates)
 
     def minibatches(self, stacked: TensorDictBase, noise: Tensor, weight: Tensor | None) -> Iterator[Any]:
-        """What ``losses`` reads of each of K stacked minibatches; a policy of windows overrides it.
-
-        Args:
-            stacked: Batch size (K, B), or (K, B, T) for windows of T steps.
-            noise: Standard normal numbers, shape (K, B, Z).
-            weight: How much each transition counts, of the batch's shape; None if all count 1.
-        """
+        """What ``losses`` reads of each of K stacked minibatches, see ``unstack``; a policy of windows overrides it."""
         return unstack(stacked, self.goal_embeddings, self.observation_normalizer, noise, weight)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
@@ -313,8 +283,9 @@ class OfflineRLModule(EvaluatedPolicy):
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with; a policy with sizes of its own adds them."""
         sizes = {"hidden_sizes": list(self.hidden_sizes), **asdict(self.spec)}
-        several = {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
-        return {"algorithm": type(self).__name__, **sizes, **several}
+        return {"algorithm": type(self).__name__, **sizes} | (
+            {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
+        )
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -326,19 +297,19 @@ class OfflineRLModule(EvaluatedPolicy):
         """Act in every episode, with the weights that policy ``number`` of those side by side is evaluated with."""
 
         def run() -> list[EpisodeResult]:
-            policy, encoder = self.start_episodes(domain, episodes), self._data.encoder
+            policy, encoder = self.start_episodes(episodes), self._data.encoder
             return evaluate_policy(policy, self.device, encoder, domain, episodes, self.num_evaluation_envs)
 
-        results: list[EpisodeResult] = MethodCall(self, run).using(self.acting_weights(number))
-        return results
+        return cast("list[EpisodeResult]", MethodCall(self, run).using(self.acting_weights(number)))
 
     def acting_weights(self, number: int = 0) -> dict[str, Tensor]:
         """The parameters with which policy ``number`` of those side by side is evaluated: the averages, if kept."""
-        averages = self.average.tensors if self.average is not None else {}
-        weights = {**dict(self.named_parameters()), **{name: value.to(self.device) for name, value in averages.items()}}
+        weights: dict[str, Tensor] = dict(self.named_parameters())
+        if self.average is not None:
+            weights |= {name: value.to(self.device) for name, value in self.average.tensors.items()}
         return policy_of(weights, number) if self.num_seeds > 1 else weights
 
-    def start_episodes(self, domain: Domain, episodes: Sequence[Episode]) -> EpisodePolicy:
+    def start_episodes(self, episodes: Sequence[Episode]) -> EpisodePolicy:
         """The policy as ``episodes`` will ask it; one that remembers overrides it and keeps a history for each."""
         return lambda observation, goal_embedding, episode: self(observation, goal_embedding)
 
@@ -348,4 +319,10 @@ class OfflineRLModule(EvaluatedPolicy):
 
     @property
     def _data(self) -> PolicyData:
-        return attached_data(self)
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise KalmError(
+                f"{type(self).__name__} got no data module, which has observation statistics and goal embeddings; pass "
+                "kalm.data.policy_data.PolicyData to the trainer as datamodule"
+            )
+        return cast("PolicyData", data)

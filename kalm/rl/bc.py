@@ -25,7 +25,7 @@ from kalm.core.errors import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import imitation_loss, log_probability_penalty, squared_action_error
-from kalm.rl.networks.mlp import policy_network
+from kalm.rl.networks.mlp import goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 
@@ -46,7 +46,7 @@ class BC(OfflineRLModule):
         super().__init__(spec, learning_rate=learning_rate, **options)
         require(imitation_weight >= 0, "imitation_weight", imitation_weight, "0 or more")
         self.imitation_weight = imitation_weight
-        self.policy = policy_network(spec, self.hidden_sizes)
+        self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, spec.action_size)
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """Imitation and, for discrete actions, the weighted penalty on certainty."""

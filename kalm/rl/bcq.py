@@ -5,7 +5,7 @@ discrete ones. The action space decides.
 
 Equation -> function, continuous (algorithm 1 of 2019a): autoencoder -> ``squared_action_error`` and
 ``standard_normal_divergence``; target y, the soft minimum over critics and the maximum over sampled actions ->
-``_soft_minimum``, ``td_target``; perturbation phi, the deterministic policy gradient -> ``policy_loss``.
+``_next_value``, ``td_target``; perturbation phi, the deterministic policy gradient -> ``policy_loss``.
 Discrete (algorithm 1 of 2019b): actions likely enough, relative to the likeliest -> ``_constrained``; double
 Q-learning with Huber's loss -> ``td_target``, ``huber_td_loss``; behaviour model -> ``imitation_loss``.
 
@@ -21,6 +21,7 @@ Shape letters: B batch, O observation, E goal embedding, A action or actions, N 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,9 +39,11 @@ from kalm.rl.losses import (
     td_target,
     value_of_action,
 )
-from kalm.rl.networks.action_autoencoder import ActionAutoencoder
-from kalm.rl.networks.mlp import MLP, critic_network, discrete_critic_network, policy_network
+from kalm.rl.networks.mlp import MLP, critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
+
+_LOG_DEVIATION_RANGE = (-4.0, 15.0)  # the authors' code
+_MAX_CODE = 0.5  # where decoded codes are cut, so that decoded actions stay near those most often recorded
 
 
 class BCQ(OfflineRLModule):
@@ -88,12 +91,9 @@ class BCQ(OfflineRLModule):
         require(num_sampled_actions >= 1, "num_sampled_actions", num_sampled_actions, "1 or more")
         require(0 <= lower_value_weight <= 1, "lower_value_weight", lower_value_weight, "in [0, 1]")
         require(divergence_weight >= 0, "divergence_weight", divergence_weight, "0 or more")
-        self.probability_threshold = probability_threshold
-        self.logit_penalty_weight = logit_penalty_weight
-        self.max_perturbation = max_perturbation
-        self.num_sampled_actions = num_sampled_actions
-        self.lower_value_weight = lower_value_weight
-        self.divergence_weight = divergence_weight
+        self.probability_threshold, self.logit_penalty_weight = probability_threshold, logit_penalty_weight
+        self.max_perturbation, self.num_sampled_actions = max_perturbation, num_sampled_actions
+        self.lower_value_weight, self.divergence_weight = lower_value_weight, divergence_weight
         if spec.is_discrete:
             self._build_discrete()
         else:
@@ -116,9 +116,9 @@ class BCQ(OfflineRLModule):
     # --- discrete actions --------------------------------------------------------------------------------------------
 
     def _build_discrete(self) -> None:
-        self.critic = discrete_critic_network(self.spec, self.hidden_sizes)
+        self.critic = goal_conditioned_mlp(self.spec, self.hidden_sizes, self.spec.action_size)
         self.target_critic = self.target_of(self.critic)
-        self.behavior = policy_network(self.spec, self.hidden_sizes)
+        self.behavior = goal_conditioned_mlp(self.spec, self.hidden_sizes, self.spec.action_size)
 
     def _discrete_losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """The temporal-difference error, the behaviour model's imitation and the penalty on its logits."""
@@ -144,7 +144,7 @@ class BCQ(OfflineRLModule):
 
     def _build_continuous(self) -> None:
         sizes = [self.spec.observation_size, self.spec.goal_embedding_size, self.spec.action_size]
-        self.autoencoder = ActionAutoencoder(self.spec, self.hidden_sizes)
+        self.autoencoder = _ActionAutoencoder(self.spec, self.hidden_sizes)
         self.critic = critic_network(self.spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
         self.perturbation = MLP(sizes, self.hidden_sizes, self.spec.action_size)
@@ -175,11 +175,15 @@ class BCQ(OfflineRLModule):
         }
 
     def _next_value(self, batch: TransitionBatch, noise: Tensor) -> Tensor:
-        """Value of the best of M actions that the data might hold at the next observation, shape (B,)."""
+        """Value of the best of M actions that the data might hold at the next observation, shape (B,).
+
+        A value is a soft minimum: a convex combination of the lowest and the highest critic.
+        """
         inputs = batch.next_observation.unsqueeze(1), batch.goal_embedding.unsqueeze(1)
         action = self._perturbed(self.target_perturbation, *inputs, self.autoencoder.sample(*inputs, noise))
         q = self.target_critic(*inputs, action).squeeze(-1)
-        return _soft_minimum(q, self.lower_value_weight).amax(dim=-1)
+        soft_minimum = self.lower_value_weight * q.amin(0) + (1 - self.lower_value_weight) * q.amax(0)
+        return soft_minimum.amax(dim=-1)
 
     def _perturbed(self, perturbation: MLP, observation: Tensor, goal_embedding: Tensor, action: Tensor) -> Tensor:
         """An action, moved a little towards a greater value, in [-1, 1]."""
@@ -187,6 +191,29 @@ class BCQ(OfflineRLModule):
         return (action + change).clamp(-1, 1)
 
 
-def _soft_minimum(q: Tensor, lower_value_weight: float) -> Tensor:
-    """Convex combination of the lowest and the highest critic: (N, ...) -> (...)."""
-    return lower_value_weight * q.amin(0) + (1 - lower_value_weight) * q.amax(0)
+class _ActionAutoencoder(nn.Module):
+    """A model of which actions the data hold at an observation: a conditional variational autoencoder.
+
+    Encoder: observation, goal and action to a normal distribution of codes. Decoder: observation, goal and a code to an
+    action like those recorded there. Architecture and bounds are the authors', who took them from Sohn et al. 2015.
+    """
+
+    def __init__(self, spec: TaskSpec, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.code_size = 2 * spec.action_size
+        inputs = [spec.observation_size, spec.goal_embedding_size]
+        self.encoder = MLP([*inputs, spec.action_size], hidden_sizes, 2 * self.code_size)
+        self.decoder = MLP([*inputs, self.code_size], hidden_sizes, spec.action_size)
+
+    def encode(self, observation: Tensor, goal_embedding: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the deviation of an action's codes, each of shape (..., D)."""
+        mean, log_deviation = self.encoder(observation, goal_embedding, action).chunk(2, dim=-1)
+        return mean, log_deviation.clamp(*_LOG_DEVIATION_RANGE)
+
+    def decode(self, observation: Tensor, goal_embedding: Tensor, code: Tensor) -> Tensor:
+        """The action of a code, shape (..., A), in [-1, 1]; leading dimensions broadcast."""
+        return torch.tanh(self.decoder(observation, goal_embedding, code))
+
+    def sample(self, observation: Tensor, goal_embedding: Tensor, noise: Tensor) -> Tensor:
+        """Actions that the data might hold, (..., A), by standard normal numbers, (..., D), which are cut to a code."""
+        return self.decode(observation, goal_embedding, noise.clamp(-_MAX_CODE, _MAX_CODE))

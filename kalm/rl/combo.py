@@ -32,19 +32,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.core.errors import KalmError, require
+from kalm.core.errors import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
-from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
-from kalm.rl.dynamics.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size
+from kalm.rl.dynamics.dynamics_ensemble import (
+    DynamicsEnsemble,
+    ImaginedTransition,
+    imagined_transitions,
+    noise_size,
+)
 from kalm.rl.losses import sampled_cql_penalty, soft_policy_loss, td_target, temperature_loss
 from kalm.rl.networks.gaussian_policies import LearnedScale, SquashedGaussian, sampled_actions
-from kalm.rl.networks.mlp import critic_network, gaussian_policy_network
+from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 
 class COMBO(OfflineRLModule):
     """COMBO for continuous actions."""
+
+    needs_continuous_actions = True
 
     def __init__(
         self,
@@ -77,9 +83,6 @@ class COMBO(OfflineRLModule):
             policy_learning_rate: Adam's step size for policy and temperature (paper: 1e-4).
             dynamics_learning_rate: Adam's step size for the model (authors' code: 1e-3).
             options: Options that all algorithms share.
-
-        Raises:
-            KalmError: If the domain's actions are discrete.
         """
         super().__init__(spec, learning_rate=learning_rate, **options)
         require(conservative_weight >= 0, "conservative_weight", conservative_weight, "0 or more")
@@ -90,22 +93,16 @@ class COMBO(OfflineRLModule):
         require(dynamics_warmup_updates >= 0, "dynamics_warmup_updates", dynamics_warmup_updates, "0 or more")
         require(policy_learning_rate > 0, "policy_learning_rate", policy_learning_rate, "above 0")
         require(dynamics_learning_rate > 0, "dynamics_learning_rate", dynamics_learning_rate, "above 0")
-        if spec.is_discrete:
-            raise KalmError(
-                "COMBO needs a domain with continuous actions, but this one's are discrete; use kalm.rl.cql.CQL, "
-                "kalm.rl.iql.IQL or kalm.rl.awac.AWAC"
-            )
-        self.conservative_weight = conservative_weight
-        self.real_fraction = real_fraction
-        self.num_model_steps = num_model_steps
-        self.num_sampled_actions = num_sampled_actions
+        self.conservative_weight, self.real_fraction = conservative_weight, real_fraction
+        self.num_model_steps, self.num_sampled_actions = num_model_steps, num_sampled_actions
         self.dynamics_warmup_updates = dynamics_warmup_updates
-        self.policy_learning_rate, self.dynamics_learning_rate = policy_learning_rate, dynamics_learning_rate
+        self.learning_rate_of = dict.fromkeys(("policy", "temperature"), policy_learning_rate)
+        self.learning_rate_of["dynamics"] = dynamics_learning_rate
         self.updates_policy = True
         self.dynamics = DynamicsEnsemble(spec, num_dynamics_members, dynamics_hidden_sizes)
         self.critic = critic_network(spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
-        self.policy = gaussian_policy_network(spec, self.hidden_sizes)
+        self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, 2 * spec.action_size)
         self.temperature = LearnedScale()
         self._noise_sizes = [
             noise_size(num_model_steps, spec.observation_size, spec.action_size),
@@ -113,18 +110,6 @@ class COMBO(OfflineRLModule):
             3 * num_sampled_actions * spec.action_size,
         ]
         self.noise_size = sum(self._noise_sizes)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam; the model, the policy and the temperature take steps of their own size."""
-        optimizer = super().configure_optimizers()
-        rates = {
-            "dynamics": self.dynamics_learning_rate,
-            "policy": self.policy_learning_rate,
-            "temperature": self.policy_learning_rate,
-        }
-        for group in optimizer.param_groups:
-            group["lr"] = rates.get(group["name"], group["lr"])
-        return optimizer
 
     def begin_update(self, number: int) -> None:
         """Say whether the model is old enough for critics and policy to learn from it."""

@@ -10,12 +10,11 @@ Part of the paper -> function: architecture, section 3 -> ``_outputs``; training
 ``squared_action_error``; evaluation, algorithm 1 -> ``kalm/envs/running_episodes.py``.
 
 Differences from the paper: 1. the goal's embedding is the first token, which all others see; 2. windows are drawn with
-every rollout equally likely, not in proportion to its length, and as full as the rollout allows (see
-``kalm/data/windows.py``); 3. returns are normalised by the data's statistics instead of a constant chosen by hand, and
-the return that is wanted is a quantile of the data's; 4. an episode that outlasts the longest rollout is read as if it
-were no later than that, for later steps have embeddings that were never trained; 5. no weight decay (the paper's 1e-4
-times its step size moves a weight by 1e-8 of itself), and no dropout of attention weights (see
-``kalm/rl/networks/transformer.py``).
+every rollout equally likely, not in proportion to its length, and as full as the rollout allows; 3. returns are
+normalised by the data's statistics instead of a constant chosen by hand, and the return that is wanted is a quantile of
+the data's; 4. an episode that outlasts the longest rollout is read as if it were no later than that, for later steps
+have embeddings that were never trained; 5. no weight decay (the paper's 1e-4 times its step size moves a weight by 1e-8
+of itself), and no dropout of attention weights (see ``kalm/rl/networks/transformer.py``).
 
 ``torchrl.objectives.DTLoss`` is a mean squared error around a model; the model wraps the transformers library, which
 the policies do not import, and keeps no goal.
@@ -26,7 +25,7 @@ Shape letters: B batch, T steps of a window, O observation, E goal embedding, A 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -34,17 +33,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kalm.core.errors import DataError, require
+from kalm.core.names import ACTION, INSTRUCTION_ID, OBSERVATION, PADDING_MASK, RETURN_TO_GO, STEP
 from kalm.core.specs import TaskSpec
 from kalm.envs.running_episodes import RunningEpisodes
 from kalm.envs.simulation import Episode
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import imitation_loss, squared_action_error
 from kalm.rl.networks.transformer import CausalTransformer
-from kalm.rl.training.batches import Normalizer, WindowBatch, unstack_windows
+from kalm.rl.training.batches import Normalizer, WindowBatch, split
 from kalm.rl.training.policy_evaluation import EpisodePolicy
-
-if TYPE_CHECKING:
-    from kalm.envs.base import Domain
 
 
 class DecisionTransformer(OfflineRLModule):
@@ -107,11 +104,7 @@ class DecisionTransformer(OfflineRLModule):
         self.goal_token = nn.Linear(spec.goal_embedding_size, embedding_size)
         self.return_token = nn.Linear(1, embedding_size)
         self.observation_token = nn.Linear(spec.observation_size, embedding_size)
-        self.action_token: nn.Module
-        if spec.is_discrete:
-            self.action_token = nn.Embedding(spec.action_size, embedding_size)
-        else:
-            self.action_token = nn.Linear(spec.action_size, embedding_size)
+        self.action_token = (nn.Embedding if spec.is_discrete else nn.Linear)(spec.action_size, embedding_size)
         self.step_embedding = nn.Embedding(max_timesteps, embedding_size)
         self.token_norm = nn.LayerNorm(embedding_size)
         self.transformer = CausalTransformer(embedding_size, hidden_sizes, num_heads, dropout, self.num_seeds > 1)
@@ -124,9 +117,8 @@ class DecisionTransformer(OfflineRLModule):
 
     def losses(self, batch: WindowBatch) -> dict[str, Tensor]:  # type: ignore[override]  # it reads windows
         """Imitation of every recorded action of a window: one number a step, shape (B, T), 0 for padding."""
-        output = self._outputs(
-            batch.observation, batch.goal_embedding, batch.action, batch.return_to_go, batch.step, batch.noise
-        )
+        inputs = batch.observation, batch.goal_embedding, batch.action, batch.return_to_go, batch.step
+        output = self._outputs(*inputs, batch.noise)
         if self.spec.is_discrete:
             log_probability = functional.log_softmax(output, dim=-1)
             loss = imitation_loss(log_probability.flatten(0, 1), batch.action.flatten()).view_as(batch.return_to_go)
@@ -153,13 +145,7 @@ class DecisionTransformer(OfflineRLModule):
     ) -> Tensor:
         """What each step's action is read from, shape (B, T, A); it sees no later step, nor its own action.
 
-        Args:
-            observation: Normalised, shape (B, T, O).
-            goal_embedding: Normalised, shape (B, E).
-            action: Shape (B, T) or (B, T, A).
-            return_to_go: Normalised, shape (B, T).
-            step: Number of each step in its rollout, shape (B, T).
-            noise: For dropout, shape (B, Z); None drops nothing.
+        It takes what a ``WindowBatch`` has; without noise nothing is dropped.
         """
         of_step = self.step_embedding(step)
         parts = [self.return_token(return_to_go.unsqueeze(-1)), self.observation_token(observation)]
@@ -175,7 +161,7 @@ class DecisionTransformer(OfflineRLModule):
     # --- training on windows, evaluation with a history --------------------------------------------------------------
 
     def _take_statistics(self) -> None:
-        """Take from the data what all policies do, and returns and lengths of rollouts."""
+        """Take returns and lengths of rollouts as well."""
         super()._take_statistics()
         statistics = self._data.rollout_statistics
         if statistics.max_length > self.max_timesteps:
@@ -189,26 +175,27 @@ class DecisionTransformer(OfflineRLModule):
         self.last_step.fill_(statistics.max_length - 1)
 
     def minibatches(self, stacked: TensorDictBase, noise: Tensor, weight: Tensor | None) -> Iterator[WindowBatch]:
-        """Windows, instead of transitions."""
-        return unstack_windows(
-            stacked,
-            self.goal_embeddings,
-            self.observation_normalizer,
-            self.return_normalizer,
-            noise,
-            weight,
-            self.num_seeds,
-        )
+        """Windows, batch size (K, S * B, T), instead of transitions; each policy's mean is over its own real steps."""
+        padding_mask = stacked.get(PADDING_MASK)
+        columns = {
+            "observation": self.observation_normalizer(stacked.get(OBSERVATION)),
+            "action": stacked.get(ACTION),
+            "return_to_go": self.return_normalizer(stacked.get(RETURN_TO_GO)),
+            "step": stacked.get(STEP).long(),
+            "padding_mask": padding_mask,
+            "noise": noise,
+        }
+        is_real = padding_mask.unflatten(1, (self.num_seeds, -1)).float()
+        step_weight = (is_real / is_real.mean((2, 3), keepdim=True)).flatten(1, 2)
+        if weight is not None:
+            step_weight = step_weight * weight
+        return split(WindowBatch, columns, stacked.get(INSTRUCTION_ID)[..., 0], self.goal_embeddings, step_weight)
 
-    def start_episodes(self, domain: Domain, episodes: Sequence[Episode]) -> EpisodePolicy:
+    def start_episodes(self, episodes: Sequence[Episode]) -> EpisodePolicy:
         """The policy with a history for each of ``episodes``."""
-        last_step = int(self.last_step)
-        running = RunningEpisodes(
-            [episode.instructed.goal for episode in episodes],
-            self.spec,
-            min(self.sequence_length, last_step + 1),
-            float(self.target_return),
-        )
+        goals, last_step = [episode.instructed.goal for episode in episodes], int(self.last_step)
+        length = min(self.sequence_length, last_step + 1)
+        running = RunningEpisodes(goals, self.spec, length, float(self.target_return))
 
         def act(observation: Tensor, goal_embedding: Tensor, episode: Tensor) -> Tensor:
             history = running.observe(observation, episode)

@@ -40,7 +40,7 @@ from kalm.rl.losses import (
     value_of_action,
 )
 from kalm.rl.networks.gaussian_policies import LogDeviation
-from kalm.rl.networks.mlp import EnsembleMLP, critic_network, policy_network, value_network
+from kalm.rl.networks.mlp import EnsembleMLP, critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-10.0, 2.0)  # the authors' code
@@ -74,13 +74,12 @@ class IQL(OfflineRLModule):
         require(0 < expectile < 1, "expectile", expectile, "between 0 and 1")
         require(inverse_temperature >= 0, "inverse_temperature", inverse_temperature, "0 or more")
         require(max_advantage_weight > 0, "max_advantage_weight", max_advantage_weight, "above 0")
-        self.expectile = expectile
-        self.inverse_temperature = inverse_temperature
+        self.expectile, self.inverse_temperature = expectile, inverse_temperature
         self.max_advantage_weight = max_advantage_weight
-        self.value = value_network(spec, self.hidden_sizes)
+        self.value = goal_conditioned_mlp(spec, self.hidden_sizes, 1)
         self.critic = critic_network(spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
-        self.policy = policy_network(spec, self.hidden_sizes)
+        self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, spec.action_size)
         if not spec.is_discrete:
             self.log_deviation = LogDeviation(spec.action_size, *_LOG_DEVIATION_RANGE, first_deviation=1.0)
 

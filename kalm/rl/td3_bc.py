@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kalm.core.errors import KalmError, require
+from kalm.core.errors import require
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import squared_action_error, td_target
-from kalm.rl.networks.mlp import critic_network, policy_network
+from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 
@@ -38,6 +38,7 @@ class TD3BC(OfflineRLModule):
     """TD3+BC for continuous actions."""
 
     minibatch_scaled = frozenset({"policy_loss"})
+    needs_continuous_actions = True
 
     def __init__(
         self,
@@ -62,26 +63,18 @@ class TD3BC(OfflineRLModule):
             learning_rate: Adam's step size for every network (paper: 3e-4, at batch 256).
             target_update_interval: Updates between two updates of the targets (paper: 2, along with the policy).
             options: Options that all algorithms share.
-
-        Raises:
-            KalmError: If the domain's actions are discrete.
         """
         super().__init__(spec, learning_rate=learning_rate, target_update_interval=target_update_interval, **options)
         require(value_weight >= 0, "value_weight", value_weight, "0 or more")
         require(target_noise >= 0, "target_noise", target_noise, "0 or more")
         require(max_target_noise >= 0, "max_target_noise", max_target_noise, "0 or more")
         require(policy_update_interval >= 1, "policy_update_interval", policy_update_interval, "1 or more")
-        if spec.is_discrete:
-            raise KalmError(
-                "TD3BC needs a domain with continuous actions, but this one's are discrete; use kalm.rl.cql.CQL, "
-                "kalm.rl.iql.IQL or kalm.rl.awac.AWAC"
-            )
         self.value_weight = value_weight
         self.target_noise, self.max_target_noise = target_noise, max_target_noise
         self.policy_update_interval = policy_update_interval
         self.updates_policy = True
         self.noise_size = spec.action_size
-        self.policy = policy_network(spec, self.hidden_sizes)
+        self.policy = goal_conditioned_mlp(spec, self.hidden_sizes, spec.action_size)
         self.target_policy = self.target_of(self.policy)
         self.critic = critic_network(spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)

@@ -26,22 +26,24 @@ writes and ``writes``, paths in its run folder.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from kalm.core.errors import KalmError
-from kalm.runs.folder import describe_folder
-from kalm.study.stage import TOGETHER, Stage, for_seeds, make_stage, stage_fingerprint
+from kalm.runs.folder import LAST, RESULTS_FILE, STORE, describe_folder, run_name
 
+# verb -> what it leaves in the folder of its run ("" for the folder itself); other verbs have no such folder
+_LEFT = {"collect": "", "fit": LAST, "predict": STORE, "validate": RESULTS_FILE, "test": RESULTS_FILE}
+_FROM_CHECKPOINT = ("predict", "validate", "test")  # they take the last checkpoint of their own run, if not told which
+_TOGETHER = "together"
+_INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _STUDY_KEYS = ("name", "root", "seeds", "defaults", "stages", "report")
 _STAGE_KEYS = ("name", "verb", "config", "experiment", "with", "seeds", "test", "reads", "writes")
 _DEFAULT_KEYS = ("config", "with")
@@ -51,14 +53,44 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One command of a study, for one seed or several if it depends on the seed.
+
+    Attributes:
+        seed: The seed it is run for, the first one if there are several; or None.
+        command: What follows ``python -m kalm``.
+        configs: The configuration files among it.
+        inputs: Files and rollout stores whose content decides the result.
+        outputs: Paths that exist once it is done; the first tells it from other stages.
+        num_seeds: How many seeds it is run for; they follow each other.
+    """
+
+    name: str
+    seed: int | None
+    command: tuple[str, ...]
+    configs: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    num_seeds: int = 1
+
+    @property
+    def label(self) -> str:
+        """Name and seed, for people."""
+        return self.name if self.seed is None else f"{self.name} {run_name(self.seed, self.num_seeds)}"
+
+    @property
+    def verb(self) -> str:
+        """What the command does."""
+        return self.command[0]
+
+
+@dataclass(frozen=True)
 class Study:
-    """A chain of stages and the report at its end.
+    """A chain of stages, in the order in which they are run, and the report at its end.
 
     Attributes:
         name: Folder name below ``<root>/study``.
         root: Folder below which everything is written.
-        seeds: Seeds of the stages that are run once a seed.
-        stages: All stages in the order in which they are run.
         definition: For the report: name, root, seeds and report as in the file, and a command and outputs a stage, in
             which ``${seed}`` and its like are left standing.
     """
@@ -76,17 +108,12 @@ class Study:
 
 
 def load_study(path: str | Path, root: str | None = None, seeds: list[int] | None = None) -> Study:
-    """Read a study file.
-
-    Args:
-        path: YAML file.
-        root: Used in place of the file's.
-        seeds: Used in place of the file's.
+    """Read a study file; ``root`` and ``seeds`` take the place of the file's.
 
     Raises:
         KalmError: If the file is missing or malformed; the message names the key and what is allowed.
     """
-    file = _read(Path(path))
+    file = _read(Path(path), "study file")
     file |= {key: value for key, value in (("root", root), ("seeds", seeds)) if value is not None}
     try:
         return _study(file)
@@ -94,21 +121,16 @@ def load_study(path: str | Path, root: str | None = None, seeds: list[int] | Non
         raise KalmError(f"study file {path}: {error}") from error
 
 
-def combined_fingerprint(study: Study) -> str:
-    """SHA-256 of all stages and of the report section: what decides the report."""
-    content = [[stage_fingerprint(stage) for stage in study.stages], dict(study.definition)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, what: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
     if not path.is_file():
-        raise KalmError(f"study file {path} does not exist; {describe_folder(path.parent)}")
+        raise KalmError(f"{what} {path} does not exist; {describe_folder(path.parent)}")
     try:
         file = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise KalmError(f"study file {path} cannot be read: {error}") from error
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise KalmError(f"{what} {path} cannot be read: {error}") from error
     if not isinstance(file, dict):
-        raise KalmError(f"study file {path} is no mapping; its keys are {', '.join(_STUDY_KEYS)} and your own")
+        raise KalmError(f"{what} {path} is no mapping of keys to values")
     return {str(key): value for key, value in file.items()}
 
 
@@ -128,13 +150,17 @@ def _study(file: Mapping[str, Any]) -> Study:
         if entry["name"] in names:
             raise KalmError(f"several stages or keys are called {entry['name']}; give each its own name")
         written = [output for stage in (*stages, *templates) for output in stage.outputs]
-        template = _template(entry, names, root, written)
-        names[entry["name"]] = template.outputs[entry["seeds"] == TOGETHER]  # that of one seed
+        kept = {key: f"\\${{{key}}}" for key in _SEED_KEYS} if entry["seeds"] else {}
+        try:
+            template = _make_stage(_resolved(entry, {**names, **kept}), root, written)
+        except KalmError as error:
+            raise KalmError(f"stage {entry['name']!r}: {error}") from error
+        names[entry["name"]] = template.outputs[entry["seeds"] == _TOGETHER]  # that of one seed
         templates.append(template)
-        groups = _groups(seeds, is_joint=entry["seeds"] == TOGETHER) if entry["seeds"] else []
+        groups = _groups(seeds, is_joint=entry["seeds"] == _TOGETHER) if entry["seeds"] else []
         if entry["seeds"] and not groups:
             raise KalmError(f"stage {entry['name']!r} is run for seeds, but there are no seeds")
-        stages += [for_seeds(template, group) for group in groups] or [template]
+        stages += [_for_seeds(template, group) for group in groups] or [template]
     first = {(stage.verb, stage.outputs[0]): stage.label for stage in reversed(stages)}
     for stage in stages:
         other = first[stage.verb, stage.outputs[0]]
@@ -164,10 +190,10 @@ def _complete(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str)
     default = _mapping(defaults.get(verb), f"defaults of {verb}", _DEFAULT_KEYS)
     if not _NAME.fullmatch(name):
         raise KalmError(f"a stage has name {name!r}; it needs one of letters, digits and _ . - only")
-    if seeds not in (True, False, TOGETHER):
+    if seeds not in (True, False, _TOGETHER):
         raise KalmError(
-            f"seeds of {where} is {seeds!r}; it is true (run once a seed), false or {TOGETHER} (run once for all seeds "
-            "that follow each other)"
+            f"seeds of {where} is {seeds!r}; it is true (run once a seed), false or {_TOGETHER} (run once for all "
+            "seeds that follow each other)"
         )
     if not isinstance(test, bool | dict) or (test and verb != "fit"):
         raise KalmError(f"test of {where}, whose verb is {verb}, is {test!r}; it is true or more `with`, after a fit")
@@ -206,15 +232,6 @@ def _groups(seeds: list[int], is_joint: bool) -> list[list[int]]:
     return groups
 
 
-def _template(entry: Mapping[str, Any], names: Mapping[str, Any], root: str, written: Sequence[str]) -> Stage:
-    """A stage in which only ``${seed}`` and its like are left to be replaced."""
-    seeds = {key: f"\\${{{key}}}" for key in _SEED_KEYS} if entry["seeds"] else {}
-    try:
-        return make_stage(_resolved(entry, {**names, **seeds}), root, written)
-    except KalmError as error:
-        raise KalmError(f"stage {entry['name']!r}: {error}") from error
-
-
 def _resolved(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` with every ``${...}`` replaced by what ``names`` says."""
     try:
@@ -225,6 +242,104 @@ def _resolved(values: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, 
         near = f"; did you mean {_nearest(missing[1], names)!r}?" if missing else ""
         raise KalmError(
             f"{str(error).splitlines()[0]}{near}. ${{...}} may name a key of the file, a stage before this one, or "
-            f"{', '.join(_SEED_KEYS)} in a stage with seeds: true or {TOGETHER}"
+            f"{', '.join(_SEED_KEYS)} in a stage with seeds: true or {_TOGETHER}"
         ) from error
     return dict(resolved)
+
+
+def _make_stage(entry: Mapping[str, Any], root: str, written: Sequence[str]) -> Stage:
+    """The stage that an entry comes to, with all keys and every ``${...}`` replaced but ``${seed}`` and its like.
+
+    Of what was ``written`` by the stages before it, it reads what its configuration names.
+    """
+    verb, configs, is_joint = entry["verb"], tuple(entry["config"]), entry["seeds"] == _TOGETHER
+    seed_option = "seed" if verb == "collect" else "seed_everything"
+    given = {
+        "root": root,
+        "experiment": entry["experiment"],
+        seed_option: "${seed}" if entry["seeds"] else None,
+        "model.num_seeds": "${num_seeds}" if is_joint else None,
+    }
+    options = {key: value for key, value in given.items() if value is not None and verb in _LEFT} | entry["with"]
+    settings = {seed_option: 0, **_settings(configs, options)}
+    folder, outputs = Path(), []
+    if verb in _LEFT:
+        if not settings.get("experiment"):
+            raise KalmError(f"experiment is missing; give one, or a config that has one; its config is {list(configs)}")
+        runs = ("${run}", "seed=${seed}") if is_joint else (f"seed={settings[seed_option]}",)
+        folders = [Path(root) / settings["experiment"] / run for run in runs]
+        folder, outputs = folders[0], [str(one / _LEFT[verb]) for one in folders]
+    outputs += [str(folder / file) for file in entry["writes"]]
+    if not outputs:
+        known = ", ".join(_LEFT)
+        raise KalmError(f"nothing says what verb {verb!r} writes; give writes: [...], or one of the verbs {known}")
+    inputs = _inputs(settings, written)
+    if verb in _FROM_CHECKPOINT and settings.get("ckpt_path") in (None, "last"):
+        inputs.append(str(folder / LAST))
+    words = [word for config in configs for word in ("--config", config)]
+    words += [f"--{key}={_typed(value)}" for key, value in options.items()]
+    inputs = list(dict.fromkeys([*inputs, *entry["reads"]]))
+    return Stage(entry["name"], None, (verb, *words), configs, tuple(inputs), tuple(outputs))
+
+
+def _for_seeds(stage: Stage, seeds: Sequence[int]) -> Stage:
+    """A stage for one seed or for several that follow each other; it reads and writes what each of them does."""
+
+    def filled(text: str, seed: int) -> str:
+        run = run_name(seeds[0], len(seeds))
+        return text.replace("${seed}", str(seed)).replace("${num_seeds}", str(len(seeds))).replace("${run}", run)
+
+    return replace(
+        stage,
+        seed=seeds[0],
+        num_seeds=len(seeds),
+        command=tuple(filled(word, seeds[0]) for word in stage.command),
+        configs=tuple(filled(path, seeds[0]) for path in stage.configs),
+        inputs=tuple(dict.fromkeys(filled(path, seed) for path in stage.inputs for seed in seeds)),
+        outputs=tuple(dict.fromkeys(filled(path, seed) for path in stage.outputs for seed in seeds)),
+    )
+
+
+def _settings(configs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value of some files and options by its dotted key; the later one counts.
+
+    ``init_args`` is left out of the keys, as it may be on the command line.
+    """
+    settings: dict[str, Any] = {}
+
+    def put(prefix: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            name = ".".join(part for part in f"{prefix}{key}".split(".") if part != "init_args")
+            if isinstance(value, Mapping):
+                put(f"{name}.", value)
+            else:
+                for below in [known for known in settings if known.startswith(f"{name}.")]:
+                    del settings[below]  # such as the stores of imagined rollouts, where those are set to null
+                settings[name] = value
+
+    for config in configs:
+        put("", _read(Path(config), "configuration"))
+    put("", options)
+    return settings
+
+
+def _inputs(settings: Mapping[str, Any], written: Sequence[str]) -> list[str]:
+    """The outputs of earlier stages that stand somewhere in the settings; a checkpoint's folder stands for it."""
+    named = set(_strings(list(settings.values())))
+    named = {_INTERPOLATION.sub(lambda key: str(settings.get(key[1], key[0])), text) for text in named}
+    return [path for path in written if {path, path.removesuffix(f"/{LAST}")} & named]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _strings(part)
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, str):
+        return value
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")

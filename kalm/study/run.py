@@ -9,6 +9,7 @@ scheduler here: to spread seeds over machines, run with ``--seeds`` on each.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import shlex
@@ -24,11 +25,12 @@ from rich.table import Table
 from rich.text import Text
 
 import kalm
-from kalm.core.durable import write_durably
+from kalm.core.durable import file_sha256, write_durably
 from kalm.core.errors import KalmError
-from kalm.study.definition import Study, combined_fingerprint
-from kalm.study.stage import Stage, stage_fingerprint
+from kalm.runs.folder import LAST, describe_folder
+from kalm.study.definition import Stage, Study
 
+_MANIFEST = "manifest.json"  # of a rollout store
 Call = Callable[[list[str]], int]
 Outcome = Literal["done before", "done", "resumed"]
 
@@ -53,13 +55,9 @@ class Marker:
 
 
 def run_study(study: Study, console: Console, call: Call, redo: list[str] | None = None) -> int:
-    """Run every stage that is not done, then write the report.
+    """Run every stage that is not done or named in ``redo``, then write the report.
 
-    Args:
-        study: What to run.
-        console: Where to say what happens.
-        call: Runs one command line of kalm and returns its exit code.
-        redo: Names of stages to run even if they are done.
+    ``call`` runs one command line of kalm and returns its exit code.
 
     Returns:
         0, or the exit code of the stage that failed; nothing after it is run.
@@ -74,19 +72,22 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
         raise KalmError(f"--redo {', '.join(unknown)}: no such stage; the stages are {names}")
     outcomes: list[tuple[Stage, Outcome, float]] = []
     for number, stage in enumerate(study.stages, start=1):
-        fingerprint = stage_fingerprint(stage)
-        marker = _read_marker(_marker_path(study, stage))
-        if _is_done(stage, marker, fingerprint) and stage.name not in redo:
-            outcomes.append((stage, "done before", marker.seconds if marker else 0.0))
-            continue
+        fingerprint = _fingerprint(stage)
+        # The marker of the first output, named by its place below the root.
+        place = Path(os.path.relpath(stage.outputs[0], study.root)).as_posix().replace("/", "+")
+        marker_path = Path(study.root) / "study" / "stages" / f"{stage.verb}+{place}.json"
+        marker = _read_marker(marker_path)
         is_same = marker is not None and marker.fingerprint == fingerprint and stage.name not in redo
+        if marker and marker.is_finished and is_same and all(Path(path).exists() for path in stage.outputs):
+            outcomes.append((stage, "done before", marker.seconds))
+            continue
         is_own = marker is not None and (marker.fingerprint == fingerprint or marker.study == study.name)
         command, outcome = _prepare(stage, is_same, is_own)
         console.rule(Text(f"{number}/{len(study.stages)} {stage.label}"))
         console.print(f"python -m kalm {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.monotonic()
         if is_own or not any(Path(path).exists() for path in stage.outputs):
-            _write_marker(_marker_path(study, stage), Marker(study.name, fingerprint, is_finished=False, seconds=0.0))
+            _write_marker(marker_path, Marker(study.name, fingerprint, is_finished=False, seconds=0.0))
         code = call(command)
         if code:
             console.print(
@@ -96,9 +97,14 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
                 markup=False,
             )
             return code
-        _check_outputs(stage)
+        missing = [path for path in stage.outputs if not Path(path).exists()]
+        if missing:
+            raise KalmError(
+                f"stage {stage.label} ended well but did not write {', '.join(missing)}; its outputs in the study file "
+                "must be paths that its command writes"
+            )
         seconds = time.monotonic() - start
-        _write_marker(_marker_path(study, stage), Marker(study.name, fingerprint, is_finished=True, seconds=seconds))
+        _write_marker(marker_path, Marker(study.name, fingerprint, is_finished=True, seconds=seconds))
         outcomes.append((stage, outcome, seconds))
         gc.collect()  # a model and its optimizer hang in reference cycles until somebody looks
     return _finish(study, outcomes, console)
@@ -107,13 +113,10 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
 def _prepare(stage: Stage, is_same: bool, is_own: bool) -> tuple[list[str], Outcome]:
     """The command to give, which depends on what an earlier attempt has left.
 
-    Args:
-        stage: What is to be run.
-        is_same: Whether that attempt would have come to the same, so that it can go on.
-        is_own: Whether it was this study's. What another study or a person has made is left to the verb itself, which
-            refuses to touch it.
+    It goes on with that attempt if that would have come to the same. What another study or a person has made is left to
+    the verb itself, which refuses to touch it.
     """
-    checkpoint = next((Path(path) for path in stage.outputs if path.endswith("last.ckpt")), None)
+    checkpoint = next((Path(path) for path in stage.outputs if path.endswith(LAST)), None)
     if stage.verb == "fit" and checkpoint is not None and checkpoint.exists() and is_own:
         if is_same:
             return [*stage.command, "--ckpt_path", "last"], "resumed"
@@ -125,28 +128,11 @@ def _prepare(stage: Stage, is_same: bool, is_own: bool) -> tuple[list[str], Outc
     return list(stage.command), "resumed" if is_same else "done"
 
 
-def _is_done(stage: Stage, marker: Marker | None, fingerprint: str) -> bool:
-    return (
-        marker is not None
-        and marker.is_finished
-        and marker.fingerprint == fingerprint
-        and all(Path(path).exists() for path in stage.outputs)
-    )
-
-
-def _check_outputs(stage: Stage) -> None:
-    missing = [path for path in stage.outputs if not Path(path).exists()]
-    if missing:
-        raise KalmError(
-            f"stage {stage.label} ended well but did not write {', '.join(missing)}; its outputs in the study file "
-            "must be paths that its command writes"
-        )
-
-
 def _finish(study: Study, outcomes: list[tuple[Stage, Outcome, float]], console: Console) -> int:
     """Write the report unless it is there for exactly these results; say what was done."""
     marker_path, output = study.folder / "report.json", study.folder / "report"
-    fingerprint = combined_fingerprint(study)
+    content = [[_fingerprint(stage) for stage in study.stages], dict(study.definition)]
+    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     marker = _read_marker(marker_path)
     has_run = any(outcome != "done before" for _, outcome, _ in outcomes)
     is_new = has_run or marker is None or marker.fingerprint != fingerprint or not (output / "report.md").is_file()
@@ -156,7 +142,6 @@ def _finish(study: Study, outcomes: list[tuple[Stage, Outcome, float]], console:
         durations = {stage.label: seconds for stage, _, seconds in outcomes}
         write_report([study.root], output, study=study.definition, durations=durations, console=console)
         _write_marker(marker_path, Marker(study.name, fingerprint, is_finished=True, seconds=0.0))
-    if is_new:
         console.print(_summary(study, outcomes))
     else:
         console.print(
@@ -184,12 +169,6 @@ def _clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-def _marker_path(study: Study, stage: Stage) -> Path:
-    """The marker of the first output, named by its place below the root."""
-    place = Path(os.path.relpath(stage.outputs[0], study.root)).as_posix().replace("/", "+")
-    return Path(study.root) / "study" / "stages" / f"{stage.verb}+{place}.json"
-
-
 def _read_marker(path: Path) -> Marker | None:
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -203,3 +182,30 @@ def _read_marker(path: Path) -> Marker | None:
 def _write_marker(path: Path, marker: Marker) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, (json.dumps({**asdict(marker), "kalm": kalm.__version__}, indent=1) + "\n").encode())
+
+
+def _fingerprint(stage: Stage) -> str:
+    """SHA-256 of everything that decides what a stage writes.
+
+    Raises:
+        KalmError: If a configuration file or an input does not exist.
+    """
+    content = {
+        "kalm": kalm.__version__,
+        "command": stage.command,
+        "configs": {path: _content_digest(stage, path) for path in stage.configs},
+        "inputs": {path: _content_digest(stage, path) for path in stage.inputs},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _content_digest(stage: Stage, path: str) -> str:
+    """Digest of a file, or of a rollout store through its manifest, which holds the digest of every file."""
+    found = Path(path)
+    for file in (found, found / _MANIFEST):
+        if file.is_file():
+            return file_sha256(file)
+    raise KalmError(
+        f"stage {stage.label} reads {path}, which is no file and no finished rollout store; "
+        f"{describe_folder(found if found.is_dir() else found.parent)}. A stage before it must write it"
+    )

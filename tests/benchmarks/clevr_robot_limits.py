@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.goal import FloatArray
 from kalm.envs.clevr_robot.domain import ClevrRobot
-from kalm.envs.clevr_robot.plausibility import FloatArray, PlausibilityLimits, travelled
+from kalm.envs.clevr_robot.plausibility import PlausibilityLimits, travelled
 
 # Shapes: ... any batch shape.
 TAIL = 0.0005  # share of real values beyond a limit, before the margin

@@ -35,12 +35,11 @@ from torch import Tensor
 
 from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.specs import vector_spec
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.generation import Generation
-from kalm.llm.imagination.reader import CachedReader, Reader
+from kalm.llm.imagination.generation import Generation, Reader
 from kalm.llm.imagination.rows import Generated
 from tests.chain_domain import CellGoal
 from tests.llm.small_models import backbone, save_small_model
@@ -106,7 +105,7 @@ class Bench:
 
     def kalm(self, lengths: Sequence[int]) -> None:
         """Rollouts of these lengths, as many at a time as there are rows."""
-        self._generate(CachedReader(self.model, self.num_rows), lengths)
+        self._generate(Reader(self.model, self.num_rows), lengths)
 
     def no_cache(self, lengths: Sequence[int]) -> None:
         """The same without remembering anything."""
@@ -142,7 +141,7 @@ class Bench:
             return np.zeros(len(goals), dtype=np.bool_)
 
         num_rows = min(self.num_rows, len(lengths))
-        if isinstance(reader, CachedReader):
+        if isinstance(reader, Reader):
             reader.begin(num_rows)
         plans = [_OnePiece(item) for item in items]
         Generation(reader, self.codec, never).carry_out(plans, num_rows)

@@ -33,8 +33,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from kalm.data.choice import RolloutFilter
-from kalm.data.grounding_batch import GroundingBatch
 from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.language_batches import GroundingBatch
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.llm.grounding.grounded_llm import GroundedLLM

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.envs.clevr_robot.layout import COLORS, NUM_BALLS, PUSH_DIRECTIONS
-from kalm.envs.clevr_robot.physics import NUM_SUB_STEPS, PUSH_OFFSET, ClevrRobotPhysics, world_xml
+from kalm.envs.clevr_robot.vector_env import NUM_SUB_STEPS, PUSH_OFFSET, ClevrRobotPhysics, world_xml
 
 REFERENCE = Path(__file__).parents[1] / "envs" / "reference" / "clevr_robot.npz"
 TOLERANCE = 1e-9

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from tests.chain_domain import CELL_NAMES, CellGoal, ChainDomain, one_hot
 from tests.rl.helpers import trainer
 

@@ -43,7 +43,7 @@ def test_without_real_rollouts_nothing_is_claimed(tmp_path: Path) -> None:
 
 
 def test_table_shows_what_was_told_and_what_was_said(tmp_path: Path) -> None:
-    """The first two of three rollouts over two batches; what a model writes is escaped like any text (X9)."""
+    """The first two of three rollouts over two batches; what a model writes is escaped like any text."""
     module = Shown({EXPLANATION: "<b>go</b> | home"})
     batches = {"real": [TO_THE_RIGHT]}, {"real": [TO_THE_LEFT, TO_THE_RIGHT]}
     validate(tmp_path, Explanation(num_examples=2), *batches, module=module)

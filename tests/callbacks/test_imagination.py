@@ -57,7 +57,7 @@ def test_table_shows_the_first_rollouts_of_each_split_and_their_verdicts(tmp_pat
 
 
 def test_a_sentence_is_shown_and_never_becomes_markup(tmp_path: Path) -> None:
-    """HTML, Markdown, a column separator, a line break and template text, all in one instruction (X9)."""
+    """HTML, Markdown, a column separator, a line break and template text, all in one instruction."""
     sentence = "<script>alert(1)</script> [x](javascript:1) **b** | {goal} {{7*7}}\nnext"
     validate(tmp_path, Imagination(), {"imaginary": [walk([2, 3], [1], goal=3, instruction=sentence)]})
     text = logged_text(tmp_path, "imagine/examples")

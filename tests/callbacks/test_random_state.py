@@ -70,7 +70,7 @@ def test_resumed_run_draws_what_an_uninterrupted_one_draws(tmp_path: Path) -> No
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_evaluation_between_steps_changes_no_draw(tmp_path: Path) -> None:
-    """R3: with validation after every second step, and without."""
+    """With validation after every second step and without, training comes to the same."""
     without = fit(tmp_path, 8).drawn
     evaluated = fit(tmp_path, 8, limit_val_batches=1.0, val_check_interval=2).drawn
     assert evaluated == without

@@ -22,7 +22,7 @@ from kalm.core.errors import DataError, KalmError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.data.goal_data import GoalData
-from kalm.data.work_item import WorkItem, WorkShard
+from kalm.data.language_batches import WorkItem, WorkShard
 from kalm.judging.domain_rule import DomainRule
 from kalm.runs.folder import REJECTED_FILE, STORE
 from kalm.store.reader import RolloutStore, is_finished_store

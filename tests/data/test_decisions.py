@@ -20,11 +20,10 @@ from lightning import LightningDataModule
 import kalm.data
 from kalm.core.errors import CheckpointError
 from kalm.data.choice import RolloutFilter
-from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.general_text import GeneralTextSource
 from kalm.data.goal_data import GoalData
 from kalm.data.grounding_data import GroundingData, GroundingTasks
-from kalm.data.policy_data import PolicyData
+from kalm.data.policy_data import EvaluationEpisodes, PolicyData
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts

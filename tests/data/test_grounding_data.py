@@ -14,14 +14,13 @@ import torch
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, batch_rollouts, join_batches
 from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.language_batches import GroundingBatch, GroundingTask, batch_rollouts, join_batches, make_work_items
 from kalm.data.rollout_sources import ImaginedRollouts
 from kalm.data.selection import Selection
 from kalm.data.statistics import Moments
 from kalm.data.symmetry import SymmetryKind
-from kalm.data.task_batches import TaskBatches, TaskTexts
-from kalm.data.work_item import make_work_items
+from kalm.data.task_batches import TaskBatches
 from kalm.envs.symmetry import Symmetry
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, GENERATION, UNSEEN_EXPLANATION, generation_prompt
 from kalm.store.reader import RolloutStore
@@ -54,7 +53,8 @@ def task_batches(folder: Path, **options: Any) -> tuple[TaskBatches, list[Rollou
     batches = TaskBatches(
         Selection.whole([store]),
         GroundingTask.GENERATION,
-        TaskTexts(prompts, [""] * 50),
+        prompts,
+        None,
         **{**defaults, **options},
     )
     return batches, rollouts
@@ -142,7 +142,8 @@ def test_mirrored_vectors_change_sign(tmp_path: Path) -> None:
     batches = TaskBatches(
         Selection.whole([RolloutStore(tmp_path / "line")]),
         GroundingTask.GENERATION,
-        TaskTexts([[rollout.instruction] for rollout in rollouts], [""] * 50),
+        [[rollout.instruction] for rollout in rollouts],
+        None,
         rollouts_per_batch=50,
         tokens_per_prompt=1,
         crop_probability=0.0,

@@ -111,7 +111,7 @@ def test_changed_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_pickled_weights_is_refused(tmp_path: Path) -> None:
-    """Only safetensors are read (X8)."""
+    """Only safetensors are read."""
     source = Path(encoder_module._installed_default())
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         shutil.copy(source / name, tmp_path / name)
@@ -121,7 +121,7 @@ def test_a_folder_of_pickled_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
-    """A configuration that asks for remote code is not obeyed (X8)."""
+    """A configuration that asks for remote code is not obeyed."""
     code = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()"
     (tmp_path / "custom.py").write_text(code)
     config = {"model_type": "mine", "hidden_size": 8, "auto_map": {"AutoModel": "custom.M", "AutoConfig": "custom.C"}}

@@ -10,8 +10,8 @@ import torch
 
 from kalm.core.specs import TaskSpec, vector_spec
 from kalm.data.choice import RolloutFilter
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask
 from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.language_batches import GroundingBatch, GroundingTask
 from kalm.data.rollout_sources import RealRollouts
 from kalm.llm.backbones.tiny_backbone import TinyBackbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM

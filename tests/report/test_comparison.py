@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kalm.core.errors import DataError
-from kalm.report.comparison import ComparedImagination, comparison_table, match_rates
 from kalm.report.plots import plot_match_bars
-from kalm.report.rollout_tables import StoreVerdicts
+from kalm.report.rollout_tables import ComparedImagination, StoreVerdicts, comparison_table, match_rates
 from kalm.report.study import compared_imagination
 
 FULL = ComparedImagination("clevr_robot/imagine/tiny", "all tasks", "full")

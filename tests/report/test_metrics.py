@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kalm.report.metrics import GROUNDING_PREFIXES, MetricLog, grounding_table, load_metrics
+from kalm.report.results import MetricLog, grounding_table, load_metrics
 
 
 def _write(path, *lines):
@@ -20,7 +20,7 @@ def test_sparse_columns_become_curves(tmp_path):
         "0,20,,0.5,2.5",
         "0,30,0.75,nan,1.5",
     )
-    (log,) = load_metrics([tmp_path], GROUNDING_PREFIXES)
+    (log,) = load_metrics([tmp_path])
     assert log.name == "clevr_robot/ground/tiny/seed=0"
     assert log.curve("explain/seen_prompt_accuracy") == ([10, 30], [0.25, 0.75])
     assert log.curve("imagine/easy/action_match") == ([20], [0.5])
@@ -32,7 +32,7 @@ def test_sparse_columns_become_curves(tmp_path):
 def test_an_update_logged_twice_keeps_the_later_row(tmp_path):
     """A resumed run repeats what it lost."""
     _write(tmp_path / "ground" / "seed=0" / "metrics.csv", "step,explain/x", "1,0.1", "2,0.2", "2,0.5", "3,0.6")
-    (log,) = load_metrics([tmp_path / "ground" / "seed=0"], GROUNDING_PREFIXES)
+    (log,) = load_metrics([tmp_path / "ground" / "seed=0"])
     assert log.name == "seed=0"
     assert log.curve("explain/x") == ([1, 2, 3], [0.1, 0.5, 0.6])
 
@@ -40,14 +40,14 @@ def test_an_update_logged_twice_keeps_the_later_row(tmp_path):
 def test_a_half_written_last_row_is_no_error(tmp_path):
     """The run is still writing: the row ends before its metrics."""
     (tmp_path / "metrics.csv").write_text("step,explain/x,train/loss\n1,0.5,2.0\n2", encoding="utf-8")
-    (log,) = load_metrics([tmp_path], GROUNDING_PREFIXES)
+    (log,) = load_metrics([tmp_path])
     assert log.curve("explain/x") == ([1], [0.5])
 
 
 def test_runs_without_grounding_metrics_are_left_out(tmp_path):
     """A policy's metrics are not the LLM's."""
     _write(tmp_path / "metrics.csv", "step,train/bc_loss", "1,0.1")
-    assert load_metrics([tmp_path], GROUNDING_PREFIXES) == []
+    assert load_metrics([tmp_path]) == []
 
 
 def test_the_grounding_table_shows_last_values_beside_the_papers():

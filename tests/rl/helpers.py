@@ -15,9 +15,8 @@ from tensordict import TensorDict
 
 import kalm.rl
 from kalm.core.specs import TaskSpec, vector_spec
-from kalm.data.evaluation_episodes import EvaluationEpisodes
-from kalm.data.indexed_batches import IndexedBatches
-from kalm.data.policy_data import PolicyData
+from kalm.data.policy_data import EvaluationEpisodes, PolicyData
+from kalm.data.rollout_data import IndexedBatches
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.statistics import RolloutStatistics
 from kalm.rl.base import OfflineRLModule

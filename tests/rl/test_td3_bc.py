@@ -76,6 +76,7 @@ def test_the_scale_is_a_constant_to_the_gradient() -> None:
 
     Gradients: those of minus the value, times alpha over the value's size.
     """
+    torch.manual_seed(0)
     policy, batch = TD3BC(CONTINUOUS), transition_batch(CONTINUOUS, num_rows=1)
     value = policy.critic(batch.observation, batch.goal_embedding, policy.act(batch.observation, batch.goal_embedding))
     parameters = list(policy.policy.parameters())

@@ -17,9 +17,8 @@ from rich.console import Console
 
 from kalm.core.errors import KalmError
 from kalm.report.results import load_results
-from kalm.study.definition import Study, load_study
+from kalm.study.definition import Stage, Study, load_study
 from kalm.study.run import run_study
-from kalm.study.stage import Stage
 from tests.chain_run import kalm, run_folder_of, write_config
 
 STUDY: dict[str, Any] = {

@@ -11,4 +11,4 @@ from kalm.envs.clevr_robot.goals import AllOf, GatherGoal, MoveGoal, PlaceGoal, 
 
 __all__ = ["AllOf", "ClevrRobot", "GatherGoal", "MoveGoal", "PlaceGoal", "RowGoal"]
 
-gym.register("kalm/ClevrRobot-v0", "kalm.envs.single_env:SingleEnv", kwargs={"domain": f"{__name__}:ClevrRobot"})
+gym.register("kalm/ClevrRobot-v0", "kalm.envs.vector_env:SingleEnv", kwargs={"domain": f"{__name__}:ClevrRobot"})

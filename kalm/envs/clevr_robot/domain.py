@@ -52,9 +52,8 @@ class ClevrRobot(Domain):
     def goal_from_json(self, data: Mapping[str, Any]) -> ClevrRobotGoal:  # noqa: D102
         return goal_from_json(data)
 
-    def plausibility(  # noqa: D102
-        self, observation: Array, action: Array, next_observation: Array
-    ) -> dict[str, BoolArray]:
+    def plausibility(self, observation: Array, action: Array, next_observation: Array) -> dict[str, BoolArray]:
+        """By what real transitions never do."""
         return violations(observation, action, next_observation)
 
     def next_sub_goal(self, goal: Goal, observation: Array) -> ClevrRobotGoal | None:  # noqa: D102

@@ -19,16 +19,7 @@ _EDGE = (60, 60, 60)
 
 
 def draw_observation(observation: NDArray[Any], instruction: str = "", size: int = 256) -> Picture:
-    """Draw ball centres as seen from above, +y up, with the instruction on top.
-
-    Args:
-        observation: Shape (10,).
-        instruction: Sentence to write; nothing if empty.
-        size: Pixels along each side.
-
-    Returns:
-        Picture, shape (size, size, 3).
-    """
+    """Draw ball centres, shape (10,), as seen from above, +y up, with the instruction on top, see ``Domain.draw``."""
     pixels = size * _OVERSAMPLING
     image = Image.new("RGB", (pixels, pixels), BACKGROUND)
     canvas = ImageDraw.Draw(image)

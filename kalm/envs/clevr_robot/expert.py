@@ -5,6 +5,9 @@ good enough to need no simulator nearly always. It depends on the observation an
 with them, which is what makes it easy to learn from. In a jam of balls and walls the guess can be wrong for ever, so
 after a push that moved nothing the next one is chosen by what the simulator says of each. That is rare, but it spares
 the data the long, hopeless rollouts that a cloned policy would learn to repeat.
+
+Shapes: B batch, C = 16 candidate pushes, eight of the source and eight of the target ball. A placement is three
+numbers, each of shape (B,): which ball is the source, which the target, and which of ``DIRECTIONS`` is wanted.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from kalm.envs.clevr_robot.layout import (
     WALL_Y,
 )
 
-# Shapes: B batch, C = 16 candidate pushes, eight of the source and eight of the target ball.
+Indices = NDArray[np.int64]
 
 SLIDE_LENGTH = 0.2  # how far a push is taken to move a ball; the median of free pushes is 0.19 to 0.25
 SPOT_DISTANCE = 0.32  # centre of the source to centre of the target, aimed at
@@ -55,7 +58,7 @@ class Expert:
 
     def __init__(
         self,
-        try_actions: Callable[[NDArray[np.int64], NDArray[np.int64]], FloatArray],
+        try_actions: Callable[[Indices, Indices], FloatArray],
         goals: Sequence[Goal],
         luck: Sequence[np.random.Generator],
         action_noise: float,
@@ -79,7 +82,7 @@ class Expert:
         self._last_observation = np.zeros((len(goals), OBSERVATION_SIZE))
         self._last_action = np.full(len(goals), -1)  # none yet
 
-    def __call__(self, observation: FloatArray, episodes: list[int], info: dict[str, Any]) -> NDArray[np.int64]:
+    def __call__(self, observation: FloatArray, episodes: list[int], info: dict[str, Any]) -> Indices:
         """Actions, shape (B,), for what is seen in some episodes now, shape (B, 10)."""
         source, target, direction = self._task[episodes].T
         action = place_action(observation, source, target, direction)
@@ -87,10 +90,9 @@ class Expert:
         stuck = np.flatnonzero((pushed >= 0) & has_failed(before, pushed, observation))
         if len(stuck):
             rows = np.array(info["row"])[stuck]
-            outcome = self._try_actions(rows, candidate_pushes(source[stuck], target[stuck]))
-            action[stuck] = look_ahead_action(
-                observation[stuck], outcome, source[stuck], target[stuck], direction[stuck]
-            )
+            outcome = self._try_actions(rows, _candidate_pushes(source[stuck], target[stuck]))
+            task = source[stuck], target[stuck], direction[stuck]
+            action[stuck] = _look_ahead_action(observation[stuck], outcome, *task)
         for place, episode in enumerate(episodes if self._action_noise > 0 else ()):
             if self._luck[episode].random() < self._action_noise:
                 action[place] = self._luck[episode].integers(NUM_ACTIONS)
@@ -98,78 +100,43 @@ class Expert:
         return action
 
 
-def place_action(
-    observation: FloatArray, source: NDArray[np.int64], target: NDArray[np.int64], direction: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The push to make next, of the source ball or of the target ball.
-
-    Args:
-        observation: Shape (B, 10).
-        source: Index of the ball to bring, shape (B,).
-        target: Index of the ball to bring it to, shape (B,).
-        direction: Index into ``DIRECTIONS`` of the wanted side, shape (B,).
-
-    Returns:
-        Actions, shape (B,).
-    """
-    candidates = candidate_pushes(source, target)
-    cost = _way_to_go(predict_push(observation, candidates), source, target, direction)
+def place_action(observation: FloatArray, source: Indices, target: Indices, direction: Indices) -> Indices:
+    """The push to make next, of the source ball or of the target ball, shape (B,), seeing what has shape (B, 10)."""
+    candidates = _candidate_pushes(source, target)
+    cost = _way_to_go(_predict_push(observation, candidates), source, target, direction)
     cost[:, len(PUSH_DIRECTIONS) :] += PUSHING_THE_TARGET
     return _cheapest(candidates, cost)
 
 
-def look_ahead_action(
-    observation: FloatArray,
-    outcome: FloatArray,
-    source: NDArray[np.int64],
-    target: NDArray[np.int64],
-    direction: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """The push to make where the kinematic guess has failed, by the true outcome of each candidate.
-
-    Args:
-        observation: Shape (B, 10).
-        outcome: What the simulator makes of each of ``candidate_pushes``, shape (B, C, 10).
-        source: Index of the ball to bring, shape (B,).
-        target: Index of the ball to bring it to, shape (B,).
-        direction: Index into ``DIRECTIONS`` of the wanted side, shape (B,).
-
-    Returns:
-        Actions, shape (B,).
-    """
+def _look_ahead_action(
+    observation: FloatArray, outcome: FloatArray, source: Indices, target: Indices, direction: Indices
+) -> Indices:
+    """The push to make where the guess has failed, by what the simulator makes of each candidate, shape (B, C, 10)."""
     cost = _way_to_go(outcome.reshape(*outcome.shape[:2], NUM_BALLS, 2), source, target, direction)
     changes = np.abs(outcome - observation[:, None]).max(axis=-1) >= MIN_CHANGE
-    return _cheapest(candidate_pushes(source, target), np.where(changes, cost, np.inf))
+    return _cheapest(_candidate_pushes(source, target), np.where(changes, cost, np.inf))
 
 
-def has_failed(observation: FloatArray, action: NDArray[np.int64], next_observation: FloatArray) -> NDArray[np.bool_]:
+def has_failed(observation: FloatArray, action: Indices, next_observation: FloatArray) -> NDArray[np.bool_]:
     """Whether each push left its ball where it was, shape (B,)."""
     moved = (next_observation - observation).reshape(-1, NUM_BALLS, 2)
     moved = moved[np.arange(len(action)), action // len(PUSH_DIRECTIONS)]
     return np.linalg.norm(moved, axis=-1) < MIN_TRAVEL
 
 
-def candidate_pushes(source: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.int64]:
+def _candidate_pushes(source: Indices, target: Indices) -> Indices:
     """All pushes of the source ball, then all of the target ball, as actions, shape (B, C)."""
     num_pushes = len(PUSH_DIRECTIONS)
     ball = np.repeat(np.stack([source, target], axis=1), num_pushes, axis=1)
     return ball * num_pushes + np.tile(np.arange(num_pushes), 2)
 
 
-def _cheapest(candidates: NDArray[np.int64], cost: FloatArray) -> NDArray[np.int64]:
+def _cheapest(candidates: Indices, cost: FloatArray) -> Indices:
     return np.take_along_axis(candidates, cost.argmin(axis=1)[:, None], axis=1)[:, 0]
 
 
-def predict_push(observation: FloatArray, candidates: NDArray[np.int64]) -> FloatArray:
-    """Where the balls will be after each candidate push, by the kinematic guess.
-
-    Args:
-        observation: Shape (B, 10).
-        candidates: Actions, shape (B, C).
-
-    Returns:
-        Ball centres, shape (B, C, 5, 2).
-    """
+def _predict_push(observation: FloatArray, candidates: Indices) -> FloatArray:
+    """Where the balls will be after each candidate push by the kinematic guess, centres of shape (B, C, 5, 2)."""
     pushed, push = np.divmod(candidates, len(PUSH_DIRECTIONS))
     centers = np.repeat(observation.reshape(-1, 1, NUM_BALLS, 2), candidates.shape[1], axis=1)
     row, column = np.indices(candidates.shape)
@@ -192,9 +159,7 @@ def _overlap(centers: FloatArray, of: FloatArray, is_pushed: NDArray[np.bool_]) 
     return offset * (overlap / np.maximum(distance, 1e-6))[..., None]
 
 
-def _way_to_go(
-    centers: FloatArray, source: NDArray[np.int64], target: NDArray[np.int64], direction: NDArray[np.int64]
-) -> FloatArray:
+def _way_to_go(centers: FloatArray, source: Indices, target: Indices, direction: Indices) -> FloatArray:
     """Distance from the source to its spot, longer where walls or balls stand in the way, shape (B, C)."""
     row = np.arange(len(centers))
     start, goal = centers[row, :, source], centers[row, :, target]

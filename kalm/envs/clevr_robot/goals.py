@@ -39,13 +39,9 @@ _GATHER_WORDS = {"around", "gather", "surround", "cluster", "huddle", "near", "c
 
 
 class ClevrRobotGoal(Goal):
-    """What the goals share: each has a ``kind`` in its JSON form and earns rewards on the way.
+    """What the goals share: each has a ``kind`` in its JSON form and earns rewards on the way."""
 
-    Attributes:
-        kind: Value of ``goal`` in the JSON form.
-    """
-
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # the value of ``goal`` in the JSON form
     max_steps: ClassVar[int] = 50
 
     def reward(self, observation: Array, action: Array, next_observation: Array) -> FloatArray:
@@ -66,6 +62,10 @@ class _HardGoal(ClevrRobotGoal):
     """A goal of several sub-goals, each of which earns a reward."""
 
     @property
+    def task(self) -> str:
+        return self.kind
+
+    @property
     def num_sub_goals(self) -> int:
         """How many sub-goals make it up; unless told otherwise, every ball must be where another asks for it."""
         return NUM_BALLS - 1
@@ -74,9 +74,7 @@ class _HardGoal(ClevrRobotGoal):
     def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many sub-goals hold, shape (...)."""
 
-    def success(
-        self, observation: Array, previous_observation: Array | None = None, action: Array | None = None
-    ) -> BoolArray:
+    def success(self, observation: Array, previous_observation: Any = None, action: Any = None) -> BoolArray:
         return self.sub_goals_met(observation) == self.num_sub_goals
 
     def progress(self, observation: Array, next_observation: Array) -> FloatArray:
@@ -86,13 +84,7 @@ class _HardGoal(ClevrRobotGoal):
 
 @dataclass(frozen=True)
 class PlaceGoal(ClevrRobotGoal):
-    """Put the ``source`` ball at one side of the ``target`` ball, close to it.
-
-    Attributes:
-        source: Colour of the ball to bring.
-        target: Colour of the ball to bring it to.
-        direction: Side of the target: behind, left, front or right.
-    """
+    """Put the ``source`` ball at one side of the ``target`` ball, close to it: behind, left, front or right."""
 
     source: str
     target: str
@@ -111,12 +103,17 @@ class PlaceGoal(ClevrRobotGoal):
     def task(self) -> str:  # noqa: D102
         return f"place_{self.direction}"
 
-    def success(
-        self, observation: Array, previous_observation: Array | None = None, action: Array | None = None
-    ) -> BoolArray:
+    def success(self, observation: Array, previous_observation: Any = None, action: Any = None) -> BoolArray:
         """Whether the source lies within reach of the target, in the half-open quarter around the side."""
         offset = ball(observation, self.source) - ball(observation, self.target)
-        return is_placed(offset, np.array(DIRECTIONS[self.direction]))
+        near = np.hypot(offset[..., 0], offset[..., 1]) < PLACE_DISTANCE
+        offset = np.where(np.abs(offset) < ZERO_OFFSET, 0.0, offset)
+        # How far towards the side, and how far to the left of one who looks that way.
+        across, along = DIRECTIONS[self.direction]
+        ahead = offset[..., 0] * across + offset[..., 1] * along
+        aside = offset[..., 1] * across - offset[..., 0] * along
+        # [-45, 45) degrees: the clockwise border belongs to the quarter, the other to the next one.
+        return near & (aside >= -ahead) & (aside < ahead)
 
     def progress(self, observation: Array, next_observation: Array) -> FloatArray:
         """Distance gained towards the target, whatever the side, shape (...), times ``PLACE_REWARD``."""
@@ -139,10 +136,6 @@ class MoveGoal(ClevrRobotGoal):
     With the action known it is judged by the action: the right ball, and one of the three pushes with that component.
     Only without it do the states decide: the ball went ``MOVE_DISTANCE`` that way. From a third of random starts
     no push at all brings the ball so far, by walls and other balls, so the rule of states alone would be unfair.
-
-    Attributes:
-        ball: Colour of the ball to push.
-        direction: Where to: behind, left, front or right.
     """
 
     ball: str
@@ -165,9 +158,7 @@ class MoveGoal(ClevrRobotGoal):
         pushes = np.flatnonzero(PUSH_DIRECTIONS @ np.array(DIRECTIONS[self.direction]) > 0)
         return COLORS.index(self.ball) * len(PUSH_DIRECTIONS) + pushes
 
-    def success(
-        self, observation: Array, previous_observation: Array | None = None, action: Array | None = None
-    ) -> BoolArray:
+    def success(self, observation: Array, previous_observation: Any = None, action: Any = None) -> BoolArray:
         """Whether the step was the right push or, with no action known, the ball went far enough that way."""
         if action is not None:
             return np.isin(np.asarray(action), self.actions)
@@ -192,10 +183,6 @@ class RowGoal(_HardGoal):
 
     kind: ClassVar[str] = "row"
 
-    @property
-    def task(self) -> str:  # noqa: D102
-        return self.kind
-
     def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many balls lie to the right of the one before, within 30 degrees, shape (...), at most 4."""
         centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
@@ -213,10 +200,6 @@ class GatherGoal(_HardGoal):
 
     kind: ClassVar[str] = "gather"
 
-    @property
-    def task(self) -> str:  # noqa: D102
-        return self.kind
-
     def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many of the other four are near the green ball, shape (...)."""
         centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
@@ -231,11 +214,7 @@ class GatherGoal(_HardGoal):
 
 @dataclass(frozen=True)
 class AllOf(_HardGoal):
-    """Several placements at once.
-
-    Attributes:
-        goals: Two placements or more.
-    """
+    """Several placements at once, two or more."""
 
     goals: tuple[PlaceGoal, ...]
     kind: ClassVar[str] = "all_of"
@@ -267,25 +246,6 @@ class AllOf(_HardGoal):
         _, colors, sides = _words(text)
         wanted = [color for goal in self.goals for color in (goal.source, goal.target)]
         return colors == wanted and sides == [goal.direction for goal in self.goals]
-
-
-def is_placed(offset: FloatArray, side: FloatArray) -> BoolArray:
-    """Whether a ball lies within reach of another, in the half-open quarter around a side.
-
-    Args:
-        offset: From the other ball's centre to the ball's, shape (..., 2).
-        side: Unit vector of the side, shape (..., 2); both broadcast.
-
-    Returns:
-        Verdicts, shape (...).
-    """
-    near = np.hypot(offset[..., 0], offset[..., 1]) < PLACE_DISTANCE
-    offset = np.where(np.abs(offset) < ZERO_OFFSET, 0.0, offset)
-    # How far towards the side, and how far to the left of one who looks that way.
-    ahead = offset[..., 0] * side[..., 0] + offset[..., 1] * side[..., 1]
-    aside = offset[..., 1] * side[..., 0] - offset[..., 0] * side[..., 1]
-    # [-45, 45) degrees: the clockwise border belongs to the quarter, the other to the next one.
-    return near & (aside >= -ahead) & (aside < ahead)
 
 
 def ball(observation: Array, color: str) -> FloatArray:

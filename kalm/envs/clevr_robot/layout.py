@@ -52,11 +52,7 @@ MAX_RESET_TRIES = 10  # positions tried for a ball before all balls are placed a
 
 
 def sample_layout(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw ball centres for a reset: apart from each other, and no pair nearly but not exactly aligned.
-
-    Returns:
-        An observation, shape (10,).
-    """
+    """Draw ball centres for a reset, shape (10,): apart from each other, and no pair nearly but not exactly aligned."""
     centers: list[tuple[float, float]] = []
     while len(centers) < NUM_BALLS:
         for _ in range(MAX_RESET_TRIES):

@@ -8,12 +8,10 @@ at the right of A.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kalm.core.goal import Goal
+from kalm.core.goal import FloatArray, Goal
 from kalm.envs.clevr_robot.goals import (
     GATHER_DISTANCE,
     ROW_HALF_ANGLE,
@@ -27,18 +25,12 @@ from kalm.envs.clevr_robot.goals import (
 )
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
 
-FloatArray = NDArray[np.floating[Any]]
-
 _OPPOSITE = {"behind": "front", "front": "behind", "left": "right", "right": "left"}
 _CENTER = "green"
 
 
 def next_sub_goal(goal: Goal, observation: FloatArray) -> ClevrRobotGoal | None:
-    """The placement or move to pursue from ``observation``, shape (10,).
-
-    Returns:
-        A goal of the splits train or easy; None if ``goal`` has no parts, or if all of them hold.
-    """
+    """The placement or move to pursue from ``observation``, shape (10,); None if ``goal`` has no parts, or all hold."""
     if isinstance(goal, AllOf):
         return _next_placement(goal.goals, observation)
     if isinstance(goal, RowGoal):

@@ -34,4 +34,4 @@ from kalm.envs.metaworld.goals import TaskGoal
 
 __all__ = ["MetaWorld", "TaskGoal"]
 
-gym.register("kalm/MetaWorld-v0", "kalm.envs.single_env:SingleEnv", kwargs={"domain": f"{__name__}:MetaWorld"})
+gym.register("kalm/MetaWorld-v0", "kalm.envs.vector_env:SingleEnv", kwargs={"domain": f"{__name__}:MetaWorld"})

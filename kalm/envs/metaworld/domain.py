@@ -25,13 +25,11 @@ if TYPE_CHECKING:
     from kalm.envs.vector_env import DomainVectorEnv
 
 
-_INSTRUCTIONS = Path(__file__).parent / "instructions"
-
-
 @cache
 def _sentences(goal_split: str) -> dict[str, list[str]]:
     """The instructions of each task of a split, in the order of the data file."""
-    sentences: dict[str, list[str]] = json.loads((_INSTRUCTIONS / f"{goal_split}.json").read_text(encoding="utf-8"))
+    path = Path(__file__).parent / "instructions" / f"{goal_split}.json"
+    sentences: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
     return sentences
 
 
@@ -73,9 +71,8 @@ class MetaWorld(Domain):
     def goal_from_json(self, data: Mapping[str, Any] | str) -> TaskGoal:  # noqa: D102
         return goal_from_json(data, self.horizon)
 
-    def plausibility(  # noqa: D102
-        self, observation: Array, action: Array, next_observation: Array
-    ) -> dict[str, BoolArray]:
+    def plausibility(self, observation: Array, action: Array, next_observation: Array) -> dict[str, BoolArray]:
+        """By what real transitions never do."""
         return violations(observation, action, next_observation)
 
     def first_observation(self, goal: Goal, rng: np.random.Generator) -> Array:
@@ -107,11 +104,7 @@ class MetaWorld(Domain):
 
     @property
     def collection_settings(self) -> dict[str, Any]:  # noqa: D102
-        return {
-            "action_noise": self.action_noise,
-            "horizon": self.horizon,
-            "absent_entity_noise": self.absent_entity_noise,
-        }
+        return {name: getattr(self, name) for name in ("action_noise", "horizon", "absent_entity_noise")}
 
     def draw(self, observation: Array, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
         from kalm.envs.metaworld.drawing import draw_observation  # brings pillow

@@ -28,16 +28,7 @@ _SIZES = {"wall": 0.03, "nail": 0.02, "coffee_button": 0.025}  # metres; others 
 
 
 def draw_observation(observation: NDArray[Any], instruction: str = "", size: int = 256) -> Picture:
-    """Draw gripper, target and entities from above, and their heights, with the instruction on top.
-
-    Args:
-        observation: Shape (91,).
-        instruction: Sentence to write; nothing if empty.
-        size: Pixels along each side.
-
-    Returns:
-        Picture, shape (size, size, 3).
-    """
+    """Draw what an observation of shape (91,) shows, with the instruction on top, see ``Domain.draw``."""
     observation = np.asarray(observation, dtype=float)
     pixels = size * _OVERSAMPLING
     image = Image.new("RGB", (pixels, pixels), _BACKGROUND)

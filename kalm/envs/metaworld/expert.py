@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.goal import Array
-from kalm.envs.metaworld.installation import import_metaworld
 from kalm.envs.metaworld.layout import ACTION_SIZE, HAND, OPENING, TARGET, lock_angle, pose_slice, position, quaternion
+from kalm.envs.metaworld.package import import_metaworld
 from kalm.envs.metaworld.success import distance
 from kalm.envs.metaworld.tasks import TASKS
 from kalm.envs.simulation import Act
@@ -32,13 +32,7 @@ _BEHIND_HANDLE = np.array([0.01, 0.02])  # where the hand goes down, seen from t
 
 
 def noisy_experts(tasks: Sequence[str], luck: Sequence[np.random.Generator], action_noise: float) -> Act:
-    """Acts in many episodes at once.
-
-    Args:
-        tasks: Of each episode.
-        luck: Source of chance of each episode.
-        action_noise: Standard deviation of normal noise on each number of an action.
-    """
+    """Acts in many episodes at once, each with its task, its source of chance and normal noise on its actions."""
     experts = [expert(task) for task in tasks]
 
     def act(observation: Array, episodes: list[int], info: dict[str, Any]) -> NDArray[np.float32]:
@@ -57,23 +51,21 @@ def noisy_experts(tasks: Sequence[str], luck: Sequence[np.random.Generator], act
 @cache
 def expert(task: str) -> Expert:
     """What a task's expert does in an observation of shape (91,): an action of shape (4,), in [-1, 1]."""
-    definition = TASKS[task]
     if task == "make-coffee":
-        push, press = definition.policies
-        return _make_coffee(scripted(push, "coffee_mug"), scripted(press, "coffee_button"))
+        return _make_coffee(expert("coffee-push"), expert("coffee-button"))
     if task == "locked-door-open":
-        unlock, pull = definition.policies
-        return _open_locked_door(scripted(unlock, "lock"), scripted(pull, "handle"))
+        return _open_locked_door(expert("door-unlock"), expert("door-open"))
     if task == "coffee-button":
-        return scripted(definition.policies[0], "coffee_button")
+        return _scripted(task, "coffee_button")
     if task == "hammer":
-        return scripted(definition.policies[0], "hammer", "nail")
-    return scripted(definition.policies[0], definition.entities[0].name)
+        return _scripted(task, "hammer", "nail")
+    return _scripted(task, TASKS[task].entities[0].name)
 
 
-def scripted(policy_name: str, *entities: str) -> Expert:
-    """A policy of the package that sees the given entities."""
-    policy = getattr(import_metaworld("metaworld.policies"), policy_name)()
+def _scripted(task: str, *entities: str) -> Expert:
+    """A task's policy of the package, such as ``SawyerDoorOpenV3Policy``, that sees the given entities."""
+    name = f"Sawyer{task.title().replace('-', '')}V3Policy"
+    policy = getattr(import_metaworld("metaworld.policies"), name)()
     parts = [pose_slice(entity) for entity in entities]
 
     def act(observation: Observation) -> NDArray[np.float32]:

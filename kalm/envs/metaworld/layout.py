@@ -16,19 +16,9 @@ from kalm.envs.symmetry import Symmetry
 # Shapes: ... any batch shape.
 
 ENTITIES = (
-    "target_object",
-    "button",
-    "lock",
-    "handle",
-    "window",
-    "faucet",
-    "wall",
-    "coffee_mug",
-    "coffee_button",
-    "hammer",
-    "nail",
-    "soccer_ball",
-)
+    "target_object", "button", "lock", "handle", "window", "faucet",
+    "wall", "coffee_mug", "coffee_button", "hammer", "nail", "soccer_ball",
+)  # fmt: skip
 MOVABLE = ("target_object", "coffee_mug", "hammer", "soccer_ball")  # can lie anywhere; the others are mounted
 HAND = slice(0, 3)  # the wrist body that Meta-World calls the hand
 OPENING = 3  # of the gripper, 0 closed to 1 open
@@ -52,14 +42,12 @@ def pose_slice(entity: str) -> slice:
 
 def position(observation: FloatArray, entity: str) -> FloatArray:
     """Position of an entity, shape (..., 3)."""
-    first = pose_slice(entity).start
-    return observation[..., first : first + 3]
+    return observation[..., pose_slice(entity)][..., :3]
 
 
 def quaternion(observation: FloatArray, entity: str) -> FloatArray:
     """Orientation of an entity, (w, x, y, z), shape (..., 4)."""
-    part = pose_slice(entity)
-    return observation[..., part.start + 3 : part.stop]
+    return observation[..., pose_slice(entity)][..., 3:]
 
 
 def is_present(observation: FloatArray, entity: str) -> BoolArray:
@@ -94,16 +82,9 @@ def mirror_images() -> tuple[Symmetry, ...]:
     why these are mirror images and no symmetries of the simulator.
     """
     order, same = np.arange(OBSERVATION_SIZE), np.ones(ACTION_SIZE, np.float32)
-    action_sign = same.copy()
-    action_sign[0] = -1
-    return Symmetry(order, same, {}), Symmetry(order, action_sign, _SIDES, _observation_sign())
-
-
-def _observation_sign() -> np.ndarray:
-    """-1 for x, and for the parts of a quaternion (w, x, y, z) that turn about the axes within the mirror's plane."""
-    sign = np.ones(OBSERVATION_SIZE, np.float32)
-    for place in (HAND, TARGET, *map(pose_slice, ENTITIES)):
-        sign[place.start] = -1
+    action_sign, sign = same.copy(), np.ones(OBSERVATION_SIZE, np.float32)
+    action_sign[0] = sign[HAND.start] = sign[TARGET.start] = -1
     for pose in map(pose_slice, ENTITIES):
-        sign[pose.start + 5 : pose.stop] = -1
-    return sign
+        # x, and the parts of a quaternion (w, x, y, z) that turn about the axes within the mirror's plane
+        sign[pose.start], sign[pose.start + 5 : pose.stop] = -1, -1
+    return Symmetry(order, same, {}), Symmetry(order, action_sign, _SIDES, sign)

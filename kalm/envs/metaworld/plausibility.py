@@ -13,98 +13,65 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from kalm.core.goal import Array, BoolArray, FloatArray
 from kalm.envs.metaworld.layout import (
     ENTITIES,
     HAND,
     MOVABLE,
     OPENING,
     TARGET,
-    BoolArray,
-    FloatArray,
     finger_tips,
     is_present,
     position,
     quaternion,
 )
+from kalm.envs.metaworld.tasks import Vector
 
-# Shapes: ... any batch shape.
 FLAGS = ("floating_object", "out_of_workbench", "implausible_arm_pose", "beyond_dynamics_limits")
 PATH = Path(__file__).parent / "limits.json"
 
 
 @dataclass(frozen=True)
 class EntityLimits:
-    """Extremes of one entity in real transitions, in metres.
+    """Extremes of one entity in real transitions, in metres; ``low`` and ``high`` are x, y, z."""
 
-    Attributes:
-        low: Least x, y, z.
-        high: Greatest x, y, z.
-        max_move: How far one step carries it.
-        max_turn: How far one step turns it, as the length of the change of its quaternion.
-        resting_height: Greatest z of an entity that can move while the gripper is away from it; ``high`` for others.
-        held_distance: Greatest distance from the finger tips of such an entity while it is higher than that.
-    """
-
-    low: tuple[float, float, float]
-    high: tuple[float, float, float]
-    max_move: float
-    max_turn: float
-    resting_height: float
-    held_distance: float
+    low: Vector
+    high: Vector
+    max_move: float  # in one step
+    max_turn: float  # in one step, as the length of the change of its quaternion
+    resting_height: float  # greatest z of what can move while the gripper is away from it; that of ``high`` for others
+    held_distance: float  # greatest distance from the finger tips of what can move while it is higher than that
 
 
 @dataclass(frozen=True)
 class PlausibilityLimits:
-    """Extremes of real transitions.
+    """Extremes of real transitions: places of the hand and the target location, opening of the gripper, steps."""
 
-    Attributes:
-        hand_low: Least x, y, z of the hand.
-        hand_high: Greatest x, y, z.
-        target_low: Least x, y, z of the target location.
-        target_high: Greatest x, y, z.
-        opening_low: Least opening of the gripper.
-        opening_high: Greatest opening.
-        max_hand_move: How far one step moves the hand.
-        max_opening_change: How much one step opens or closes the gripper.
-        max_target_move: How far the target location, which stands still, may seem to move.
-        entities: Limits of each entity.
-    """
-
-    hand_low: tuple[float, float, float]
-    hand_high: tuple[float, float, float]
-    target_low: tuple[float, float, float]
-    target_high: tuple[float, float, float]
+    hand_low: Vector
+    hand_high: Vector
+    target_low: Vector
+    target_high: Vector
     opening_low: float
     opening_high: float
     max_hand_move: float
     max_opening_change: float
-    max_target_move: float
+    max_target_move: float  # it stands still, but for rounding
     entities: dict[str, EntityLimits]
 
 
 @cache
 def real_limits() -> PlausibilityLimits:
-    """The limits of real transitions."""
+    """The limits that ``limits.json`` holds."""
     data = json.loads(PATH.read_text(encoding="utf-8"))
     entities = {name: EntityLimits(**values) for name, values in data.pop("entities").items()}
     return PlausibilityLimits(**data, entities=entities)
 
 
 def violations(
-    observation: FloatArray,
-    action: NDArray[Any],
-    next_observation: FloatArray,
-    limits: PlausibilityLimits | None = None,
+    observation: FloatArray, action: Array, next_observation: FloatArray, limits: PlausibilityLimits | None = None
 ) -> dict[str, BoolArray]:
-    """Mark the transitions that break a limit.
-
-    Args:
-        observation: Before the step, shape (..., 91).
-        action: Shape (..., 4); the limits hold for every action.
-        next_observation: After the step, shape (..., 91).
-        limits: What real transitions keep to; the measured ones by default.
+    """Mark the transitions that break a limit, by default the measured ones, which hold for every action.
 
     Returns:
         Boolean, shape (...), for each of ``FLAGS``: ``floating_object`` (a thing is off the table with no gripper at

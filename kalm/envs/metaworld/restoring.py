@@ -1,11 +1,9 @@
 """Brings a scene to a given observation, as nearly as 91 numbers allow.
 
 What comes back: the hand, the opening of the gripper, the target location with what is placed by it, and the pose of
-every entity that can move. What an observation does not hold, and
-so starts anew: velocities (all zero), forces of contact (a held object is let go unless the next action grips it), the
-posture of the elbow, and a place that arm or mount cannot take.
-
-Entities that the scene lacks are ignored; entities that the observation lacks stay where the scene has them.
+every entity that can move. What an observation does not hold, and so starts anew: velocities (all zero), forces of
+contact (a held object is let go unless the next action grips it), the posture of the elbow, and a place that arm or
+mount cannot take. Entities that the scene lacks are ignored; those that the observation lacks stay where they are.
 """
 
 from __future__ import annotations
@@ -18,6 +16,8 @@ from kalm.envs.metaworld.layout import HAND, OPENING, TARGET, is_present, positi
 from kalm.envs.metaworld.scene import Scene, SceneState
 from kalm.envs.metaworld.tasks import Entity
 
+Numbers = NDArray[np.float64]
+
 ROUNDING = 1e-6  # numbers that come back so near are returned as they were asked for
 _EXACT = 1e-10  # metres
 _LONGEST_ROUND = 0.03  # metres that the arm is solved for at once
@@ -26,20 +26,14 @@ _MAX_ROUNDS = 100
 _MOVE_DAMPING, _TURN_DAMPING, _GROWTH = 1e-8, 1e-3, 1.2
 
 
-def restore(scene: Scene, observation: NDArray[np.float64]) -> tuple[SceneState, NDArray[np.float64]]:
-    """A state that looks like the observation, and what is really seen of it, shape (91,).
-
-    Args:
-        scene: The scene to bring there.
-        observation: Shape (91,).
-    """
+def restore(scene: Scene, observation: Numbers) -> tuple[SceneState, Numbers]:
+    """A state that looks like the observation, and what is really seen of it, both observations of shape (91,)."""
     target = observation[TARGET].copy()
     scene.start_anew(target)
-    model, data = scene.model, scene.data
     if scene.task.anchor is not None:
         body, offset = scene.task.anchor
-        model.body_pos[model.body(body).id] = target + np.array(offset)
-    mujoco.mj_forward(model, data)
+        scene.model.body_pos[scene.model.body(body).id] = target + np.array(offset)
+    mujoco.mj_forward(scene.model, scene.data)
     _move_hand(scene, observation)
     for entity in scene.task.entities:  # the parents of a kinematic chain come first
         if is_present(observation, entity.name):
@@ -49,7 +43,7 @@ def restore(scene: Scene, observation: NDArray[np.float64]) -> tuple[SceneState,
     return state, np.where(np.abs(seen - observation) < ROUNDING, observation, seen)
 
 
-def _move_hand(scene: Scene, observation: NDArray[np.float64]) -> None:
+def _move_hand(scene: Scene, observation: Numbers) -> None:
     """Bring the hand to its place by the arm's joints, upright as it is, and the fingers to their opening."""
     model, data = scene.model, scene.data
     wanted = observation[HAND]
@@ -83,13 +77,8 @@ def _move_hand(scene: Scene, observation: NDArray[np.float64]) -> None:
 
 
 def _turned(
-    angles: NDArray[np.float64],
-    jacobian: NDArray[np.float64],
-    wish: NDArray[np.float64],
-    damping: NDArray[np.float64],
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    angles: Numbers, jacobian: Numbers, wish: Numbers, damping: Numbers, low: Numbers, high: Numbers
+) -> Numbers:
     """Joint angles, shape (7,), that change the hand's pose nearly as wished, shape (6,), within the joints' limits."""
     free = np.ones(len(angles), dtype=np.bool_)
     turned = angles
@@ -115,7 +104,7 @@ def _open_fingers(scene: Scene, opening: float) -> None:
         data.qpos[left.qposadr[0]] -= close_by
 
 
-def _place(scene: Scene, entity: Entity, observation: NDArray[np.float64]) -> None:
+def _place(scene: Scene, entity: Entity, observation: Numbers) -> None:
     """Set the joint of an entity so that it has the observed pose."""
     model, data = scene.model, scene.data
     body = model.body(entity.body).id

@@ -18,9 +18,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.envs.metaworld.installation import import_metaworld
 from kalm.envs.metaworld.layout import OBSERVATION_SIZE, POSE_SIZE, TARGET, pose_slice
-from kalm.envs.metaworld.tasks import REWARD_FUNCTION_VERSION, TASKS, Entity, Task
+from kalm.envs.metaworld.package import bolt, build_scene
+from kalm.envs.metaworld.tasks import TASKS, Entity, Task
 
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)  # all that decides how the simulation goes on
 _MOCAP_QUATERNION = (1.0, 0.0, 1.0, 0.0)  # the package holds the hand pointing down
@@ -29,17 +29,11 @@ _FULL_OPENING = 0.1  # metres between the fingers at which the package calls the
 
 @dataclass(frozen=True)
 class SceneState:
-    """A scene at one moment.
+    """A scene at one moment."""
 
-    Attributes:
-        physics: MuJoCo's integration state, shape (S,), where S depends on the scene.
-        body_positions: Where bodies are mounted, shape (number of bodies, 3); a layout decides some of them.
-        target: The target location, shape (3,).
-    """
-
-    physics: NDArray[np.float64]
-    body_positions: NDArray[np.float64]
-    target: NDArray[np.float64]
+    physics: NDArray[np.float64]  # MuJoCo's integration state, whose length depends on the scene
+    body_positions: NDArray[np.float64]  # where bodies are mounted, shape (bodies, 3); a layout decides some
+    target: NDArray[np.float64]  # location, shape (3,)
 
 
 class Scene:
@@ -51,23 +45,14 @@ class Scene:
     """
 
     def __init__(self, task: Task) -> None:
-        """Compile the model, which takes a few tenths of a second.
-
-        Raises:
-            SimulatorError: If the simulator is not installed as it must be.
-        """
+        """Compile the model, which takes a few tenths of a second."""
         self.task = task
-        self.env = _build(task)
+        self.env = build_scene(task)
         self.model: mujoco.MjModel = self.env.model
         self.data: mujoco.MjData = self.env.data
-        self._bolt: Any = None
-        if task.scene == "locked-door-open":
-            from kalm.envs.metaworld.composed_scenes import bolt
-
-            self._bolt = bolt
         self._mounted = self.model.body_pos.copy()
         self._loaded: SceneState | None = None
-        self._readers = [_EntityReader(self.model, self.data, entity) for entity in task.entities]
+        self._places = [(pose_slice(entity.name).start, *self._place(entity)) for entity in task.entities]
         self._hand, self._right, self._left = (self.model.body(n).id for n in ("hand", "rightclaw", "leftclaw"))
         self._bring_hand_to_rest()
         self._laid_out = self.lay_out(np.random.default_rng(0)).physics
@@ -92,27 +77,25 @@ class Scene:
         self.env.np_random = rng
         self.env.curr_path_length = 0
         self.env.reset_model()
-        mujoco.mj_forward(self.model, self.data)
-        return self._remember(np.array(self.env._target_pos, dtype=np.float64))
+        return self.remember(np.array(self.env._target_pos, dtype=np.float64))
 
     def step(self, state: SceneState, action: NDArray[np.floating[Any]]) -> SceneState:
         """The state after one action, shape (4,), in [-1, 1]; 12.5 ms of simulated time."""
-        self._load(state)
+        self.load(state)
         env, data = self.env, self.data
         offset = np.asarray(action, dtype=np.float32)
         place = data.mocap_pos + np.clip(offset[:3], -1, 1) * env.action_scale
         data.mocap_pos = np.clip(place, env.mocap_low, env.mocap_high)
         data.mocap_quat = _MOCAP_QUATERNION
         data.ctrl[:] = offset[3], -offset[3]
-        if self._bolt is not None:
-            self._bolt(self.model, data)
+        if self.task.name == "locked-door-open":
+            bolt(self.model, data)
         mujoco.mj_step(self.model, data, nstep=env.frame_skip)
-        mujoco.mj_forward(self.model, data)
-        return self._remember(state.target)
+        return self.remember(state.target)
 
     def observe(self, state: SceneState) -> NDArray[np.float64]:
         """The 91 numbers of a state, see ``layout``."""
-        self._load(state)
+        self.load(state)
         return self.read(state.target)
 
     def read(self, target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -123,13 +106,19 @@ class Scene:
         apart = places[self._right] - places[self._left]
         observation[3] = min(float(np.sqrt(apart @ apart)) / _FULL_OPENING, 1.0)
         observation[TARGET] = target
-        for reader in self._readers:
-            reader.write(observation)
+        for start, positions, number, body, offset in self._places:
+            observation[start : start + 3] = positions[number] + offset
+            observation[start + 3 : start + POSE_SIZE] = self.data.xquat[body]
         return observation
 
-    def show(self, state: SceneState) -> None:
-        """Bring the simulator to a state, for rendering."""
-        self._load(state)
+    def _place(self, entity: Entity) -> tuple[NDArray[np.float64], int, int, NDArray[np.float64]]:
+        """Where the simulator keeps an entity: positions, its number among them, its body, what its offset is."""
+        body, offset = self.model.body(entity.body).id, np.array(entity.offset)
+        if entity.site is not None:
+            return self.data.site_xpos, self.model.site(entity.site).id, body, offset
+        if entity.geom is not None:
+            return self.data.geom_xpos, self.model.geom(entity.geom).id, body, offset
+        return self.data.xpos, body, body, offset
 
     def start_anew(self, target: NDArray[np.float64]) -> None:
         """Bring the simulator to the beginning of some episode, with all bodies mounted as in the model's file."""
@@ -141,9 +130,11 @@ class Scene:
     def remember(self, target: NDArray[np.float64]) -> SceneState:
         """What the simulator holds now, as a state."""
         mujoco.mj_forward(self.model, self.data)
-        return self._remember(target)
+        self._loaded = SceneState(self._physics(), self.model.body_pos.copy(), target)
+        return self._loaded
 
-    def _load(self, state: SceneState) -> None:
+    def load(self, state: SceneState) -> None:
+        """Bring the simulator to a state."""
         if state is self._loaded:
             return
         self.model.body_pos[:] = state.body_positions
@@ -152,11 +143,6 @@ class Scene:
         # What has just been computed warm-starts the solver; a step must not depend on what was loaded before.
         mujoco.mj_setState(self.model, self.data, state.physics, _STATE)
         self._loaded = state
-
-    def _remember(self, target: NDArray[np.float64]) -> SceneState:
-        state = SceneState(self._physics(), self.model.body_pos.copy(), target)
-        self._loaded = state
-        return state
 
     def _physics(self) -> NDArray[np.float64]:
         physics = np.empty(mujoco.mj_stateSize(self.model, _STATE))
@@ -181,38 +167,3 @@ def borrowed_scene(task: str) -> Iterator[Scene]:
     finally:
         with _lock:
             _idle[task].append(scene)
-
-
-class _EntityReader:
-    """Reads the pose of one entity off the simulator."""
-
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, entity: Entity) -> None:
-        self._start = pose_slice(entity.name).start
-        self._quaternions, self._body = data.xquat, model.body(entity.body).id
-        self._positions, self._place = data.xpos, self._body
-        if entity.site is not None:
-            self._positions, self._place = data.site_xpos, model.site(entity.site).id
-        elif entity.geom is not None:
-            self._positions, self._place = data.geom_xpos, model.geom(entity.geom).id
-        self._offset = np.array(entity.offset)
-
-    def write(self, observation: NDArray[np.float64]) -> None:
-        start = self._start
-        observation[start : start + 3] = self._positions[self._place] + self._offset
-        observation[start + 3 : start + POSE_SIZE] = self._quaternions[self._body]
-
-
-def _build(task: Task) -> Any:
-    """The package's environment of a task, made to draw layouts from its own generator."""
-    if task.scene == task.name:
-        from kalm.envs.metaworld.composed_scenes import COMPOSED_SCENES
-
-        env_class = COMPOSED_SCENES[task.scene]
-    else:
-        env_class = import_metaworld("metaworld.env_dict").ALL_V3_ENVIRONMENTS[task.scene]
-    env = env_class(reward_function_version=REWARD_FUNCTION_VERSION)
-    env._freeze_rand_vec = False
-    env.seeded_rand_vec = True
-    env._set_task_called = True
-    env._partially_observable = False
-    return env

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kalm.envs.metaworld.layout import TARGET, BoolArray, FloatArray, finger_tips, lock_angle, position
+from kalm.core.goal import BoolArray, FloatArray
+from kalm.envs.metaworld.layout import TARGET, finger_tips, lock_angle, position
 
 Rule = Callable[[FloatArray], BoolArray]
 
@@ -55,10 +56,6 @@ def _level(entity: str, axis: int, limit: float) -> Rule:
     return lambda observation: distance_along(observation, entity, axis) <= limit
 
 
-def _reached(observation: FloatArray) -> BoolArray:
-    return tip_distance(observation) <= 0.05
-
-
 def _faucet_opened(observation: FloatArray) -> BoolArray:
     tip = position(observation, "faucet") + FAUCET_OPEN_TIP
     return np.linalg.norm(tip - observation[..., TARGET], axis=-1) <= 0.07
@@ -79,7 +76,7 @@ def _locked_door_opened(observation: FloatArray) -> BoolArray:
 
 
 SUCCESS: dict[str, Rule] = {
-    "reach": _reached,
+    "reach": lambda o: tip_distance(o) <= 0.05,
     "push": _near("target_object", 0.05),
     "pick-place": _near("target_object", 0.07),
     "button-press": _level("button", 1, 0.02),
@@ -89,7 +86,7 @@ SUCCESS: dict[str, Rule] = {
     "faucet-open": _faucet_opened,
     "coffee-push": _near("coffee_mug", 0.07),
     "coffee-button": _level("coffee_button", 1, 0.02),
-    "reach-wall": _reached,
+    "reach-wall": lambda o: tip_distance(o) <= 0.05,
     "push-wall": _near("target_object", 0.07),
     "pick-place-wall": _near("target_object", 0.07),
     "button-press-wall": _level("button", 1, 0.03),

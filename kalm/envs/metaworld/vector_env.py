@@ -26,8 +26,6 @@ from kalm.envs.vector_env import DomainVectorEnv, usable_cores
 if TYPE_CHECKING:
     from kalm.envs.metaworld.domain import MetaWorld
 
-# Shapes: B environments, R rows of them, O numbers in an observation.
-
 # Where a random absent entity is shown: over the table, turned about the vertical axis.
 _NOISE_LOW, _NOISE_HIGH = np.array([-0.4, 0.4, 0.0]), np.array([0.4, 0.9, 0.3])
 
@@ -39,13 +37,7 @@ class MetaWorldVectorEnv(DomainVectorEnv):
     _of_this_process: ClassVar[tuple[str, ...]] = ("_threads", "_renderer")
 
     def __init__(self, domain: MetaWorld, num_envs: int, num_threads: int | None = None) -> None:
-        """Begin nothing: scenes are built when a task first needs them, threads by the first step, GL by a picture.
-
-        Args:
-            domain: Whose goals.
-            num_envs: B.
-            num_threads: Threads to step with; None takes all cores that this process may use.
-        """
+        """Begin nothing: scenes are built when a task first needs them, threads by the first step, GL by a picture."""
         super().__init__(domain, num_envs)
         num_threads = usable_cores() if num_threads is None else num_threads
         self._num_threads = max(1, min(num_threads, num_envs))
@@ -59,10 +51,9 @@ class MetaWorldVectorEnv(DomainVectorEnv):
         """End the threads and free the GL context; the scenes stay for whoever comes next."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
-            self._threads = None
         if self._renderer is not None:
             self._renderer[1].close()
-            self._renderer = None
+        self._threads = self._renderer = None
 
     def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
         with borrowed_scene(goal.task) as scene:
@@ -88,7 +79,11 @@ class MetaWorldVectorEnv(DomainVectorEnv):
         observation = np.empty((len(rows), OBSERVATION_SIZE))
 
         def simulate(indices: list[int], task: str) -> None:
-            observation[indices] = self._simulate_in_a_scene(task, rows[indices].tolist(), actions[indices])
+            with borrowed_scene(task) as scene:
+                for index in indices:
+                    row = rows[index]
+                    self._states[row] = scene.step(self._states[row], actions[index])
+                    observation[index] = scene.observe(self._states[row]) + self._noise[row]
 
         if self._num_threads == 1 or len(pieces) == 1:
             for piece in pieces:
@@ -100,15 +95,6 @@ class MetaWorldVectorEnv(DomainVectorEnv):
                 future.result()
         return observation
 
-    def _simulate_in_a_scene(self, task: str, rows: list[int], actions: Array) -> Array:
-        """Step environments of one task in turn; what is seen then, shape (R, O)."""
-        seen = []
-        with borrowed_scene(task) as scene:
-            for row, action in zip(rows, actions, strict=True):
-                self._states[row] = scene.step(self._states[row], action)
-                seen.append(scene.observe(self._states[row]) + self._noise[row])
-        return np.stack(seen)
-
     def picture(self, row: int, size: int) -> NDArray[np.uint8]:
         """View from the front; it needs GL."""
         task = self._task_of_row[row]
@@ -117,8 +103,8 @@ class MetaWorldVectorEnv(DomainVectorEnv):
                 if self._renderer is not None:
                     self._renderer[1].close()
                 self._renderer = task, SceneRenderer(scene.model, size, camera=_camera())
-            scene.show(self._states[row])
-            return self._renderer[1].render_data(scene.model, scene.data, self._instructions[row])
+            scene.load(self._states[row])
+            return self._renderer[1].render(scene.model, scene.data, self._instructions[row])
 
 
 def _made_up_entity(rng: np.random.Generator, task: str) -> NDArray[np.float64]:

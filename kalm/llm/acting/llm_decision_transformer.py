@@ -30,16 +30,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.errors import KalmError, require
-from kalm.core.rollout import Rollout
 from kalm.core.specs import TaskSpec, VectorObservation
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
+from kalm.data.language_batches import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.envs.base import Domain
 from kalm.envs.running_episodes import RunningEpisodes
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.llm_policy import Actor
-from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
+from kalm.llm.backbones.backbone import Backbone, require_same_backbone
 from kalm.llm.grounding.losses import Optimization, action_loss, require_finite
 from kalm.llm.grounding.reading import read_rollouts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
@@ -86,8 +85,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
             num_evaluation_envs: Episodes that run side by side; the results do not depend on it, up to rounding.
         """
         super().__init__(num_evaluation_envs)
-        is_share = 0 <= target_return_quantile <= 1
-        require(is_share, "target_return_quantile", target_return_quantile, "in [0, 1]")
+        require(0 <= target_return_quantile <= 1, "target_return_quantile", target_return_quantile, "in [0, 1]")
         is_one = len(backbone.parts) == 1
         require(is_one, "backbone", type(backbone).__name__, "one language model: a second would predict nothing here")
         self.spec = spec
@@ -109,7 +107,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
         """Take the statistics of the rollouts, and of their returns."""
         if stage != "fit":
             return
-        data = self._data
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, ReturnConditionedData):
             raise KalmError(
                 f"LLMDecisionTransformer got {type(data).__name__}; it learns from returns, so the data module must be "
@@ -133,9 +131,6 @@ class LLMDecisionTransformer(EvaluatedPolicy):
         """Imitation of every recorded action, given the return that came of it.
 
         Cross-entropy where actions are discrete, mean squared error where they are not (Chen et al., section 3).
-
-        Args:
-            batch: Rollouts behind their prompts.
 
         Returns:
             ``action_loss``, one number a step, shape (n,), neither reduced nor weighted.
@@ -171,7 +166,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the weights are, and what they belong to: those that are frozen are not in the checkpoint."""
         checkpoint[POLICY] = self._identity
-        add_backbone(checkpoint, self.backbone)
+        checkpoint["backbone"] = self.backbone.description
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of something else, or that were trained on top of others."""
@@ -191,28 +186,22 @@ class LLMDecisionTransformer(EvaluatedPolicy):
         self, batch: ValidationBatch | list[Episode], batch_index: int, dataloader_idx: int = 0
     ) -> None:
         """Actions of held-out real rollouts are predicted; episodes are run."""
-        if isinstance(batch, ValidationBatch):
-            self._validate_on(batch.rollouts)
-        else:
+        if not isinstance(batch, ValidationBatch):
             self.evaluate(batch)
+            return
+        prompts = [generation_prompt(rollout.instruction) for rollout in batch.rollouts]
+        held_out: GroundingBatch = self.transfer_batch_to_device(
+            batch_rollouts(batch.rollouts, prompts, GroundingTask.GENERATION), self.device, 0
+        )
+        prediction = self.predict(held_out)
+        metrics = {"eval/held_out_action_loss": action_loss(prediction, held_out.action).mean()}
+        if self.spec.is_discrete:
+            metrics["eval/held_out_action_match"] = (prediction.argmax(dim=-1) == held_out.action).float().mean()
+        self.log_dict(metrics, on_epoch=True, batch_size=len(held_out.action), add_dataloader_idx=False)
 
     def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
         """Act in every episode, asking for ``target_return`` of each; there is one model, whatever ``number``."""
         return evaluate(_ReturnActor(self, episodes), domain, episodes, self.num_evaluation_envs)
-
-    def _validate_on(self, rollouts: Sequence[Rollout]) -> None:
-        prompts = [generation_prompt(rollout.instruction) for rollout in rollouts]
-        batch = batch_rollouts(rollouts, prompts, GroundingTask.GENERATION)
-        batch = self.transfer_batch_to_device(batch, self.device, 0)
-        prediction = self.predict(batch)
-        metrics = {"eval/held_out_action_loss": action_loss(prediction, batch.action).mean()}
-        if self.spec.is_discrete:
-            metrics["eval/held_out_action_match"] = (prediction.argmax(dim=-1) == batch.action).float().mean()
-        self.log_dict(metrics, on_epoch=True, batch_size=len(batch.action), add_dataloader_idx=False)
-
-    @property
-    def _data(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
 
 
 class _ReturnActor:

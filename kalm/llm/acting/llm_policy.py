@@ -22,8 +22,7 @@ from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.backbone import Backbone, require_same_backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.generation import choose_action
-from kalm.llm.imagination.reader import CachedReader
+from kalm.llm.imagination.generation import Reader, choose_action
 from kalm.runs.evaluated import EvaluatedPolicy
 
 
@@ -70,16 +69,9 @@ class Actor:
     """
 
     def __init__(self, backbone: Backbone, codec: RolloutCodec, episodes: Sequence[Episode], num_rows: int) -> None:
-        """Plan for the episodes; none has begun.
-
-        Args:
-            backbone: The language model.
-            codec: Its inputs and outputs for observations and actions.
-            episodes: What will be run; their prompts are those of rollout generation.
-            num_rows: Most of them that run at the same time.
-        """
+        """Plan for the episodes, of which at most so many run at the same time; none has begun."""
         self._codec = codec
-        self._reader = CachedReader(backbone, num_rows)
+        self._reader = Reader(backbone, num_rows)
         self._reader.begin(num_rows)
         self._prompts = [generation_prompt(episode.instructed.instruction) for episode in episodes]
         self._num_tokens = [2 * episode.instructed.goal.max_steps for episode in episodes]
@@ -89,13 +81,7 @@ class Actor:
 
     @torch.inference_mode()
     def __call__(self, observations: NDArray[Any], episodes: list[int], info: dict[str, Any]) -> NDArray[Any]:
-        """The likeliest actions, shape (B,) or (B, A).
-
-        Args:
-            observations: What is seen now, shape (B, O).
-            episodes: The number of each one's episode, length B.
-            info: What the environment says besides; nothing of it is read.
-        """
+        """The likeliest actions, shape (B,) or (B, A), at observations, shape (B, O), given each one's episode."""
         self._admit(episodes)
         rows = torch.tensor([self._row_of[episode] for episode in episodes], device=self._observation.device)
         self._observation[rows] = torch.from_numpy(observations.astype(np.float32)).to(self._observation.device)

@@ -58,11 +58,7 @@ class Backbone(nn.Module, ABC):
         """Load pretrained weights to where they will be used; does nothing the second time, or if there are none."""
 
     def save_adapter(self, folder: Path) -> bool:
-        """Write what was trained as files that other programs read, if there is such a form.
-
-        Returns:
-            Whether anything was written.
-        """
+        """Write what was trained as files that other programs read, if there is such a form; whether it was."""
         return False
 
     @property
@@ -97,35 +93,19 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def make_cache(self, num_rows: int, num_columns: int, column_step: int = 1) -> KeyValueCache:
-        """An empty cache; see ``KeyValueCache``.
-
-        Raises:
-            DataError: If ``num_columns`` is more than ``context_size``.
-        """
+        """An empty cache; a ``DataError`` if ``num_columns`` is more than ``context_size``."""
 
     def require_room(self, num_tokens: int) -> None:
-        """Refuse rows of more tokens than the model can tell apart.
-
-        Raises:
-            DataError: If ``num_tokens`` is more than ``context_size``.
-        """
+        """Refuse with a ``DataError`` rows of more tokens than the model can tell apart."""
         if self.context_size is not None and num_tokens > self.context_size:
             raise DataError(
                 f"a prompt and what comes behind it need {num_tokens} tokens; the language model reads at most "
-                f"{self.context_size}. Shorten the instruction, allow fewer steps, or choose a model with a longer "
-                "context"
+                f"{self.context_size}. Shorten the instruction, allow fewer steps, collect shorter rollouts, or "
+                "choose a model with a longer context"
             )
 
     def read(self, vectors: Tensor, cache: KeyValueCache) -> Tensor:
-        """Run over the next tokens of each row, and remember them.
-
-        Args:
-            vectors: Shape (B, S, H); B is the number of rows of the cache.
-            cache: What was read before, of every row as much as it is.
-
-        Returns:
-            Hidden vectors, shape (B, S, H).
-        """
+        """Run over the next tokens of each row of the cache, and remember them; from (B, S, H) to (B, S, H)."""
         cache.make_room(vectors.shape[1])
         return self.read_on(vectors, cache)
 
@@ -167,17 +147,8 @@ class Backbone(nn.Module, ABC):
         """Identity of the weights that are not trained and therefore not in a checkpoint."""
 
 
-def add_backbone(checkpoint: dict[str, Any], backbone: Backbone) -> None:
-    """Say which language model the weights belong to: those that are frozen are not in the checkpoint."""
-    checkpoint["backbone"] = backbone.description
-
-
 def require_same_backbone(checkpoint: Mapping[str, Any], backbone: Backbone) -> None:
-    """Refuse weights that were trained on top of others.
-
-    Raises:
-        CheckpointError: If the language model, its tuning or its frozen weights differ; every difference is listed.
-    """
+    """Refuse weights that were trained on top of others, with a ``CheckpointError`` that lists every difference."""
     expected = backbone.identity
     found = {name: checkpoint["backbone"].get(name) for name in expected} if "backbone" in checkpoint else expected
     if found != expected:

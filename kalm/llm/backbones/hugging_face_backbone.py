@@ -33,10 +33,10 @@ from kalm.llm.backbones.hugging_face_model import (
     read_tokenizer,
 )
 from kalm.llm.backbones.key_value_cache import KeyValueCache
-from kalm.llm.backbones.reading_check import require_plain_reading
 
 # How far scores may be off by rounding alone, as a part of the largest; a mask that is not heeded costs more.
 _ROUNDING = {torch.float32: 0.01, torch.bfloat16: 0.05}
+_TOKENS, _OTHERS = [3, 5, 7, 9], [11, 13]  # read in several ways, to compare
 
 
 class HuggingFaceBackbone(Backbone):
@@ -104,7 +104,7 @@ class HuggingFaceBackbone(Backbone):
             return
         self.model = load_model(self._settings, device).eval()
         try:
-            require_plain_reading(self, self._own_scores, self._settings.model, _ROUNDING[self._settings.dtype])
+            _require_plain_reading(self, self._settings.model, _ROUNDING[self._settings.dtype])
         except KalmError:
             self.model = None
             raise
@@ -138,9 +138,7 @@ class HuggingFaceBackbone(Backbone):
         hidden: Tensor = output.last_hidden_state
         return hidden.float()
 
-    def make_cache(  # noqa: D102
-        self, num_rows: int, num_columns: int, column_step: int = 1
-    ) -> KeyValueCache:
+    def make_cache(self, num_rows: int, num_columns: int, column_step: int = 1) -> KeyValueCache:  # noqa: D102
         self.require_room(num_columns)
         num_layers, dtype = self._text_config.num_hidden_layers, self._settings.dtype
         return KeyValueCache(num_layers, num_rows, num_columns, self._device, dtype, column_step)
@@ -176,9 +174,9 @@ class HuggingFaceBackbone(Backbone):
 
     @property
     def identity(self) -> dict[str, Any]:  # noqa: D102
-        names = (
-            ("tuning",) if self._settings.tuning == "full" else ("tuning", "lora_rank", "lora_alpha", "lora_targets")
-        )
+        names = ["tuning"]
+        if self._settings.tuning != "full":
+            names += ["lora_rank", "lora_alpha", "lora_targets"]
         return {**super().identity, **{name: getattr(self._settings, name) for name in names}}
 
     @property
@@ -221,8 +219,7 @@ class HuggingFaceBackbone(Backbone):
         return logits
 
     def _autocast(self) -> torch.autocast:
-        dtype = self._settings.dtype
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.dtype is torch.bfloat16)
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Ids with what the tokenizer puts around a text, such as a beginning, but without an end."""
@@ -269,3 +266,63 @@ def _forgive_frozen(backbone: nn.Module, keys: Any) -> None:
     assert isinstance(backbone, HuggingFaceBackbone)
     frozen = {f"{backbone._prefix}model.{name}" for name in backbone.frozen_names()}
     keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]
+
+
+@torch.inference_mode()
+def _require_plain_reading(backbone: HuggingFaceBackbone, name: str, tolerance: float) -> None:
+    """Whether the model does with vectors, positions and masks what packing and caching rely on.
+
+    Architectures differ: some scale embeddings or scores outside of their layers, some take positions from where a
+    token stands in a row, some heed a mask of their own making only. Such a model would train and imagine without an
+    error, and wrongly. Four tokens in four ways tell, before anything is learned.
+
+    Raises:
+        KalmError: If scores differ from the model's own by more than rounding.
+    """
+    vectors = backbone.embed_tokens(torch.tensor([_TOKENS]))
+    expected = backbone._own_scores(torch.tensor([_TOKENS]))[0, -1].float()
+    ways = {"vectors in place of tokens": _scores_in_one_pass, "a cache": _scores_with_cache}
+    if backbone.reads_any_mask:
+        ways["several texts behind one prompt"] = _scores_packed
+    for what, scores_in_this_way in ways.items():
+        try:
+            error = (scores_in_this_way(backbone, vectors) - expected).abs().max() / expected.abs().max()
+            problem = "" if error <= tolerance else f"its scores are off by {error:.0%} of the largest"
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError) as failure:
+            problem = str(failure)
+        if problem:
+            raise KalmError(
+                f"the language model {name} does not read {what} as kalm needs: {problem}. Allowed: models that heed "
+                "position_ids and 4-D attention masks, and whose output layer alone makes the scores, such as Llama, "
+                "Qwen2 and Mistral"
+            )
+
+
+def _scores_in_one_pass(backbone: Backbone, vectors: Tensor) -> Tensor:
+    size = vectors.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=vectors.device).tril()
+    hidden = backbone(vectors, torch.arange(size, device=vectors.device)[None], causal[None, None])
+    return backbone.text_logits(hidden[0, -1])
+
+
+def _scores_packed(backbone: Backbone, vectors: Tensor) -> Tensor:
+    """A prompt of two tokens, two tokens of another text behind it, then the rest of this one, which skips those."""
+    others = backbone.embed_tokens(torch.tensor([_OTHERS]))
+    row = torch.cat([vectors[:, :2], others, vectors[:, 2:]], dim=1)
+    sees = torch.ones(6, 6, dtype=torch.bool, device=vectors.device).tril()
+    sees[4:, 2:4] = False
+    hidden = backbone(row, torch.tensor([[0, 1, 2, 3, 2, 3]], device=vectors.device), sees[None, None])
+    return backbone.text_logits(hidden[0, -1])
+
+
+def _scores_with_cache(backbone: Backbone, vectors: Tensor) -> Tensor:
+    """A prompt of two tokens, padded to three, then one token after the other."""
+    prompt = torch.cat([vectors[:, :2], torch.zeros_like(vectors[:, :1])], dim=1)
+    cache = backbone.make_cache(1, len(_TOKENS))
+    backbone.read(prompt, cache)
+    cache.trim(torch.tensor([2], device=vectors.device))
+    for step in (2, 3):
+        hidden = backbone.read(vectors[:, [step]], cache)
+    return backbone.text_logits(hidden[0, -1])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kalm.core.durable import file_sha256
-from kalm.core.errors import KalmError
+from kalm.core.errors import KalmError, require
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,17 +52,11 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""
-        for name, value, allowed in (
-            ("tuning", self.tuning, get_args(Tuning)),
-            ("compute_type", self.compute_type, get_args(ComputeType)),
-            ("attention", self.attention, get_args(Attention)),
-        ):
-            if value not in allowed:
-                raise KalmError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-        if self.lora_rank < 1:
-            raise KalmError(f"lora_rank is {self.lora_rank}; it must be 1 or more, 16 for example")
-        if not 0 <= self.lora_dropout < 1:
-            raise KalmError(f"lora_dropout is {self.lora_dropout}; it is a share, in [0, 1)")
+        for name, kind in (("tuning", Tuning), ("compute_type", ComputeType), ("attention", Attention)):
+            value, allowed = getattr(self, name), get_args(kind)
+            require(value in allowed, name, repr(value), f"one of {', '.join(allowed)}")
+        require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "1 or more, 16 for example")
+        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "a share, in [0, 1)")
         if self.tuning == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
             raise KalmError(
                 "tuning is qlora, but bitsandbytes is not installed, and without it there are no 4-bit weights: "
@@ -134,10 +128,7 @@ def read_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def load_model(settings: ModelSettings, device: torch.device) -> nn.Module:
-    """The pretrained model on ``device``, ready to be trained.
-
-    Returns:
-        A ``PeftModel`` around it, or the model itself where all of it is trained.
+    """The pretrained model on ``device``, ready to be trained, in a ``PeftModel`` unless all of it is trained.
 
     Raises:
         KalmError: If it cannot be loaded as asked: in 4 bits, from safetensors, without code of its own.
@@ -158,11 +149,7 @@ def merge_adapters(settings: ModelSettings, trained: Mapping[str, Tensor]) -> Pr
     """The pretrained model with what was learned in its own weights, in float32 on the CPU.
 
     Adapters that were trained on 4-bit weights are added to those weights as they were, not to the original ones: so
-    the merged model computes what the trained one did.
-
-    Args:
-        settings: What was trained.
-        trained: State of what was trained, by its name in the model that ``load_model`` returns.
+    the merged model computes what the trained one did. What was trained goes by its names in what ``load_model`` gives.
     """
     model = load_base(settings, torch.device("cpu"))
     if settings.tuning == "qlora":

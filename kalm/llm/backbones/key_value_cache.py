@@ -16,12 +16,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class RowMemory:
-    """What a decoder, or each of several that read the same tokens, remembers of one row.
-
-    Attributes:
-        keys: Of each decoder, shape (K, N, tokens, D).
-        values: Of each decoder, shape (K, N, tokens, D).
-    """
+    """What a decoder, or each of several that read the same tokens, remembers of one row, shape (K, N, tokens, D)."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -41,7 +36,9 @@ class KeyValueCache:
     Attributes:
         lengths: Tokens that each row has read, int64 of shape (R,), on the device.
         num_columns: Tokens that a row has room for, C.
-        column_step: The columns in use are a multiple of this, as far as there are as many.
+        num_used: Columns in use, M: those that the tokens up to the last ``make_room`` take up.
+        column_step: The columns in use are a multiple of this, as far as there are as many: whoever compiles for
+            fixed shapes wants few of them.
     """
 
     def __init__(
@@ -53,29 +50,14 @@ class KeyValueCache:
         dtype: torch.dtype = torch.float32,
         column_step: int = 1,
     ) -> None:
-        """Plan for so many rows and tokens; the shapes of the first tokens decide the rest.
-
-        Args:
-            num_layers: Layers of the decoder, K.
-            num_rows: Rows, R.
-            num_columns: Most tokens of a row, C.
-            device: Where to keep them.
-            dtype: Kind of number that keys and values are kept as.
-            column_step: The columns in use are a multiple of this, as far as there are as many: whoever compiles for
-                fixed shapes wants few of them.
-        """
+        """Plan for so many rows and tokens; the shapes of the first tokens decide the rest."""
         self.num_columns = num_columns
         self._max_rows = num_rows
         self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._counted = np.zeros(num_rows, dtype=np.int64)  # the same on the host, so that no step waits for a device
         self._num_layers, self._dtype, self.column_step = num_layers, dtype, column_step
         self._keys = self._values = torch.empty(0, device=device)
-        self._num_used = self._most_used = 0
-
-    @property
-    def num_used(self) -> int:
-        """Columns in use, M: those that the tokens up to the last ``make_room`` take up."""
-        return self._num_used
+        self.num_used = self._most_used = 0
 
     @property
     def num_rows(self) -> int:
@@ -88,8 +70,8 @@ class KeyValueCache:
         size = int(self._counted.max(initial=0))
         if size > self.num_columns:
             raise ValueError(f"a row needs {size} columns; there are {self.num_columns}. Reserve more before reading")
-        self._num_used = min(-(-size // self.column_step) * self.column_step, self.num_columns)
-        self._most_used = max(self._most_used, self._num_used)
+        self.num_used = min(-(-size // self.column_step) * self.column_step, self.num_columns)
+        self._most_used = max(self._most_used, self.num_used)
 
     def positions(self, num_tokens: int) -> Tensor:
         """Positions of the next tokens, int64 of shape (R, S)."""
@@ -97,16 +79,11 @@ class KeyValueCache:
 
     def attention_mask(self, num_tokens: int) -> Tensor:
         """Which of the M columns each of the next tokens may see, bool of shape (R, 1, S, M)."""
-        columns = torch.arange(self._num_used, device=self.lengths.device)
+        columns = torch.arange(self.num_used, device=self.lengths.device)
         return (columns <= self.positions(num_tokens)[..., None])[:, None]
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write what one layer makes of the next tokens.
-
-        Args:
-            layer: Its index.
-            keys: Rotated keys of the next tokens, shape (R, N, S, D).
-            values: Their values, shape (R, N, S, D).
+        """Write what one layer makes of the next tokens: rotated keys, and values, of shape (R, N, S, D).
 
         Returns:
             Keys and values of the columns in use, shape (R, N, M, D), as views.
@@ -119,7 +96,7 @@ class KeyValueCache:
         place = rows, heads, self.positions(num_tokens)[:, None]
         self._keys[layer].index_put_(place, keys.to(self._dtype))
         self._values[layer].index_put_(place, values.to(self._dtype))
-        used = layer, slice(num_rows), slice(None), slice(self._num_used)
+        used = layer, slice(num_rows), slice(None), slice(self.num_used)
         return self._keys[used], self._values[used]
 
     def advance(self, num_tokens: int) -> None:
@@ -163,11 +140,9 @@ class KeyValueCache:
         self._counted = np.zeros(num_rows, dtype=np.int64)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        """Use fewer rows.
+        """Use fewer rows: ``rows[i]`` becomes row i.
 
-        Args:
-            rows: Those to keep, shape (rows kept,). Row ``rows[i]`` becomes row i; only rows that move are copied, and
-                they move from places that are not used any more.
+        Only rows that move are copied, and they move from places that are not used any more.
         """
         moved = np.flatnonzero(rows != np.arange(len(rows)))
         if len(moved) and rows[moved].min() < len(rows):

@@ -91,15 +91,10 @@ class TwoBackbones(Backbone):
         assert cache is None or isinstance(cache, JoinedCache)
         caches = [None, None] if cache is None else cache.parts
         vectors = embeddings.split([part.hidden_size for part in self.parts], dim=-1)
-        hidden = [
-            part(own, positions, attention_mask, own_cache)
-            for part, own, own_cache in zip(self.parts, vectors, caches, strict=True)
-        ]
-        return torch.cat(hidden, dim=-1)
+        of_each = zip(self.parts, vectors, caches, strict=True)
+        return torch.cat([part(own, positions, attention_mask, memory) for part, own, memory in of_each], dim=-1)
 
-    def make_cache(  # noqa: D102
-        self, num_rows: int, num_columns: int, column_step: int = 1
-    ) -> KeyValueCache:
+    def make_cache(self, num_rows: int, num_columns: int, column_step: int = 1) -> KeyValueCache:  # noqa: D102
         return JoinedCache([part.make_cache(num_rows, num_columns, column_step) for part in self.parts])
 
     def learn_vocabulary(self, texts: Sequence[str]) -> None:  # noqa: D102
@@ -135,17 +130,10 @@ class JoinedCache(KeyValueCache):
     """What both decoders remember: a cache without layers of its own that keeps others in step with itself.
 
     Positions and attention masks are its own; a decoder is given its part, where it writes its keys and values.
-
-    Attributes:
-        parts: One cache a decoder.
     """
 
     def __init__(self, parts: Sequence[KeyValueCache]) -> None:
-        """Join empty caches.
-
-        Args:
-            parts: One a decoder, all planned for the same rows and columns on one device.
-        """
+        """Join empty caches, one a decoder, all planned for the same rows and columns on one device."""
         first = parts[0]
         super().__init__(0, first.num_rows, first.num_columns, first.lengths.device, column_step=first.column_step)
         self.parts = list(parts)
@@ -198,6 +186,5 @@ class JoinedCache(KeyValueCache):
 
 def _of_both(actions: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
     """In one level, so that a message can name the one entry that differs."""
-    return {
-        f"{name}.{key}": value for name, own in (("actions", actions), ("states", states)) for key, value in own.items()
-    }
+    of_actions = {f"actions.{key}": value for key, value in actions.items()}
+    return of_actions | {f"states.{key}": value for key, value in states.items()}

@@ -40,17 +40,12 @@ from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 FOLDER = "adapter"
 HEADS_FILE, FACTS_FILE = "kalm_heads.safetensors", "kalm.json"
 ExportType = Literal["float32", "bfloat16", "float16"]
-_BACKBONE, _CODEC = "backbone.", "codec."
 
 
 def write_adapter_folder(folder: Path, backbone: Backbone, codec: RolloutCodec, **facts: Any) -> bool:
     """Write the folder anew; whoever looks sees all of the old one, nothing for a moment, or all of the new one.
 
-    Args:
-        folder: Where to.
-        backbone: A language model.
-        codec: Its encoders and heads.
-        facts: More for ``kalm.json``, plain types: which data, which update.
+    More facts for ``kalm.json`` are plain types: which data, which update.
 
     Returns:
         False, with nothing written, if the backbone has no adapter.
@@ -92,9 +87,9 @@ def export_model(checkpoint: Path, output: Path, model: str | None = None, dtype
             f"{checkpoint} was trained on other weights than those of {settings.model}: {description['frozen']} -> "
             f"{found}. Give with --model where the ones that it was trained on lie"
         )
-    trained = _below(content["state_dict"], f"{_BACKBONE}model.")
+    trained = _below(content["state_dict"], "backbone.model.")
     merged = merge_adapters(settings, trained).to(getattr(torch, dtype))
-    heads = _below(content["state_dict"], _CODEC)
+    heads = _below(content["state_dict"], "codec.")
     with _whole_folder(output) as folder:
         merged.save_pretrained(folder)
         read_tokenizer(settings).save_pretrained(folder)
@@ -126,14 +121,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write_heads(folder: Path, heads: Mapping[str, Tensor], description: Mapping[str, Any], **facts: Any) -> None:
-    """Put what kalm adds to a language model into a folder that exists.
-
-    Args:
-        folder: Where to.
-        heads: State of a ``RolloutCodec``.
-        description: What the language model under it is.
-        facts: More for ``kalm.json``, plain types.
-    """
+    """Put what kalm adds to a language model into a folder that exists; heads are the state of a ``RolloutCodec``."""
     save_file({name: tensor.contiguous().cpu() for name, tensor in heads.items()}, folder / HEADS_FILE)
     content = {
         "kalm": kalm.__version__,

@@ -3,8 +3,8 @@
 Three tasks teach it what states and actions mean: generation (goal in, rollout out; actions, next states and the end
 are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out).
 
-Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; what is asked about
-held-out rollouts and texts in ``held_out.py``; imagination (section 3.2) in ``imagination/rollout_engine.py``.
+Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
+3.2) in ``imagination/rollout_engine.py``.
 
 Differences from the paper: (1) a next state is predicted as its change, and kept to the range of the data; (2) an
 end head says when the goal is met, so that continuous actions need no end token; (3) a rollout contributes all its
@@ -28,13 +28,18 @@ from torch import Tensor
 
 from kalm.core.rollout import Rollout
 from kalm.core.specs import TaskSpec
-from kalm.data.grounding_batch import GroundingBatch, GroundingTask, ValidationBatch, batch_rollouts
-from kalm.data.work_item import WorkItem, WorkShard
+from kalm.data.language_batches import (
+    GroundingBatch,
+    GroundingTask,
+    ValidationBatch,
+    WorkItem,
+    WorkShard,
+    batch_rollouts,
+)
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
-from kalm.llm.backbones.backbone import Backbone, add_backbone, require_same_backbone
-from kalm.llm.grounding.held_out import prediction_metrics, text_metrics, write_answers
+from kalm.llm.backbones.backbone import Backbone, require_same_backbone
 from kalm.llm.grounding.losses import Optimization, action_loss, change_loss, end_loss, require_finite, text_loss
-from kalm.llm.grounding.reading import RolloutHidden, read_rollouts
+from kalm.llm.grounding.reading import RolloutHidden, read_rollouts, read_texts, write_answers
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -43,6 +48,8 @@ from kalm.runs.folder import find_checkpoint
 _AS_IN_THE_PAPER = ImaginationSettings()
 # What decides, with the weights, what is imagined; the other settings say how fast.
 _DECIDES = ("temperature", "goal_test", "end_threshold", "chain_sub_goals")
+# A next state matches when every number is within this many standard deviations of the data.
+_STATE_TOLERANCE = 0.2
 
 
 class GroundedLLM(LightningModule):
@@ -125,13 +132,14 @@ class GroundedLLM(LightningModule):
         self.codec.token_scales = [part.token_scale for part in self.backbone.parts]
         is_new = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
         if self._weights_from is not None and is_new:
-            self._load_weights(self._weights_from)
+            # With what they count in: the earlier run's statistics, its vocabulary.
+            file = find_checkpoint(self._weights_from, Path(self._weights_from), "model.weights_from")
+            checkpoint = VerifiedCheckpointIO().load_checkpoint(file)
+            self.on_load_checkpoint(checkpoint)
+            self.load_state_dict(checkpoint["state_dict"])
 
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """What the tasks ask of the model, in the order of the paper's section 3.1.
-
-        Args:
-            batch: Rollouts behind their prompts, of one or more tasks.
 
         Returns:
             Losses, one number a step, observation or text token; neither reduced nor weighted. A task that the batch
@@ -144,14 +152,13 @@ class GroundedLLM(LightningModule):
         generates, predicts = task == GroundingTask.GENERATION, task == GroundingTask.DYNAMICS
         change = self.codec.change(batch.observation, batch.next_observation)
         ends = batch.task == GroundingTask.GENERATION
-        end = self.codec.predict_end(torch.cat([hidden.observation[generates], hidden.final[ends]]))
+        generated, written = hidden.observation[generates], self.backbone.text_logits(hidden.text)
+        end = self.codec.predict_end(torch.cat([generated, hidden.final[ends]]))
         is_end = torch.cat([torch.zeros_like(task[generates], dtype=torch.bool), batch.is_terminated[ends]])
         losses = {
             "dynamics_loss": change_loss(self.codec.predict_change(hidden.action[predicts]), change[predicts]),
-            "text_loss": text_loss(self.backbone.text_logits(hidden.text), hidden.text_target),
-            "action_loss": action_loss(
-                self.codec.predict_action(hidden.observation[generates]), batch.action[generates]
-            ),
+            "text_loss": text_loss(written, hidden.text_target),
+            "action_loss": action_loss(self.codec.predict_action(generated), batch.action[generates]),
             "next_observation_loss": change_loss(
                 self.codec.predict_change(hidden.action[generates]), change[generates]
             ),
@@ -162,7 +169,9 @@ class GroundedLLM(LightningModule):
 
     def training_step(self, batch: GroundingBatch, batch_index: int) -> Tensor:
         """One update over rollouts of every task."""
-        batch = self._with_noise(batch)
+        if self._observation_noise:
+            observation, final = self._noisy(batch.observation), self._noisy(batch.final_observation)
+            batch = batch._replace(observation=observation, final_observation=final)
         hidden = read_rollouts(self.backbone, self.codec, batch)
         means = {name: values.mean() for name, values in self._losses_of(hidden, batch).items()}
         metrics = {f"ground/{name}": value.detach() for name, value in means.items()}
@@ -187,9 +196,12 @@ class GroundedLLM(LightningModule):
         if batch.rollouts:
             prompts = [generation_prompt(rollout.instruction) for rollout in batch.rollouts]
             asked = self._asked(batch.rollouts, prompts, GroundingTask.GENERATION)
-            self._log_means(prediction_metrics(self.backbone, self.codec, asked))
+            self._log_means(self._prediction_metrics(asked))
         if batch.text.texts:
-            self._log_means(text_metrics(self.backbone, batch.text, self.device))
+            hidden, target = read_texts(self.backbone, batch.text, self.device)
+            # The exponential of its mean is the perplexity.
+            loss = text_loss(self.backbone.text_logits(hidden), target)
+            self._log_means({"ground/held_out_general_text_loss": loss})
         return {"real": list(batch.rollouts), "imaginary": self.imagine(batch.items) if batch.items else []}
 
     def predict_step(self, batch: WorkShard, batch_index: int) -> list[Rollout]:
@@ -199,8 +211,7 @@ class GroundedLLM(LightningModule):
     @torch.inference_mode()
     def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
         """Imagine one rollout for each work item, labelled by the domain's own rules."""
-        engine = self._engine or self._make_engine()
-        return engine.imagine(items)
+        return (self._engine or self._make_engine()).imagine(items)
 
     def on_predict_start(self) -> None:
         """Set up imagination once: the weights stay what they are until the end."""
@@ -217,18 +228,12 @@ class GroundedLLM(LightningModule):
         return write_answers(self.backbone, self.codec, asked)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the weights belong to."""
-        add_backbone(checkpoint, self.backbone)
+        """Say which language model the weights belong to: those that are frozen are not in the checkpoint."""
+        checkpoint["backbone"] = self.backbone.description
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained on top of others."""
         require_same_backbone(checkpoint, self.backbone)
-
-    def _load_weights(self, name: str) -> None:
-        """Begin with the weights of an earlier run, and with what they count in: its statistics, its vocabulary."""
-        checkpoint = VerifiedCheckpointIO().load_checkpoint(find_checkpoint(name, Path(name), "model.weights_from"))
-        self.on_load_checkpoint(checkpoint)
-        self.load_state_dict(checkpoint["state_dict"])
 
     def provenance(self) -> dict[str, Any]:
         """Plain JSON types that say what imagines: hashes of weights and prompts, and how actions are drawn."""
@@ -248,13 +253,6 @@ class GroundedLLM(LightningModule):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def _with_noise(self, batch: GroundingBatch) -> GroundingBatch:
-        if not self._observation_noise:
-            return batch
-        return batch._replace(
-            observation=self._noisy(batch.observation), final_observation=self._noisy(batch.final_observation)
-        )
-
     def _noisy(self, observation: Tensor) -> Tensor:
         # None on a number that cannot change: it cannot drift, and imagination never meets it changed.
         size = self._observation_noise * self.codec.change_std * self.codec.can_change(observation)
@@ -264,6 +262,22 @@ class GroundedLLM(LightningModule):
         """Rollouts, each behind a prompt of its own, where the model is."""
         batch: GroundingBatch = self.transfer_batch_to_device(batch_rollouts(rollouts, prompts, task), self.device, 0)
         return batch
+
+    def _prediction_metrics(self, batch: GroundingBatch) -> dict[str, Tensor]:
+        """One-step predictions along real rollouts of training goals: losses, and how often they are right, (n,)."""
+        hidden = read_rollouts(self.backbone, self.codec, batch)
+        action, change = self.codec.predict_action(hidden.observation), self.codec.predict_change(hidden.action)
+        error = self.codec.apply_change(batch.observation, change) - batch.next_observation
+        tolerance = _STATE_TOLERANCE * self.codec.observation_std
+        real_change = self.codec.change(batch.observation, batch.next_observation)
+        metrics = {
+            "ground/held_out_action_loss": action_loss(action, batch.action),
+            "ground/held_out_next_observation_loss": change_loss(change, real_change),
+            "imagine/train/state_match": (error.abs() <= tolerance).all(dim=-1).float(),
+        }
+        if self.codec.is_discrete:
+            metrics["imagine/train/action_match"] = (action.argmax(dim=-1) == batch.action).float()
+        return metrics
 
     def _log_means(self, metrics: dict[str, Tensor]) -> None:
         """Log each metric's mean over all batches of a validation; all have as many numbers."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from kalm.core.errors import DataError
+from kalm.core.errors import DataError, require
 
 
 def action_loss(prediction: Tensor, action: Tensor) -> Tensor:
@@ -30,9 +31,6 @@ def action_loss(prediction: Tensor, action: Tensor) -> Tensor:
     Args:
         prediction: Scores of the actions, or the predicted action, shape (n, A).
         action: Action taken, int64 of shape (n,) or float of shape (n, A).
-
-    Returns:
-        Loss of each action, shape (n,).
     """
     if action.is_floating_point():
         return (prediction - action).square().mean(dim=-1)
@@ -43,54 +41,23 @@ def change_loss(predicted_change: Tensor, change: Tensor) -> Tensor:
     """Bring the predicted next observation close to the real one: mean squared error over its numbers.
 
     Both are changes since the current observation in units of their spread over the data, so that a number that
-    hardly ever moves counts as much as one that moves far.
-
-    Args:
-        predicted_change: Shape (n, O).
-        change: Shape (n, O).
-
-    Returns:
-        Loss of each next observation, shape (n,).
+    hardly ever moves counts as much as one that moves far. From (n, O) to (n,).
     """
     return (predicted_change - change).square().mean(dim=-1)
 
 
 def end_loss(logit: Tensor, is_end: Tensor) -> Tensor:
-    """Tell observations at which the goal has been met from those on the way: binary cross-entropy.
-
-    Args:
-        logit: Score for the rollout to end here, shape (n,).
-        is_end: Whether it did, bool of shape (n,).
-
-    Returns:
-        Loss of each observation, shape (n,).
-    """
+    """Tell observations at which the goal has been met from those on the way: binary cross-entropy, shape (n,)."""
     return functional.binary_cross_entropy_with_logits(logit, is_end.to(logit.dtype), reduction="none")
 
 
 def text_loss(logits: Tensor, token_id: Tensor) -> Tensor:
-    """Make the next token of the answer the likely one: cross-entropy.
-
-    Args:
-        logits: Scores of the tokens, shape (n, V).
-        token_id: The answer's token, int64 of shape (n,).
-
-    Returns:
-        Loss of each token, shape (n,).
-    """
+    """Make the next token of the answer, int64 of shape (n,), the likely one: cross-entropy over scores (n, V)."""
     return functional.cross_entropy(logits, token_id, reduction="none")
 
 
 def require_finite(means: Mapping[str, Tensor], update: int) -> None:
-    """Stop training on a loss that is no number.
-
-    Args:
-        means: Mean of each loss by its name.
-        update: Updates before this one, for the message.
-
-    Raises:
-        DataError: If one is not finite; it is named.
-    """
+    """Stop training with a ``DataError`` that names the loss whose mean is no number."""
     for name, value in means.items():
         if not torch.isfinite(value):
             raise DataError(
@@ -111,11 +78,9 @@ class Optimization:
 
     def __post_init__(self) -> None:
         """Check the schedule."""
-        if not 0 <= self.warmup_updates < self.schedule_updates:
-            raise ValueError(
-                f"warmup_updates is {self.warmup_updates}; it must be at least 0 and below schedule_updates, "
-                f"{self.schedule_updates}"
-            )
+        is_rise = 0 <= self.warmup_updates < self.schedule_updates
+        allowed = f"at least 0 and below schedule_updates, {self.schedule_updates}"
+        require(is_rise, "warmup_updates", self.warmup_updates, allowed)
 
     def of(self, backbone: nn.Module, codec: nn.Module) -> OptimizerLRScheduler:
         """What ``configure_optimizers`` returns, for the parameters that are trained; no decay on vectors."""
@@ -126,10 +91,8 @@ class Optimization:
             for module, rate in rates
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98), fused=True)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"},
-        }
+        schedule: Any = {"scheduler": LambdaLR(optimizer, self._rate), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _rate(self, update: int) -> float:
         """Learning rate of ``update`` as a fraction of its peak."""

@@ -24,25 +24,15 @@ _PADDING = -2
 
 
 class Packing(NamedTuple):
-    """Slots count through the rows: ``row * S + column``.
+    """Slots are int64 and count through the rows: ``row * S + column``."""
 
-    Attributes:
-        prompt_slot: Of each token of the prompts, int64 of shape (p,).
-        observation_slot: Of the observation before each step, int64 of shape (n,).
-        action_slot: Of each action, int64 of shape (n,).
-        final_slot: Of the observation after each rollout's last step, int64 of shape (R,).
-        text_slot: Of each token of the answers, int64 of shape (m,).
-        positions: Tokens before each token as it sees it, int64 of shape (B, S).
-        attention_mask: What each token may see, bool of shape (B, 1, S, S).
-    """
-
-    prompt_slot: Tensor
-    observation_slot: Tensor
-    action_slot: Tensor
-    final_slot: Tensor
-    text_slot: Tensor
-    positions: Tensor
-    attention_mask: Tensor
+    prompt_slot: Tensor  # of each token of the prompts, (p,)
+    observation_slot: Tensor  # of the observation before each step, (n,)
+    action_slot: Tensor  # of each action, (n,)
+    final_slot: Tensor  # of the observation after each rollout's last step, (R,)
+    text_slot: Tensor  # of each token of the answers, (m,)
+    positions: Tensor  # tokens before each token as it sees it, int64 of shape (B, S)
+    attention_mask: Tensor  # what each token may see, bool of shape (B, 1, S, S)
 
     def rows(self, slots: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
         """Vectors of shape (tokens, H) in the slots that they are for, and zeros elsewhere: (B, S, H)."""

@@ -15,56 +15,43 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kalm.core.errors import DataError
-from kalm.data.grounding_batch import GeneralText, GroundingBatch
+from kalm.data.language_batches import GeneralText, GroundingBatch
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.packing import counts, pack
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 
 ROW_SIZE = 128  # wide enough for little padding, narrow enough for cheap attention
+MAX_ANSWER_TOKENS = 48
 
 
 class RolloutHidden(NamedTuple):
-    """Hidden vectors by what is read off them.
+    """Hidden vectors by what is read off them."""
 
-    Attributes:
-        observation: At the observation before each step, where the action is predicted, shape (n, H).
-        action: At each action, where the next observation is predicted, shape (n, H).
-        final: At the observation after each rollout's last step, shape (R, H).
-        text: Where each text token, and each answer's end, is predicted, shape (m + R, H).
-        text_target: What is to be predicted there, int64 of shape (m + R,).
-        general_text: Where each token of general text is predicted, shape (g, H).
-        general_text_target: What is to be predicted there, int64 of shape (g,).
-        padding_share: Part of what the model ran over that was nothing, in [0, 1).
-    """
-
-    observation: Tensor
-    action: Tensor
-    final: Tensor
-    text: Tensor
-    text_target: Tensor
-    general_text: Tensor
-    general_text_target: Tensor
-    padding_share: float
+    observation: Tensor  # at the observation before each step, where the action is predicted, (n, H)
+    action: Tensor  # at each action, where the next observation is predicted, (n, H)
+    final: Tensor  # at the observation after each rollout's last step, (R, H)
+    text: Tensor  # where each text token, and each answer's end, is predicted, (m + R, H)
+    text_target: Tensor  # what is to be predicted there, int64 of shape (m + R,)
+    general_text: Tensor  # where each token of general text is predicted, (g, H)
+    general_text_target: Tensor  # what is to be predicted there, int64 of shape (g,)
+    padding_share: float  # part of what the model ran over that was nothing, in [0, 1)
 
 
 def read_rollouts(
     backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch, row_size: int | None = ROW_SIZE
 ) -> RolloutHidden:
-    """Run over prompts, rollouts and answers at once.
+    """Run over prompts, rollouts and answers at once, in rows of ``row_size`` tokens, or a row a prompt where None.
 
-    Args:
-        backbone: The language model.
-        codec: Its inputs for observations and actions.
-        batch: Rollouts behind their prompts.
-        row_size: Columns of a row, None for a row a prompt; changes the work, not the result.
+    The size of a row changes the work, not the result.
     """
     text, text_lengths = _text(backbone, batch)
     if not backbone.reads_any_mask:
         batch, row_size = _with_a_prompt_each(batch), None
     prompts, prompt_mask = backbone.embed_prompts(batch.prompts)
     prompt_lengths = prompt_mask.sum(dim=1)
-    _require_room(backbone, prompt_lengths[batch.prompt_of_rollout] + 2 * batch.lengths + 1 + text_lengths)
+    if backbone.context_size is not None:
+        num_tokens = prompt_lengths[batch.prompt_of_rollout] + 2 * batch.lengths + 1 + text_lengths
+        backbone.require_room(int(num_tokens.max()))
     general = embed_texts(backbone, batch.general_text, batch.lengths.device)
     # A text is laid out like a prompt that no rollout follows.
     laid_out = torch.cat([prompt_lengths, general.lengths])
@@ -93,12 +80,7 @@ def read_rollouts(
 
 
 def read_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Run over texts alone.
-
-    Args:
-        backbone: The language model.
-        text: One text or more.
-        device: Of the model.
+    """Run over texts alone, one or more.
 
     Returns:
         Hidden vectors where tokens are predicted, shape (g, H); what is to be predicted, int64 of shape (g,).
@@ -114,29 +96,16 @@ def read_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> t
 
 
 class EmbeddedTexts(NamedTuple):
-    """Texts ready to be read, one after the other.
+    """Texts ready to be read, one after the other."""
 
-    Attributes:
-        vectors: Of each token, shape (t, H).
-        lengths: Tokens of each text, int64 of shape (B,).
-        before: The token before each one that is to be predicted, int64 of shape (g,), in [0, t).
-        target: What is to be predicted there, int64 of shape (g,).
-    """
-
-    vectors: Tensor
-    lengths: Tensor
-    before: Tensor
-    target: Tensor
+    vectors: Tensor  # of each token, (t, H)
+    lengths: Tensor  # tokens of each text, int64 of shape (B,)
+    before: Tensor  # the token before each one that is to be predicted, int64 of shape (g,), in [0, t)
+    target: Tensor  # what is to be predicted there, int64 of shape (g,)
 
 
 def embed_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> EmbeddedTexts:
-    """Cut texts to what is to be read of them, and embed that.
-
-    Args:
-        backbone: The language model.
-        text: Texts; none is allowed.
-        device: Of the model.
-    """
+    """Cut texts, of which there may be none, to what is to be read of them, and embed that."""
     most = text.max_tokens if backbone.context_size is None else min(text.max_tokens, backbone.context_size)
     beginning = backbone.beginning_of_text
     ids_of = [[*beginning, *backbone.tokenize(entry)][:most] for entry in text.texts]
@@ -151,20 +120,33 @@ def embed_texts(backbone: Backbone, text: GeneralText, device: torch.device) -> 
     )
 
 
+@torch.inference_mode()
+def write_answers(backbone: Backbone, codec: RolloutCodec, batch: GroundingBatch) -> list[str]:
+    """The likeliest answer behind each of R rollouts, each of which has a prompt of its own, token by token."""
+    vectors, prompt_mask = backbone.embed_prompts([batch.prompts[place] for place in batch.prompt_of_rollout.tolist()])
+    num_prompt_tokens, num_tokens = prompt_mask.sum(dim=1), 2 * batch.lengths + 1
+    tokens = _interleaved(codec, batch)
+    num_columns = vectors.shape[1] + tokens.shape[1] + MAX_ANSWER_TOKENS
+    cache = backbone.make_cache(len(vectors), num_columns)
+    backbone.read(vectors, cache)
+    cache.trim(num_prompt_tokens)
+    hidden = backbone.read(tokens, cache)
+    cache.trim(num_prompt_tokens + num_tokens)
+    hidden = hidden[torch.arange(len(hidden)), num_tokens - 1]
+    written: list[Tensor] = []
+    while True:
+        token_id = backbone.text_logits(hidden).argmax(dim=-1)
+        written.append(token_id)
+        if len(written) == MAX_ANSWER_TOKENS or (torch.stack(written) == backbone.end_of_text).any(dim=0).all():
+            return [backbone.decode(token_ids) for token_ids in torch.stack(written, dim=1).tolist()]
+        hidden = backbone.read(backbone.embed_tokens(token_id)[:, None], cache)[:, 0]
+
+
 def _with_a_prompt_each(batch: GroundingBatch) -> GroundingBatch:
     """Rollouts that share a prompt get a copy each, and so a row each."""
     shared = batch.prompt_of_rollout
     prompts = [batch.prompts[prompt] for prompt in shared.tolist()]
     return batch._replace(prompts=prompts, prompt_of_rollout=torch.arange(len(prompts), device=shared.device))
-
-
-def _require_room(backbone: Backbone, num_tokens: Tensor) -> None:
-    """Refuse a rollout, its prompt and its answer that are together longer than the model reads, shape (R,)."""
-    if backbone.context_size is not None and int(num_tokens.max()) > backbone.context_size:
-        raise DataError(
-            f"a rollout with its prompt and answer has {int(num_tokens.max())} tokens; the model reads at most "
-            f"{backbone.context_size}. Collect shorter rollouts, or choose a model with a longer context"
-        )
 
 
 def _text(backbone: Backbone, batch: GroundingBatch) -> tuple[Tensor, Tensor]:
@@ -174,3 +156,17 @@ def _text(backbone: Backbone, batch: GroundingBatch) -> tuple[Tensor, Tensor]:
     device = batch.lengths.device
     lengths = torch.tensor([len(ids) for ids in token_ids], device=device)
     return torch.tensor(flat, dtype=torch.int64, device=device), lengths
+
+
+def _interleaved(codec: RolloutCodec, batch: GroundingBatch) -> Tensor:
+    """s0 a0 s1 ... sT of each rollout, padded at the end, shape (R, 2 T + 1, H) with the longest one's T."""
+    lengths = batch.lengths.tolist()
+    observations = codec.encode_observation(batch.observation).split(lengths)
+    actions = codec.encode_action(batch.action).split(lengths)
+    rows = [
+        torch.cat([torch.stack([observation, action], dim=1).flatten(0, 1), final[None]])
+        for observation, action, final in zip(
+            observations, actions, codec.encode_observation(batch.final_observation), strict=True
+        )
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

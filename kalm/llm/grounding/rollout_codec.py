@@ -41,37 +41,31 @@ class RolloutCodec(nn.Module):
             are short.
     """
 
-    def __init__(self, spec: TaskSpec, hidden_sizes: Sequence[int], inner_size: int) -> None:
-        """Build it with random weights and neutral statistics.
+    observation_mean: Tensor
+    observation_std: Tensor
+    change_std: Tensor
+    least_outcome: Tensor
+    greatest_outcome: Tensor
+    _entity_of_number: Tensor
 
-        Args:
-            spec: Sizes of observations and actions.
-            hidden_sizes: Numbers in a token's vector, of each model that the backbone is made of.
-            inner_size: Width of the hidden layers of the encoder and the head of observations.
-        """
+    def __init__(self, spec: TaskSpec, hidden_sizes: Sequence[int], inner_size: int) -> None:
+        """Build it with random weights and neutral statistics, for the hidden sizes of a backbone's parts."""
         super().__init__()
         self.is_discrete, self.action_size = spec.is_discrete, spec.action_size
         self._hidden_sizes = list(hidden_sizes)
-        self.observation_encoder = _side_by_side(
-            [_observation_encoder(spec, size, inner_size) for size in hidden_sizes]
-        )
+        encoders = [_observation_encoder(spec.observation_size, size, inner_size) for size in hidden_sizes]
+        self.observation_encoder = _side_by_side(encoders)
         self.action_encoder = _side_by_side([_action_encoder(spec, size, inner_size) for size in hidden_sizes])
         self.action_head = nn.Linear(hidden_sizes[0], spec.action_size)
         self.change_head = nn.Sequential(
             nn.Linear(hidden_sizes[-1], inner_size), nn.SiLU(), nn.Linear(inner_size, spec.observation_size)
         )
         self.end_head = nn.Linear(hidden_sizes[0], 1)
-        self.observation_mean: Tensor
-        self.observation_std: Tensor
-        self.change_std: Tensor
         self.register_buffer("observation_mean", torch.zeros(spec.observation_size))
         self.register_buffer("observation_std", torch.ones(spec.observation_size))
         self.register_buffer("change_std", torch.ones(spec.observation_size))
-        self.least_outcome: Tensor
-        self.greatest_outcome: Tensor
         self.register_buffer("least_outcome", torch.full((spec.observation_size,), -torch.inf))
         self.register_buffer("greatest_outcome", torch.full((spec.observation_size,), torch.inf))
-        self._entity_of_number: Tensor
         owner = torch.zeros(spec.observation_size, dtype=torch.long)  # entity 0 is what no scene lacks
         for number, (first, end) in enumerate(spec.entities, start=1):
             owner[first:end] = number
@@ -80,13 +74,7 @@ class RolloutCodec(nn.Module):
         self.token_scales = [1.0] * len(hidden_sizes)
 
     def set_statistics(self, observation_mean: Tensor, observation_std: Tensor, change_std: Tensor) -> None:
-        """Take the statistics of the training data.
-
-        Args:
-            observation_mean: Shape (O,).
-            observation_std: Shape (O,); 1 where a number never varies.
-            change_std: Of changes in one step, shape (O,); 0 where a number never changes within a rollout.
-        """
+        """Take the training data's statistics, shape (O,); where a number never varies, 1 and a change's 0."""
         self.observation_mean.copy_(observation_mean)
         self.observation_std.copy_(observation_std)
         at_least = torch.maximum(change_std, _LEAST_CHANGE * observation_std)
@@ -98,14 +86,7 @@ class RolloutCodec(nn.Module):
         self.greatest_outcome.copy_(greatest_outcome)
 
     def can_change(self, observation: Tensor) -> Tensor:
-        """True at numbers that change within rollouts of the data and belong to nothing that is not there.
-
-        Args:
-            observation: Shape (..., O).
-
-        Returns:
-            Bool, shape (..., O).
-        """
+        """True, of shape (..., O), at numbers that change within the data and belong to nothing that is not there."""
         changes = (self.change_std > 0).expand(observation.shape)
         if not self._num_entities:
             return changes
@@ -167,14 +148,9 @@ def _side_by_side(modules: list[nn.Module]) -> nn.Module:
     return modules[0] if len(modules) == 1 else _SideBySide(modules)
 
 
-def _observation_encoder(spec: TaskSpec, hidden_size: int, inner_size: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(spec.observation_size, inner_size),
-        nn.SiLU(),
-        nn.Linear(inner_size, inner_size),
-        nn.SiLU(),
-        nn.Linear(inner_size, hidden_size),
-    )
+def _observation_encoder(size: int, hidden_size: int, inner_size: int) -> nn.Module:
+    first, second = nn.Linear(size, inner_size), nn.Linear(inner_size, inner_size)
+    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(inner_size, hidden_size))
 
 
 def _action_encoder(spec: TaskSpec, hidden_size: int, inner_size: int) -> nn.Module:

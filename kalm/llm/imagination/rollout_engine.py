@@ -4,32 +4,32 @@ The way of a rollout: its ``WorkItem`` becomes a plan (``WholeRollout``, or ``Ch
 ``Generation`` takes the steps of many plans together, each in a row of its own; the plan makes a ``Rollout`` of what it
 was given, with the domain's rewards and verdicts.
 
-Shape letters: B rollouts.
+Shape letters: O numbers in an observation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kalm.core.errors import KalmError, require
-from kalm.core.goal import success_of_each
+from kalm.core.goal import Goal, InstructedGoal, success_of_each
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.envs.base import Domain
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.chained_rollout import ChainedRollout, sentences_of_goals
-from kalm.llm.imagination.generation import Generation, Step, take_step
-from kalm.llm.imagination.reader import CachedReader
-from kalm.llm.imagination.rows import Generated, GoalTest
+from kalm.llm.imagination.generation import Generation, Reader, Step, take_step
+from kalm.llm.imagination.rows import Generated, GoalTest, Plan
 
 _COMPILED_COLUMN_STEP = 64  # each other number of columns in use is compiled anew
+_MAX_LINK_STEPS = 15  # then the sub-goal is chosen anew; an expert's placement takes six
 
 GoalTestName = Literal["rule", "end_head"]
 
@@ -46,8 +46,8 @@ class ImaginationSettings:
             what comes of it is an upper bound. ``end_head`` is the model itself, by ``end_threshold`` alone.
         end_threshold: Probability of the end, as the model's end head sees it, at which a rollout stops. It counts
             beside the rule as well; 1, which meets more goals, leaves it to the rule and the step limit.
-        chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another
-            (``chained_rollout.py``); the paper imagines them whole.
+        chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another; the
+            paper imagines them whole.
         batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What is imagined
             does not depend on it.
         compile: Whether steps are compiled (``torch.compile``), for ``batch_size`` rows however few there are; as CUDA
@@ -79,17 +79,10 @@ class RolloutEngine:
     """
 
     def __init__(self, backbone: Backbone, codec: RolloutCodec, domain: Domain, settings: ImaginationSettings) -> None:
-        """Take the model and the world.
-
-        Args:
-            backbone: The grounded language model.
-            codec: Its inputs and outputs for observations and actions.
-            domain: Whose rules say what a step is worth and which steps are implausible.
-            settings: How rollouts are imagined.
-        """
+        """Take the grounded model, and the world whose rules say what a step is worth and what is implausible."""
         self._domain, self._settings = domain, settings
         self._device = codec.observation_mean.device
-        self._reader = CachedReader(backbone, settings.batch_size, _COMPILED_COLUMN_STEP if settings.compile else 1)
+        self._reader = Reader(backbone, settings.batch_size, _COMPILED_COLUMN_STEP if settings.compile else 1)
         self._is_met = make_goal_test(settings.goal_test)
         self._generation = Generation(
             self._reader,
@@ -102,11 +95,9 @@ class RolloutEngine:
         )
 
     def imagine(self, items: Sequence[WorkItem]) -> list[Rollout]:
-        """Imagine one rollout for each work item, and let the domain judge it.
+        """Imagine one rollout for each work item, in their order, and let the domain judge it.
 
-        Returns:
-            Rollouts in the order of ``items``, with how each stopped and its seed as provenance; those made by
-            sub-goals say their links as well.
+        Provenance says how each stopped, and its seed; of those made by sub-goals it says their links as well.
 
         Raises:
             KalmError: If there is too little memory for so many rollouts at a time.
@@ -120,24 +111,22 @@ class RolloutEngine:
                 self._reader.begin(num_rows)
                 self._generation.carry_out(wanted, num_rows)
             except torch.OutOfMemoryError as error:
+                on_gpu = self._device.type == "cuda"
+                free = f", {torch.cuda.mem_get_info(self._device)[0] / 2**30:.1f} GiB free" if on_gpu else ""
                 raise KalmError(
-                    f"out of memory with {num_rows} rollouts imagined at a time{self._free_memory()}: {error}. Set the "
-                    "model's imagination.batch_size lower, or imagine goals of fewer steps"
+                    f"out of memory with {num_rows} rollouts imagined at a time{free}: {error}. Set the model's "
+                    "imagination.batch_size lower, or imagine goals of fewer steps"
                 ) from error
         return [plan.rollout() for plan in plans]
 
-    def _plans(self, items: Sequence[WorkItem]) -> list[RolloutPlan]:
+    def _plans(self, items: Sequence[WorkItem]) -> list[Plan]:
         """Chains for goals that have sub-goals where those are wanted."""
-        whole: list[RolloutPlan] = [WholeRollout(self._domain, item) for item in items]
+        whole: list[Plan] = [WholeRollout(self._domain, item) for item in items]
         if not self._settings.chain_sub_goals:
             return whole
         sentences = sentences_of_goals(self._domain)
         chains = [ChainedRollout(self._domain, item, sentences, self._is_met) for item in items]
         return [chain if chain.next_item is not None else plan for chain, plan in zip(chains, whole, strict=True)]
-
-    def _free_memory(self) -> str:
-        on_gpu = self._device.type == "cuda"
-        return f", {torch.cuda.mem_get_info(self._device)[0] / 2**30:.1f} GiB free" if on_gpu else ""
 
 
 class WholeRollout:
@@ -159,7 +148,69 @@ class WholeRollout:
         return self._domain.label_rollout(item.instructed, made.observations, made.actions, Source.IMAGINARY, facts)
 
 
-RolloutPlan = WholeRollout | ChainedRollout
+class ChainedRollout:
+    """Chained imagination: a goal with sub-goals is imagined one sub-goal after another. KALM leaves it to future work.
+
+    Each link of the chain asks for one sub-goal in the words of the data and goes on from the observation that the last
+    one reached; which one, the domain decides by that observation (``Domain.next_sub_goal``). The rollout that the
+    links make up is judged by the whole goal, under whose own instruction it is stored.
+
+    Attributes:
+        next_item: The next link; None if the goal has no sub-goals, is met, or is out of steps.
+    """
+
+    def __init__(
+        self, domain: Domain, item: WorkItem, sentences: Mapping[Goal, Sequence[InstructedGoal]], is_met: GoalTest
+    ) -> None:
+        """Choose the first link; sentences say how to ask for each goal, ``is_met`` ends the chain."""
+        self._domain, self._item, self._sentences, self._is_met = domain, item, sentences, is_met
+        self._rng = np.random.default_rng([item.seed, 1])
+        self._links: list[tuple[WorkItem, Generated]] = []
+        self._has_met_goal = False
+        self.next_item = self._choose(item.start)
+
+    def add(self, piece: Generated) -> None:
+        """Add a link that was imagined and choose the next."""
+        assert self.next_item is not None
+        self._links.append((self.next_item, piece))
+        before, after = piece.observations[:-1], piece.observations[1:]
+        goals = [self._item.instructed.goal] * len(piece.actions)
+        self._has_met_goal = bool(self._is_met(goals, before, piece.actions, after).any())
+        self.next_item = None if self._has_met_goal else self._choose(piece.observations[-1])
+
+    def rollout(self) -> Rollout:
+        """The links one after the other, with the domain's rewards and verdicts for the goal that they serve."""
+        pieces = [piece for _, piece in self._links]
+        observations = np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)])
+        actions = np.concatenate([piece.actions for piece in pieces])
+        links = [
+            {"instruction": link.instructed.instruction, "num_steps": len(piece.actions)} for link, piece in self._links
+        ]
+        stopped_by = "goal" if self._has_met_goal else "limit"
+        facts = {"seed": self._item.seed, "stopped_by": stopped_by, "links": links}
+        return self._domain.label_rollout(self._item.instructed, observations, actions, Source.IMAGINARY, facts)
+
+    def _choose(self, observation: NDArray[Any]) -> WorkItem | None:
+        """The link that goes on from ``observation``, shape (O,)."""
+        num_left = self._item.max_steps - sum(len(piece.actions) for _, piece in self._links)
+        sub_goal = self._domain.next_sub_goal(self._item.instructed.goal, observation) if num_left else None
+        if sub_goal is None:
+            return None
+        sentences = self._sentences[sub_goal]
+        instructed = sentences[int(self._rng.integers(len(sentences)))]
+        num_steps = min(num_left, sub_goal.max_steps, _MAX_LINK_STEPS)
+        return WorkItem(instructed, observation, num_steps, int(self._rng.integers(2**31)))
+
+
+def sentences_of_goals(domain: Domain) -> dict[Goal, list[InstructedGoal]]:
+    """How to ask for each goal: in the words of the first of the domain's splits that has it."""
+    of_sentences: dict[Goal, list[InstructedGoal]] = {}
+    for split in domain.goal_splits:
+        in_this_split: dict[Goal, list[InstructedGoal]] = {}
+        for instructed in domain.instructed_goals(split):
+            in_this_split.setdefault(instructed.goal, []).append(instructed)
+        of_sentences = in_this_split | of_sentences
+    return of_sentences
 
 
 def make_goal_test(name: GoalTestName) -> GoalTest:
@@ -169,9 +220,9 @@ def make_goal_test(name: GoalTestName) -> GoalTest:
     return lambda goals, *step: np.zeros(len(goals), dtype=np.bool_)  # the end head alone, by its threshold
 
 
-def _by_instruction(plans: Sequence[RolloutPlan]) -> list[RolloutPlan]:
+def _by_instruction(plans: Sequence[Plan]) -> list[Plan]:
     """Those that want something: of one goal next to each other, and among them those of one instruction."""
-    groups: dict[Any, dict[str, list[RolloutPlan]]] = {}
+    groups: dict[Any, dict[str, list[Plan]]] = {}
     for plan in plans:
         if plan.next_item is not None:
             instructed = plan.next_item.instructed
@@ -184,9 +235,8 @@ def _compiled_step(device: torch.device) -> Step:
     on_gpu = device.type == "cuda"
     compiled = torch.compile(take_step, dynamic=False, mode="reduce-overhead" if on_gpu else "default")
 
-    def step(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def step(*arguments: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # what the last step returned has been copied
-        made: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = compiled(*arguments)
-        return made
+        return compiled(*arguments)
 
     return step

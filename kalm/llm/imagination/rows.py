@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.goal import Goal
-from kalm.data.work_item import WorkItem
+from kalm.core.rollout import Rollout
+from kalm.data.language_batches import WorkItem
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 
 # Whether goals have been met, bool of shape (B,), by one step of a rollout for each: observations before it, shape
@@ -25,17 +26,11 @@ GoalTest = Callable[[Sequence[Goal], NDArray[Any], NDArray[Any], NDArray[Any]], 
 
 @dataclass(frozen=True)
 class Generated:
-    """What the model made for one work item.
+    """What the model made for one work item."""
 
-    Attributes:
-        observations: Shape (T + 1, O), with this rollout's own T.
-        actions: Shape (T,) or (T, A).
-        stopped_by: ``goal``, ``end`` or ``limit``.
-    """
-
-    observations: NDArray[np.float32]
-    actions: NDArray[Any]
-    stopped_by: str
+    observations: NDArray[np.float32]  # shape (T + 1, O), with this rollout's own T
+    actions: NDArray[Any]  # shape (T,) or (T, A)
+    stopped_by: str  # goal, end or limit
 
 
 class Plan(Protocol):
@@ -50,6 +45,9 @@ class Plan(Protocol):
     def add(self, piece: Generated) -> None:
         """Take what was imagined for ``next_item``, and decide what is next."""
 
+    def rollout(self) -> Rollout:
+        """All of it, with the domain's rewards and verdicts for the goal that it serves."""
+
 
 class Rows:
     """Steps of R rollouts, in arrays that grow with the longest.
@@ -59,13 +57,7 @@ class Rows:
     """
 
     def __init__(self, codec: RolloutCodec, num_rows: int, draws: bool) -> None:
-        """Begin with free rows.
-
-        Args:
-            codec: Says what observations and actions are.
-            num_rows: Rows, R.
-            draws: Whether actions are drawn, for which each rollout needs luck of its own.
-        """
+        """Begin with free rows; where actions are drawn each rollout needs luck of its own."""
         self._plans, self._goals = np.full((2, num_rows), None)
         self._length, self._limit = np.zeros((2, num_rows), dtype=np.int64)
         observation_size = len(codec.observation_mean)

@@ -47,6 +47,12 @@ class DynamicsCheck(LightningModule):
         error_limit: Error above which a step is marked; known once a checkpoint was loaded by ``load_dynamics_check``.
     """
 
+    observation_mean: Tensor
+    observation_std: Tensor
+    change_std: Tensor
+    least_outcome: Tensor
+    greatest_outcome: Tensor
+
     def __init__(
         self,
         spec: TaskSpec,
@@ -77,18 +83,15 @@ class DynamicsCheck(LightningModule):
         self._learning_rate, self._schedule_updates = learning_rate, schedule_updates
         self._false_alarm_rate = false_alarm_rate
         inputs = [spec.observation_size, spec.action_size]
+        self.num_members = num_members
         self.members = EnsembleMLP(num_members, inputs, hidden_sizes, spec.observation_size)
         self.error_limit = torch.inf
-        self.observation_mean: Tensor
-        self.observation_std: Tensor
-        self.change_std: Tensor
-        self.register_buffer("observation_mean", torch.zeros(spec.observation_size))
-        self.register_buffer("observation_std", torch.ones(spec.observation_size))
-        self.register_buffer("change_std", torch.ones(spec.observation_size))
-        self.least_outcome: Tensor
-        self.greatest_outcome: Tensor
-        self.register_buffer("least_outcome", torch.full((spec.observation_size,), -torch.inf))
-        self.register_buffer("greatest_outcome", torch.full((spec.observation_size,), torch.inf))
+        size = (spec.observation_size,)
+        self.register_buffer("observation_mean", torch.zeros(size))
+        self.register_buffer("observation_std", torch.ones(size))
+        self.register_buffer("change_std", torch.ones(size))
+        self.register_buffer("least_outcome", torch.full(size, -torch.inf))
+        self.register_buffer("greatest_outcome", torch.full(size, torch.inf))
 
     def setup(self, stage: str) -> None:
         """Take the statistics of the training data."""
@@ -103,39 +106,23 @@ class DynamicsCheck(LightningModule):
     def losses(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
         """Squared error of the change, in units of the spread of changes: mean over members and numbers, shape (B,).
 
-        Args:
-            observation: Shape (B, O).
-            action: Int64 of shape (B,), or float of shape (B, A).
-            next_observation: Shape (B, O).
+        Of observations (B, O) and actions, int64 of shape (B,) or float of shape (B, A).
         """
         change = (next_observation - observation) / self.change_std
         return (self._changes(observation, action) - change).square().mean(dim=(0, 2))
 
     def errors(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        """How far a step is from what the members expect on average, in units of the spread of changes.
-
-        Takes what ``losses`` takes; root mean square over the numbers of an observation, shape (B,).
-        """
+        """How far a step, as in ``losses``, is from what members expect on average: root mean square, shape (B,)."""
         change = (next_observation - observation) / self.change_std
         return (self._changes(observation, action).mean(0) - change).square().mean(-1).sqrt()
 
-    @property
-    def num_members(self) -> int:
-        """Members, each of which is a world of its own."""
-        return self.members.num_members
-
     @torch.inference_mode()
     def num_confirming(self, domain: Domain, rollouts: Sequence[Rollout]) -> NDArray[np.int64]:
-        """In how many members' worlds a rollout's actions meet its goal, shape (R,).
-
-        Args:
-            domain: Reads the goals, whose rules for success judge.
-            rollouts: R rollouts, none of them empty.
-        """
+        """In how many members' worlds the actions of a rollout, which is not empty, meet its goal; shape (R,)."""
         goals = [domain.goal_from_json(rollout.goal) for rollout in rollouts]
         num_steps = np.array([len(rollout) for rollout in rollouts])
         start = torch.from_numpy(np.stack([rollout.observations[0] for rollout in rollouts]).astype(np.float32))
-        worlds = start.repeat(self.members.num_members, 1, 1)  # (N, R, O)
+        worlds = start.repeat(self.num_members, 1, 1)  # (N, R, O)
         is_met = np.zeros(worlds.shape[:2], dtype=np.bool_)
         for step in range(num_steps.max()):
             # Who has no action left gets the last one again; what it leads to is not looked at.

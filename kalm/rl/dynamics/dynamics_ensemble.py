@@ -1,16 +1,17 @@
-"""A model of the world, learned from transitions: what an action changes, what it earns, and whether the task ends.
+"""A model of the world, learned from transitions, and short rollouts that a policy makes up in it.
 
 Each member of the ensemble is a network that says how far the observation moves and what the reward is, both as normal
 distributions, and how likely the task is to end; members differ by their first weights. Chua et al. 2018
-(arXiv:1805.12114), Janner et al. 2019 (arXiv:1906.08253).
+(arXiv:1805.12114). Rollouts branch off recorded observations and are short, so that the model's errors do not add up.
+Janner et al. 2019 (arXiv:1906.08253).
 
-Shape letters: B batch, N members, O observation, E goal embedding, A action.
+Shape letters: B batch, N members, H steps of a rollout, O observation, E goal embedding, A action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,39 +19,37 @@ from torch.nn import functional
 
 from kalm.core.specs import TaskSpec
 from kalm.rl.losses import gaussian_log_probability
-from kalm.rl.networks.gaussian_policies import softly_bounded
+from kalm.rl.networks.gaussian_policies import SquashedGaussian, softly_bounded, uniform_actions
 from kalm.rl.networks.mlp import EnsembleMLP
 from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-5.0, 5.0)
 
 
-@dataclass(frozen=True)
-class ImaginedStep:
-    """Where the model says that an action leads.
+class ImaginedStep(NamedTuple):
+    """Where the model says that an action leads."""
 
-    Attributes:
-        next_observation: Normalised, shape (B, O).
-        reward: Shape (B,).
-        termination: Probability that the task ended with the step, shape (B,).
-    """
+    next_observation: Tensor  # normalised, (B, O)
+    reward: Tensor  # (B,)
+    termination: Tensor  # probability that the task ended with the step, (B,)
 
-    next_observation: Tensor
-    reward: Tensor
-    termination: Tensor
+
+class ImaginedTransition(NamedTuple):
+    """One transition of each rollout."""
+
+    observation: Tensor  # (B, O)
+    action: Tensor  # (B, A)
+    next_observation: Tensor  # (B, O)
+    reward: Tensor  # (B,)
+    termination: Tensor  # probability that the task ended with it, (B,)
+    survival: Tensor  # probability that the task had not ended before it, (B,)
 
 
 class DynamicsEnsemble(nn.Module):
     """N models of the same transitions."""
 
     def __init__(self, spec: TaskSpec, num_members: int, hidden_sizes: Sequence[int]) -> None:
-        """Build the members.
-
-        Args:
-            spec: Sizes of observation, action and goal embedding.
-            num_members: Members, N.
-            hidden_sizes: Width of each hidden layer of each.
-        """
+        """Build N members, ``num_members``, with hidden layers of the same widths."""
         super().__init__()
         self.num_outcomes = spec.observation_size + 1  # the change of the observation, and the reward
         inputs = [spec.observation_size, spec.goal_embedding_size, spec.action_size]
@@ -72,13 +71,9 @@ class DynamicsEnsemble(nn.Module):
         return outcome_loss.mean(0), termination_loss.mean(0)
 
     def step(self, observation: Tensor, goal_embedding: Tensor, action: Tensor, noise: Tensor) -> ImaginedStep:
-        """Draw what follows; row i asks member i modulo N, so that all members together cost one.
+        """Draw what follows by standard normal numbers, (B, O + 1).
 
-        Args:
-            observation: Normalised, shape (B, O).
-            goal_embedding: Normalised, shape (B, E).
-            action: Shape (B, A).
-            noise: Standard normal numbers, shape (B, O + 1).
+        Row i asks member i modulo N, so that all members together cost one.
         """
         output = self._of_own_member(observation, goal_embedding, action)
         mean, log_deviation, logit = self._read(output)
@@ -98,3 +93,42 @@ class DynamicsEnsemble(nn.Module):
         """Mean and logarithm of the deviation of the outcome, and the logit of termination."""
         mean, log_deviation, logit = output.split([self.num_outcomes, self.num_outcomes, 1], dim=-1)
         return mean, softly_bounded(log_deviation, *_LOG_DEVIATION_RANGE), logit.squeeze(-1)
+
+
+def noise_size(num_steps: int, observation_size: int, action_size: int) -> int:
+    """Random numbers that ``imagined_transitions`` wants a row."""
+    return 1 + num_steps * (action_size + observation_size + 1)
+
+
+@torch.no_grad()
+def imagined_transitions(
+    dynamics: DynamicsEnsemble,
+    policy: Callable[[Tensor, Tensor], SquashedGaussian],
+    observation: Tensor,
+    goal_embedding: Tensor,
+    num_steps: int,
+    noise: Tensor,
+) -> ImaginedTransition:
+    """Roll a policy out in the model, H ``num_steps``, and draw one step of each rollout, all equally likely.
+
+    Rollouts begin at observations (B, O) under goal embeddings (B, E), which the policy reads; standard normal numbers,
+    (B, ``noise_size``), decide what is random.
+    """
+    of_step = noise[:, 1:].unflatten(-1, (num_steps, -1))
+    action_size = of_step.shape[-1] - observation.shape[-1] - 1
+    steps: list[ImaginedTransition] = []
+    survival = torch.ones_like(observation[:, 0])
+    for number in range(num_steps):
+        of_action, of_outcome = of_step[:, number].tensor_split([action_size], dim=-1)
+        action, _ = policy(observation, goal_embedding).sample(of_action)
+        step = dynamics.step(observation, goal_embedding, action, of_outcome)
+        steps.append(ImaginedTransition(observation, action, *step, survival))
+        observation, survival = step.next_observation, survival * (1 - step.termination)
+    uniform = 0.5 * (1 + uniform_actions(noise[:, 0]))  # in [0, 1)
+    chosen = (uniform * num_steps).long().clamp(max=num_steps - 1)
+
+    def pick(values: Sequence[Tensor]) -> Tensor:
+        index = chosen.view(-1, 1, *[1] * (values[0].ndim - 1))
+        return torch.stack(list(values), dim=1).take_along_dim(index, dim=1).squeeze(1)
+
+    return ImaginedTransition(*(pick(values) for values in zip(*steps, strict=True)))

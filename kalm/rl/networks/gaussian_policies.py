@@ -30,14 +30,7 @@ class LogDeviation(nn.Module):
     """Logarithm of a policy's standard deviation, learned for each component of an action."""
 
     def __init__(self, action_size: int, low: float, high: float, first_deviation: float) -> None:
-        """Begin inside the bounds.
-
-        Args:
-            action_size: Components of an action, A.
-            low: Least logarithm.
-            high: Greatest logarithm.
-            first_deviation: Deviation to begin with; its logarithm is between the two.
-        """
+        """Begin with ``first_deviation``, whose logarithm is between the bounds ``low`` and ``high``."""
         super().__init__()
         self.low, self.high = low, high
         # What ``softly_bounded`` turns into the logarithm of the first deviation.
@@ -73,19 +66,14 @@ class LearnedScale(nn.Module):
 
 @dataclass(frozen=True)
 class SquashedGaussian:
-    """Normal distributions whose samples are squashed into [-1, 1] by tanh.
-
-    Attributes:
-        mean: Before tanh, shape (..., A).
-        log_deviation: Logarithm of the standard deviation before tanh, shape (..., A).
-    """
+    """Normal distributions whose samples are squashed into [-1, 1] by tanh; both are before that, shape (..., A)."""
 
     mean: Tensor
     log_deviation: Tensor
 
     @classmethod
     def from_output(cls, output: Tensor) -> SquashedGaussian:
-        """Read what ``gaussian_policy_network`` says, shape (..., 2 * A)."""
+        """Read what a policy network says, shape (..., 2 * A)."""
         mean, log_deviation = output.chunk(2, dim=-1)
         return cls(mean, log_deviation.clamp(*_LOG_DEVIATION_RANGE))
 
@@ -99,13 +87,9 @@ class SquashedGaussian:
         return torch.tanh(self.mean)
 
     def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions that gradients flow through, and how likely they are.
+        """Actions that gradients flow through, (..., A), and the logarithm of their density, (...), in nats.
 
-        Args:
-            noise: Standard normal numbers, of a shape that broadcasts with (..., A).
-
-        Returns:
-            Actions in [-1, 1], shape (..., A), and the logarithm of their density, shape (...), in nats.
+        ``noise`` holds standard normal numbers, of a shape that broadcasts with (..., A).
         """
         values = self.mean + self.log_deviation.exp() * noise
         # ln(1 - tanh(u)^2) = 2 (ln 2 - u - softplus(-2 u)), which stays finite where tanh has become 1.
@@ -120,15 +104,10 @@ def uniform_actions(noise: Tensor) -> Tensor:
 
 
 def sampled_actions(distributions: Sequence[SquashedGaussian], noise: Tensor) -> tuple[Tensor, Tensor]:
-    """M actions from each distribution, and as many spread evenly.
+    """M actions from each of D distributions, (B, A), and as many spread evenly, which come last.
 
-    Args:
-        distributions: D of them, each of a distribution a transition, (B, A).
-        noise: Standard normal numbers, shape (B, D + 1, M, A).
-
-    Returns:
-        Actions, shape (B, (D + 1) * M, A), and the logarithm of their density, shape (B, (D + 1) * M), in nats; those
-        of the first distribution first, the evenly spread ones last.
+    By standard normal numbers, (B, D + 1, M, A). Returns actions, (B, (D + 1) * M, A), and the logarithm of their
+    density, (B, (D + 1) * M), in nats.
     """
     *of_each, of_uniform = noise.unbind(1)
     drawn = [

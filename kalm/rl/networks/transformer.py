@@ -36,12 +36,8 @@ class CausalTransformer(nn.Module):
     ) -> None:
         """Initialise the layers as torch does by default.
 
-        Args:
-            width: Numbers in a token, D; a multiple of ``num_heads``.
-            feedforward_sizes: Hidden width of the feed-forward part of each layer.
-            num_heads: Attention heads, H.
-            dropout: Probability that a number falls out of the input or of a part of a layer, in [0, 1).
-            is_side_by_side: Whether ``torch.func.vmap`` runs it, which knows but the plain kind of attention.
+        Tokens have ``width`` numbers, D, a multiple of ``num_heads``; each layer has a feed-forward part of its hidden
+        size. ``torch.func.vmap``, which policies side by side run in, knows but the plain kind of attention.
         """
         super().__init__()
         self.width, self.dropout = width, dropout
@@ -53,25 +49,17 @@ class CausalTransformer(nn.Module):
         return (1 + 2 * len(self.layers)) * (num_tokens + self.width) if self.dropout else 0
 
     def forward(self, tokens: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map tokens of shape (B, L, D) to outputs of the same shape.
-
-        Args:
-            tokens: The sequences.
-            noise: Standard normal numbers for dropout, shape (B, Z); None drops nothing.
-        """
+        """Map tokens of shape (B, L, D) to outputs of the same shape; dropout by ``noise``, (B, Z), None for none."""
         size = tokens.shape[-2] + self.width
         places: list[Tensor | None] = [None] * (1 + 2 * len(self.layers))
         if self.dropout and noise is not None:
             places = list(noise[:, : len(places) * size].split(size, dim=-1))
-        hidden = self._drop(tokens, places[0])
+        hidden = separable_dropout(tokens, places[0], self.dropout)
         for layer, first, second in zip(self.layers, places[1::2], places[2::2], strict=True):
             assert isinstance(layer, _Layer)
-            hidden = hidden + self._drop(layer.attend(hidden), first)
-            hidden = hidden + self._drop(layer.feed_forward(hidden), second)
+            hidden = hidden + separable_dropout(layer.attend(hidden), first, self.dropout)
+            hidden = hidden + separable_dropout(layer.feed_forward(hidden), second, self.dropout)
         return self.output_norm(hidden)
-
-    def _drop(self, values: Tensor, noise: Tensor | None) -> Tensor:
-        return values if noise is None else separable_dropout(values, noise, self.dropout)
 
 
 class _Layer(nn.Module):
@@ -101,14 +89,13 @@ class _Layer(nn.Module):
         return self.feedforward_output(functional.relu(self.feedforward_hidden(self.feedforward_norm(hidden))))
 
 
-def separable_dropout(values: Tensor, noise: Tensor, rate: float) -> Tensor:
-    """Set numbers to 0 with probability ``rate``, any two independently, and scale the others up.
+def separable_dropout(values: Tensor, noise: Tensor | None, rate: float) -> Tensor:
+    """Set numbers, (B, L, D), to 0 with probability ``rate`` in [0, 1), any two independently; scale the others up.
 
-    Args:
-        values: Shape (B, L, D).
-        noise: Standard normal numbers, shape (B, L + D).
-        rate: In [0, 1).
+    Standard normal numbers, shape (B, L + D), decide; None drops nothing.
     """
+    if noise is None:
+        return values
     uniform = torch.special.ndtr(noise)
     of_token, of_component = uniform.split(list(values.shape[-2:]), dim=-1)
     is_kept = (of_token.unsqueeze(-1) + of_component.unsqueeze(-2)).frac() >= rate

@@ -1,9 +1,9 @@
 """What an update does to the weights once its loss is known: learning rate, gradient step, moving average.
 
-The learning rate is a pure function of the update's number, so that a resumed run goes on with it. The gradient step
-leaves out Lightning's bookkeeping where nobody would notice: Lightning calls eight hooks around every update, which
-for networks this small costs a tenth of it, so an update goes straight to torch unless something is there to hook into
-it. Mixed precision needs nothing more: Lightning puts its autocast around the whole training step.
+The learning rate is a pure function of the update's number, so that a resumed run goes on with it. Lightning calls
+eight hooks around every update, a tenth of the cost for networks this small, so a gradient step goes straight to torch
+unless something is there to hook into it. Mixed precision needs nothing more: Lightning puts its autocast around the
+whole training step.
 
 Shape letters: S policies side by side.
 """
@@ -35,12 +35,9 @@ _HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """By what to multiply the learning rate.
+    """By what to multiply the learning rate: it rises from 0 on a line over ``warmup_updates``.
 
-    Attributes:
-        kind: Constant after the warm-up, or falling to 0 on a line or on half a wave of the cosine.
-        warmup_updates: Updates over which it rises from 0 on a line, ahead of the rest.
-        num_updates: Updates after which it has fallen to 0, the warm-up included; where it stays.
+    Then it is constant, or falls to 0 on a line or on half a wave of the cosine until ``num_updates``, where it stays.
     """
 
     kind: ScheduleKind
@@ -71,12 +68,7 @@ class LearningRate:
     """Sets the learning rates of a module's optimizer."""
 
     def __init__(self, schedule: LearningRateSchedule, module: LightningModule) -> None:
-        """Put the configured learning rates in the place of those that came with a checkpoint, and say so.
-
-        Args:
-            schedule: What to multiply them by.
-            module: Its ``configure_optimizers`` gives the learning rate of each group; attached to a trainer.
-        """
+        """Put the rates that ``configure_optimizers`` says in the place of a checkpoint's, and say so."""
         self._schedule = schedule
         self._groups = cast(LightningOptimizer, module.optimizers()).optimizer.param_groups
         configured, first_update = cast(Optimizer, module.configure_optimizers()), module.trainer.global_step
@@ -106,13 +98,9 @@ class GradientStep:
     """Minimises a loss by one step, and counts it as one update of the trainer."""
 
     def __init__(self, module: LightningModule, clip_norm: float | None, num_policies: int = 1) -> None:
-        """Look at what the trainer has, and choose the way.
+        """Look at what the trainer of ``module`` has, and choose the way.
 
-        Args:
-            module: Whose parameters to update by its only optimizer; attached to a trainer.
-            clip_norm: Largest norm of the whole gradient; None does not clip.
-            num_policies: Policies whose parameters are stacked in the module's, S; the gradient of each is clipped by
-                itself.
+        The whole gradient of each policy in the module is clipped to ``clip_norm``; None does not clip.
 
         Raises:
             KalmError: If gradients are to be clipped that are scaled, as those of half precision are.
@@ -151,16 +139,11 @@ class GradientStep:
         if self._num_policies == 1:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         else:
-            clip_each(self._parameters, self._clip_norm)
+            _clip_each(self._parameters, self._clip_norm)
 
 
-def clip_each(parameters: Iterable[nn.Parameter], clip_norm: float) -> None:
-    """Clip the gradient of each policy as ``torch.nn.utils.clip_grad_norm_`` would clip it alone.
-
-    Args:
-        parameters: Stacks, of shape (S, ...).
-        clip_norm: Largest norm of one policy's whole gradient.
-    """
+def _clip_each(parameters: Iterable[nn.Parameter], clip_norm: float) -> None:
+    """Clip the gradient of each policy in stacks, (S, ...), as ``clip_grad_norm_`` of torch would clip it alone."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     factors = (clip_norm / (norms + 1e-6)).clamp(max=1.0)
@@ -170,13 +153,9 @@ def clip_each(parameters: Iterable[nn.Parameter], clip_norm: float) -> None:
 
 def _is_direct(module: LightningModule) -> bool:
     """Whether going straight to torch does all that Lightning would do: one device, no loss scaling, no hooks."""
-    trainer = module.trainer
-    hooked = [*trainer.callbacks, module]  # type: ignore[attr-defined]
-    return (
-        isinstance(trainer.strategy, SingleDeviceStrategy)
-        and not _is_scaled(module)
-        and not any(is_overridden(hook, one) for one in hooked for hook in _HOOKS)
-    )
+    hooked = [*module.trainer.callbacks, module]  # type: ignore[attr-defined]
+    has_hooks = any(is_overridden(hook, one) for one in hooked for hook in _HOOKS)
+    return isinstance(module.trainer.strategy, SingleDeviceStrategy) and not _is_scaled(module) and not has_hooks
 
 
 def _is_scaled(module: LightningModule) -> bool:
@@ -186,16 +165,14 @@ def _is_scaled(module: LightningModule) -> bool:
 class WeightAverage:
     """An exponential moving average of the weights, to act with: training then jitters, the policy does not.
 
-    Attributes:
-        rate: Part of an average that is replaced at each update. The first updates replace more, update u one u-th,
-            which makes a plain mean of them, so that the random weights at the start leave no trace.
-        tensors: The averages by name; empty until ``start``.
+    Each update replaces ``rate`` of it. The first updates replace more, update u one u-th, which makes a plain mean of
+    them, so that the random weights at the start leave no trace.
     """
 
     def __init__(self, rate: float) -> None:
-        """Choose how long the average remembers: about ``1 / rate`` updates."""
+        """Remember about ``1 / rate`` updates."""
         self.rate = rate
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}  # the averages by name; empty until ``start``
 
     def start(self, weights: Mapping[str, Tensor]) -> None:
         """Follow these from now on; averages that came with a checkpoint are gone on with."""

@@ -6,7 +6,7 @@ Shape letters: B episodes that run side by side, O observation, E goal embedding
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.envs.base import Domain
-from kalm.envs.simulation import Act, Episode, EpisodeResult, evaluate
-
-if TYPE_CHECKING:
-    from kalm.language.encoder import SentenceEncoder
+from kalm.envs.simulation import Episode, EpisodeResult, evaluate
+from kalm.language.encoder import SentenceEncoder
 
 # Observations (B, O) as the environment gives them, goal embeddings (B, E) and the number of each row's episode (B,),
 # -1 for a row that nobody asked for, to actions.
@@ -36,28 +34,14 @@ def evaluate_policy(
     episodes: Sequence[Episode],
     num_envs: int,
 ) -> list[EpisodeResult]:
-    """Run every episode with a policy that reads instructions.
+    """Run every episode with a policy on ``device``, ``num_envs`` side by side: one result an episode, in their order.
 
-    Args:
-        policy: The policy; it is asked once a step of each episode, in order.
-        device: Where the policy is.
-        encoder: The sentence encoder that the policy was trained with.
-        domain: World to run in.
-        episodes: What to run.
-        num_envs: Episodes that run side by side.
-
-    Returns:
-        One result an episode, in the order of ``episodes``.
+    The policy is asked once a step of each episode, in order; ``encoder`` is the one that it was trained with.
     """
     sentences = [episode.instructed.instruction for episode in episodes]
     distinct = list(dict.fromkeys(sentences))
     row_of = {sentence: row for row, sentence in enumerate(distinct)}
-    embeddings = encoder.encode(distinct)[[row_of[sentence] for sentence in sentences]]
-    return evaluate(_act_on(policy, device, embeddings), domain, episodes, num_envs)
-
-
-def _act_on(policy: EpisodePolicy, device: torch.device, embeddings: Tensor) -> Act:
-    """The policy as ``evaluate`` calls it; ``embeddings`` has a row an episode, shape (episodes, E)."""
+    embeddings = encoder.encode(distinct)[[row_of[sentence] for sentence in sentences]]  # a row an episode
 
     @torch.no_grad()
     def act(observations: NDArray[Any], rows: list[int], info: dict[str, Any]) -> NDArray[Any]:
@@ -69,4 +53,4 @@ def _act_on(policy: EpisodePolicy, device: torch.device, embeddings: Tensor) -> 
         actions = [policy(part.to(device), goals.to(device), numbers) for part, goals, numbers in chunks]
         return torch.cat(actions)[: len(rows)].cpu().numpy()
 
-    return act
+    return evaluate(act, domain, episodes, num_envs)

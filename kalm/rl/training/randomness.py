@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 
 
-def initialize(module: nn.Module, seed: int, targets: Iterable[tuple[nn.Module, nn.Module]]) -> None:
-    """Draw all weights anew, with the generator of the processor, which is left as it was.
+def initialize(module: nn.Module, seed: int, targets: Iterable[tuple[nn.Module, nn.Module]]) -> dict[str, Tensor]:
+    """Draw all weights anew by a seed, and copy those of networks into their targets, pairs of target and network.
 
-    Args:
-        module: Its submodules draw in their order, each by its ``reset_parameters``; what has none keeps its weights.
-        seed: Equal seeds give equal weights.
-        targets: Pairs of a target network and the network that it is a copy of.
+    Submodules draw in their order, each by its ``reset_parameters``; what has none keeps its weights. The processor's
+    generator is left as it was. Returns copies of all parameters by name.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -31,30 +29,15 @@ def initialize(module: nn.Module, seed: int, targets: Iterable[tuple[nn.Module, 
                 reset()
     for target, network in targets:
         target.load_state_dict(network.state_dict())
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
 def update_noise(seeds: Sequence[int], updates: range, num_rows: int, size: int) -> Tensor:
-    """Standard normal numbers of each policy at each update, shape (K, S * B, Z).
-
-    Args:
-        seeds: Seed of each of the S policies.
-        updates: Numbers of the K updates.
-        num_rows: Rows of each policy's minibatch, B.
-        size: Numbers a row, Z.
-    """
+    """Standard normal numbers of each policy at each update, shape (K, S * B, Z); ``num_rows`` is B, ``size`` is Z."""
     if not size:
         return torch.zeros(len(updates), len(seeds) * num_rows, 0)
-    draws = [
-        torch.randn(num_rows, size, generator=torch.Generator().manual_seed(_stream(seed, update)))
-        for update in updates
-        for seed in seeds
-    ]
+    # A generator reads no more than 32 bits. Multiples of the golden ratio lie far apart on a circle, so the streams of
+    # different seeds do not meet.
+    streams = [(seed * 0x9E3779B1 + update) % 2**32 for update in updates for seed in seeds]
+    draws = [torch.randn(num_rows, size, generator=torch.Generator().manual_seed(stream)) for stream in streams]
     return torch.cat(draws).view(len(updates), -1, size)
-
-
-def _stream(seed: int, update: int) -> int:
-    """Seed of a generator, 32 bits: torch's reads no more of it.
-
-    Multiples of the golden ratio lie far apart on a circle, so the streams of different seeds do not meet.
-    """
-    return (seed * 0x9E3779B1 + update) % 2**32

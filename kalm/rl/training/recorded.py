@@ -21,10 +21,7 @@ _FIELDS = (OBSERVATION, ACTION, REWARD, NEXT_OBSERVATION)
 
 
 def stack_recorded(rows: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Stack losses and measurements by name.
-
-    Args:
-        rows: What each of K updates recorded, one number a transition, shape (B,) or of a window's steps (B, T).
+    """Stack what each of K updates recorded by name, tensors of shape (B,) or (B, T).
 
     Returns:
         The stacks, shape (K, ...), with zeros where an update recorded nothing of that name; and, for the names that
@@ -50,11 +47,8 @@ def source_means(
 ) -> dict[str, Tensor]:
     """Mean of each quantity over all transitions, and over those of each source that is there.
 
-    Args:
-        per_transition: Losses and measurements by name, each of shape (K, B) or (K, B, T).
-        source: Source of every transition, same shape.
-        padding_mask: True = real step, same shape; what is no step does not count. None if all are.
-        is_recorded: For names that not every update recorded, which updates did, shape (K,); the others do not count.
+    Quantities, sources and the mask, True = real step, have shape (K, B) or (K, B, T). For names that not every update
+    recorded ``is_recorded`` says which did, shape (K,). Neither padding nor the other updates count.
     """
     if padding_mask is None:
         padding_mask = torch.ones_like(source, dtype=torch.bool)
@@ -99,58 +93,45 @@ def raise_non_finite(
 ) -> NoReturn:
     """Name what is not finite: a field of the data, else a loss, else the parameters that a gradient spoilt.
 
-    Args:
-        per_transition: Losses and measurements by name, each of shape (K, B) or (K, B, T).
-        parameters: All parameters by name.
-        batch: The minibatches, of the same batch size.
-        first_update: Updates made before this training step.
-        seeds: Seeds of the policies that are trained side by side, S. For several, a row of a minibatch is S of theirs,
-            and parameters are stacks of theirs, (S, ...); the seed is named.
+    Losses, (K, B) or (K, B, T), are those of ``batch``, before which ``first_update`` updates were made. For several
+    seeds a row of it is S rows of theirs and parameters are stacks of theirs, (S, ...); the seed is named.
 
     Raises:
         DataError: Always.
     """
-    names = _Names(batch, seeds)
-    cause = _bad_field(names) or _bad_loss(per_transition, names, first_update) or _bad_parameter(parameters, names)
+    bad_loss = _bad_loss(per_transition, batch, seeds, first_update)
+    cause = _bad_field(batch, seeds) or bad_loss or _bad_parameter(parameters, seeds)
     raise DataError(
         f"training stopped after update {first_update}, before anything was saved: {cause}. Losses, gradients and data "
         "must be finite. Rebuild a store with bad values; else lower learning_rate or set gradient_clip_norm"
     )
 
 
-class _Names:
-    """How to name places in a batch."""
-
-    def __init__(self, batch: TensorDictBase, seeds: Sequence[int]) -> None:
-        self.batch = batch
-        self._seeds = seeds
-
-    def transition(self, bad: Tensor) -> str:
-        """Name the first marked transition."""
-        place = tuple(bad.nonzero()[0].tolist())
-        source = Source(int(self.batch.get(SOURCE)[place])).label
-        rollout, step = int(self.batch.get(ROLLOUT_ID)[place]), int(self.batch.get(STEP)[place])
-        return f"rollout {rollout}, step {step} ({source}){self._seed(place[1] * len(self._seeds) // bad.shape[1])}"
-
-    def policy(self, parameter: Tensor) -> str:
-        """Name the policy whose part of a parameter is not finite, if there are several."""
-        return self._seed(int((~torch.isfinite(parameter)).nonzero()[0, 0])) if len(self._seeds) > 1 else ""
-
-    def _seed(self, number: int) -> str:
-        return f", policy of seed {self._seeds[number]}" if len(self._seeds) > 1 else ""
+def _transition(batch: TensorDictBase, seeds: Sequence[int], bad: Tensor) -> str:
+    """Name the first marked transition."""
+    place = tuple(bad.nonzero()[0].tolist())
+    source = Source(int(batch.get(SOURCE)[place])).label
+    rollout, step = int(batch.get(ROLLOUT_ID)[place]), int(batch.get(STEP)[place])
+    return f"rollout {rollout}, step {step} ({source}){_policy(seeds, place[1] * len(seeds) // bad.shape[1])}"
 
 
-def _bad_field(names: _Names) -> str | None:
+def _policy(seeds: Sequence[int], number: int) -> str:
+    return f", policy of seed {seeds[number]}" if len(seeds) > 1 else ""
+
+
+def _bad_field(batch: TensorDictBase, seeds: Sequence[int]) -> str | None:
     for key in _FIELDS:
-        value = names.batch.get(key)
-        bad = ~torch.isfinite(value).reshape(*names.batch.shape, -1).all(-1)
+        value = batch.get(key)
+        bad = ~torch.isfinite(value).reshape(*batch.shape, -1).all(-1)
         if bad.any():
             name = key if isinstance(key, str) else " ".join(key)
-            return f"{name} is not finite in {names.transition(bad)}"
+            return f"{name} is not finite in {_transition(batch, seeds, bad)}"
     return None
 
 
-def _bad_loss(per_transition: Mapping[str, Tensor], names: _Names, first_update: int) -> str | None:
+def _bad_loss(
+    per_transition: Mapping[str, Tensor], batch: TensorDictBase, seeds: Sequence[int], first_update: int
+) -> str | None:
     # Later updates inherit what an earlier one spoilt, so the first bad update is the one to name.
     bad_of = {name: ~torch.isfinite(values) for name, values in per_transition.items()}
     firsts = {name: int(bad.nonzero()[0, 0]) for name, bad in bad_of.items() if bad.any()}
@@ -159,11 +140,12 @@ def _bad_loss(per_transition: Mapping[str, Tensor], names: _Names, first_update:
     name = min(firsts, key=lambda key: firsts[key])
     update, bad = firsts[name], bad_of[name]
     value = float(per_transition[name][bad][0])
-    return f"{name} is {value} at update {first_update + update + 1}, first for {names.transition(bad)}"
+    return f"{name} is {value} at update {first_update + update + 1}, first for {_transition(batch, seeds, bad)}"
 
 
-def _bad_parameter(parameters: Mapping[str, Tensor], names: _Names) -> str:
+def _bad_parameter(parameters: Mapping[str, Tensor], seeds: Sequence[int]) -> str:
     bad = [name for name, value in parameters.items() if not torch.isfinite(value).all()]
     if not bad:
         return "the sum of all losses overflowed"
-    return f"the gradient of {bad[0]} was not finite{names.policy(parameters[bad[0]])}"
+    is_bad = ~torch.isfinite(parameters[bad[0]])
+    return f"the gradient of {bad[0]} was not finite{_policy(seeds, int(is_bad.nonzero()[0, 0]) if is_bad.ndim else 0)}"

@@ -25,15 +25,10 @@ from kalm.runs.checkpoint_io import POLICY
 
 
 class MethodCall(nn.Module):
-    """One method of a module as a function of the module's parameters."""
+    """One method of a module, or any function that uses it, as a function of the module's parameters."""
 
     def __init__(self, module: nn.Module, method: Callable[..., Any]) -> None:
-        """Choose the method.
-
-        Args:
-            module: Whose parameters to replace during a call.
-            method: A method of it, or any function that uses it.
-        """
+        """Choose the method."""
         super().__init__()
         self.module = module
         self._method = method
@@ -49,12 +44,7 @@ class MethodCall(nn.Module):
 
 
 def stack_parameters(module: nn.Module, policies: Sequence[Mapping[str, Tensor]]) -> None:
-    """Put stacks in the place of a module's parameters.
-
-    Args:
-        module: Its parameters are replaced; its buffers stay, and serve all policies.
-        policies: The parameters of each policy by name.
-    """
+    """Put stacks of each policy's, by name, in the place of a module's parameters; its buffers serve all policies."""
     for name, parameter in list(module.named_parameters()):
         path, _, leaf = name.rpartition(".")
         stack = _turned(torch.stack([policy[name].detach() for policy in policies])).contiguous()
@@ -69,17 +59,10 @@ def policy_of(stacks: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 def side_by_side(
     module: nn.Module, losses: Callable[[Any], Sequence[dict[str, Tensor]]], num_policies: int
 ) -> Callable[[Any], Sequence[dict[str, Tensor]]]:
-    """The losses of S policies, each on its own minibatch.
+    """The losses of S policies, whose stacks ``module`` holds, each on its own minibatch.
 
-    Args:
-        module: Holds stacks.
-        losses: Reads one minibatch, a data class of tensors of shape (B, ...), and the module's parameters; returns
-            dictionaries of tensors of shape (B, ...).
-        num_policies: Policies in a stack, S.
-
-    Returns:
-        The same function of the S minibatches one after the other, tensors of shape (S * B, ...); the tensors that it
-        returns are laid out alike.
+    ``losses`` reads one minibatch, a data class of tensors (B, ...), and returns dictionaries of such tensors; the same
+    function of the S minibatches one after the other, (S * B, ...), is returned.
     """
     call, stacks = MethodCall(module, losses), dict(module.named_parameters())
 
@@ -92,7 +75,8 @@ def side_by_side(
             return call.using(parameters, type(batch)(**own))
 
         parameters = {name: _turned(stack) for name, stack in stacks.items()}
-        return [_one_after_the_other(part) for part in torch.func.vmap(of_one)(parameters, values)]
+        parts = torch.func.vmap(of_one)(parameters, values)
+        return [{name: value.flatten(0, 1) for name, value in part.items()} for part in parts]
 
     return of_all
 
@@ -100,10 +84,7 @@ def side_by_side(
 def checkpoint_of(checkpoint: Mapping[str, Any], stacked: Collection[str], number: int) -> dict[str, Any]:
     """The checkpoint that policy ``number`` would have written alone, but for what callbacks keep.
 
-    Args:
-        checkpoint: Of S policies side by side; it stays as it is.
-        stacked: Names of the parameters that are stacks; other tensors serve all policies.
-        number: Which policy, from 0.
+    Tensors of S policies whose names are not in ``stacked`` serve all policies; ``checkpoint`` stays as it is.
     """
     own = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name in stacked}
     result = {
@@ -130,10 +111,6 @@ def _copies(stacks: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     """One policy's part, in memory of its own."""
     parts = policy_of(stacks, number)
     return {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
-
-
-def _one_after_the_other(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.flatten(0, 1) for name, value in values.items()}
 
 
 def _turned(stack: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 
 from kalm.core.errors import DataError, SimulatorError
 from kalm.envs.clevr_robot import ClevrRobot, MoveGoal, PlaceGoal
-from kalm.envs.single_env import SingleEnv
+from kalm.envs.vector_env import SingleEnv
 
 # Red is two free pushes to the right of its place at blue's right side.
 START = np.array([0.45, 0.1, -0.2, 0.1, -0.4, 0.5, 0.1, 0.5, 0.4, 0.5])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kalm.envs.clevr_robot.layout import MIN_RESET_DISTANCE, NUM_ACTIONS, sample_layout
-from kalm.envs.clevr_robot.physics import ClevrRobotPhysics
+from kalm.envs.clevr_robot.vector_env import ClevrRobotPhysics
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "clevr_robot.npz"
 

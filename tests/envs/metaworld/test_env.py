@@ -13,10 +13,10 @@ import pytest
 from kalm.core.errors import DataError, SimulatorError
 from kalm.envs import scene_renderer
 from kalm.envs.metaworld import MetaWorld, TaskGoal
-from kalm.envs.metaworld.installation import import_metaworld
 from kalm.envs.metaworld.layout import ENTITIES, OBSERVATION_SIZE, is_present
+from kalm.envs.metaworld.package import import_metaworld
 from kalm.envs.metaworld.tasks import TASKS
-from kalm.envs.single_env import SingleEnv
+from kalm.envs.vector_env import SingleEnv
 
 IDLE = np.zeros(4, dtype=np.float32)
 

@@ -9,7 +9,7 @@ import pytest
 
 from kalm.core.errors import DataError
 from kalm.envs.metaworld import MetaWorld, TaskGoal
-from kalm.envs.metaworld.key_words import KEY_WORDS
+from kalm.envs.metaworld.goals import KEY_WORDS
 from kalm.envs.metaworld.tasks import TASKS
 
 DOMAIN = MetaWorld()

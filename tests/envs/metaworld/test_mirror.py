@@ -9,7 +9,7 @@ from kalm.envs.metaworld import MetaWorld
 from kalm.envs.metaworld.layout import HAND, TARGET, position
 from kalm.envs.metaworld.success import SUCCESS
 from kalm.envs.simulation import collect_for
-from kalm.envs.single_env import SingleEnv
+from kalm.envs.vector_env import SingleEnv
 
 DOMAIN = MetaWorld()
 NUM_STEPS = 8  # about 6 cm of the hand

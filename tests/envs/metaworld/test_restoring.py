@@ -10,7 +10,7 @@ import pytest
 from kalm.envs.metaworld import MetaWorld
 from kalm.envs.metaworld.expert import expert
 from kalm.envs.metaworld.tasks import TASKS
-from kalm.envs.single_env import SingleEnv
+from kalm.envs.vector_env import SingleEnv
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -11,7 +11,7 @@ import torch
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.names import Source
 from kalm.core.specs import TaskSpec, vector_spec
-from kalm.data.grounding_batch import GroundingTask, batch_rollouts
+from kalm.data.language_batches import GroundingTask, batch_rollouts
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.envs.simulation import Episode, EpisodeResult

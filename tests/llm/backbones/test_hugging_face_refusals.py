@@ -1,4 +1,4 @@
-"""What a backbone of Hugging Face refuses, with what to do about it (I8, I10, X8)."""
+"""What a backbone of Hugging Face refuses, with what to do about it."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_layers_that_do_not_exist_are_refused(copy: Path) -> None:
         ("compute_type", "float16", "compute_type is 'float16'; it must be one of bfloat16, float32"),
         ("attention", "eager", "attention is 'eager'; it must be one of sdpa, flash_attention_2"),
         ("lora_rank", 0, "lora_rank is 0; it must be 1 or more"),
-        ("lora_dropout", 1.0, "lora_dropout is 1.0; it is a share"),
+        ("lora_dropout", 1.0, "lora_dropout is 1.0; it must be a share, in"),
     ],
 )
 def test_settings_out_of_range_are_refused(copy: Path, name: str, value: Any, message: str) -> None:

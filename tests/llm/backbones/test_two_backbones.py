@@ -15,7 +15,7 @@ from kalm.callbacks.adapter_folder import AdapterFolder
 from kalm.callbacks.every_run import UpdateCheckpoint
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.specs import TaskSpec
-from kalm.data.grounding_batch import GeneralText
+from kalm.data.language_batches import GeneralText
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.llm.acting.llm_policy import LLMPolicy
 from kalm.llm.backbones.backbone import Backbone

@@ -13,11 +13,11 @@ import torch
 from kalm.core.validation import validate_rollout
 from kalm.data.choice import RolloutFilter
 from kalm.data.grounding_data import GroundingData, GroundingTasks
+from kalm.data.language_batches import WorkItem
 from kalm.data.rollout_sources import RealRollouts
-from kalm.data.work_item import WorkItem
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.grounding.rollout_codec import RolloutCodec
-from kalm.llm.imagination.reader import CachedReader
+from kalm.llm.imagination.generation import Reader
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.store.writer import RolloutStoreWriter
 from tests.llm.grounding.test_grounded_llm import LOSSES, trainer
@@ -111,7 +111,7 @@ def test_noise_is_gaussian_of_the_temperature_and_clipped_to_the_space(temperatu
         model.codec.action_head.weight.zero_()
         model.codec.action_head.bias.copy_(torch.tensor([0.5, -0.95]))
     items = [work_item("go", np.zeros(5, dtype=np.float32), 10, seed) for seed in range(200)]
-    made = made_of(CachedReader(model.backbone, 64), model, items, 64, temperature=temperature)
+    made = made_of(Reader(model.backbone, 64), model, items, 64, temperature=temperature)
     actions = np.concatenate([entry.actions for entry in made])
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 1

@@ -12,7 +12,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from kalm.data.general_text import GeneralTextSource
-from kalm.data.grounding_batch import GeneralText
+from kalm.data.language_batches import GeneralText
 from kalm.language.encoder import SentenceEncoder
 from kalm.llm.backbones.tiny_backbone import TinyBackbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM

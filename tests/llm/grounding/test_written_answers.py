@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kalm.data.grounding_batch import GroundingTask, batch_rollouts
-from kalm.llm.grounding.held_out import write_answers
-from kalm.llm.grounding.reading import read_rollouts
+from kalm.data.language_batches import GroundingTask, batch_rollouts
+from kalm.llm.grounding.reading import read_rollouts, write_answers
 from tests.data.rollouts import real_rollouts
 from tests.llm.models import grounded_llm
 

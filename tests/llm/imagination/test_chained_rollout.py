@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from kalm.core.goal import FloatArray, Goal, InstructedGoal
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from tests.chain_domain import CellGoal, ChainDomain
 from tests.llm.models import grounded_llm, one_hot_starts

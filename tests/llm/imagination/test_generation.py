@@ -17,12 +17,11 @@ from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.validation import validate_rollout
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.llm.imagination import rollout_engine
-from kalm.llm.imagination.generation import Generation
-from kalm.llm.imagination.reader import CachedReader, Reader
+from kalm.llm.imagination.generation import Generation, Reader
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.llm.imagination.rows import Generated, GoalTest
 from tests.chain_domain import CellGoal, ChainDomain
@@ -120,7 +119,7 @@ def run(
     starts = one_hot_starts([0, 1, 2, 3])
     items = [work_item(INSTRUCTIONS[row], starts[row], LIMITS[row], 11 + row, cell=row) for row in rows]
     size = min(num_rows, len(items)) if drops_rows else num_rows
-    reader = CachedReader(model.backbone, size, column_step) if cached else UncachedReader(model.backbone, size)
+    reader = Reader(model.backbone, size, column_step) if cached else UncachedReader(model.backbone, size)
     return made_of(reader, model, items, size, drops_rows=drops_rows, **options)
 
 
@@ -165,7 +164,7 @@ def test_free_rows_go_to_what_waits() -> None:
     """Ten rollouts of one step in four rows take three steps of the batch, never of more or fewer rows than needed."""
     model, sizes = grounded_llm(), []
 
-    class Counting(CachedReader):
+    class Counting(Reader):
         def extend(self, vectors: Tensor) -> Tensor:
             sizes.append(len(vectors))
             return super().extend(vectors)
@@ -186,7 +185,7 @@ def test_what_a_plan_wants_after_a_piece_comes_next() -> None:
 
     chain = Noting(*(work_item("walk", start, 2, 5) for start in one_hot_starts([1, 2, 3])))
     other = Noting(work_item("go", one_hot_starts([0])[0], 4, 6))
-    Generation(CachedReader(model.backbone, 1), model.codec, never).carry_out([chain, other], 1)
+    Generation(Reader(model.backbone, 1), model.codec, never).carry_out([chain, other], 1)
     assert asked == [(True, 1), (True, 2), (True, 3), (False, 0)]
 
 
@@ -196,7 +195,7 @@ def test_what_is_not_finite_spoils_nothing_but_itself() -> None:
     starts = one_hot_starts([0, 1, 2, 3])
     spoiled = [work_item("go", np.full(5, np.nan, dtype=np.float32), 12, seed) for seed in range(2)]
     sound = [work_item(INSTRUCTIONS[row], starts[row], LIMITS[row], 11 + row) for row in many]
-    made = made_of(CachedReader(model.backbone, 2), model, [*spoiled, *sound], 2)
+    made = made_of(Reader(model.backbone, 2), model, [*spoiled, *sound], 2)
     assert all(np.isnan(entry.observations).any() for entry in made[:2])
     assert_same(made[2:], run(model, many))
 
@@ -227,7 +226,7 @@ def test_frequencies_of_drawn_actions_follow_the_scores() -> None:
         head.bias.copy_(torch.tensor([0.0, np.log(3)]))
     for temperature, share in ((1.0, 0.75), (0.5, 0.9)):
         items = [work_item("go", one_hot_starts([0])[0], 8, seed) for seed in range(500)]
-        made = made_of(CachedReader(model.backbone, 100), model, items, 100, temperature=temperature)
+        made = made_of(Reader(model.backbone, 100), model, items, 100, temperature=temperature)
         assert np.mean([entry.actions for entry in made]) == pytest.approx(share, abs=0.03)
 
 

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from kalm.core.specs import vector_spec
-from kalm.rl.dynamics.dynamics_ensemble import DynamicsEnsemble
-from kalm.rl.dynamics.imagined_transitions import ImaginedTransition, imagined_transitions, noise_size
+from kalm.rl.dynamics.dynamics_ensemble import (
+    DynamicsEnsemble,
+    ImaginedTransition,
+    imagined_transitions,
+    noise_size,
+)
 from kalm.rl.networks.gaussian_policies import SquashedGaussian
 from tests.rl.constant_networks import make_constant
 from tests.rl.helpers import transition_batch

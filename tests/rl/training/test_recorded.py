@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kalm.core.specs import TaskSpec
 from kalm.rl.base import OfflineRLModule
-from kalm.rl.networks.mlp import policy_network
+from kalm.rl.networks.mlp import goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 from kalm.rl.training.recorded import source_means, stack_recorded
 from tests.rl.helpers import CONTINUOUS, FixedData, stacked_batch, trainer
@@ -55,7 +55,10 @@ class EveryThird(OfflineRLModule):
     def __init__(self, spec: TaskSpec, **options: Any) -> None:
         """Build both."""
         super().__init__(spec, **options)
-        self.first, self.second = policy_network(spec, [4]), policy_network(spec, [4])
+        self.first, self.second = (
+            goal_conditioned_mlp(spec, [4], spec.action_size),
+            goal_conditioned_mlp(spec, [4], spec.action_size),
+        )
         self.is_third = True
         self.weights_before: list[Tensor] = []
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from kalm.core.goal import InstructedGoal
-from kalm.data.work_item import WorkItem
+from kalm.data.language_batches import WorkItem
 from tests.chain_domain import CellGoal
 
 ITEM = WorkItem(InstructedGoal(CellGoal(1), "step left", "easy"), np.eye(5, dtype=np.float32)[2], 12, 7)

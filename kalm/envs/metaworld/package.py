@@ -1,4 +1,6 @@
-"""The scenes of the two tasks that the ``metaworld`` package lacks, each made of the scenes of its two parts.
+"""What Meta-World brings: its modules, once its installation is checked, and its scenes, with two that it lacks.
+
+Each of these two is made of the scenes of its two parts:
 
 - ``make-coffee`` is the scene of coffee-push with a spring behind the machine's button: the package's button stays
   where it was pushed, so that pressing it before the mug is there would count.
@@ -8,24 +10,55 @@
 
 from __future__ import annotations
 
+import importlib
+from functools import cache
+from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 import mujoco
 import numpy as np
+from packaging.requirements import Requirement
 
-from kalm.envs.metaworld.installation import import_metaworld
+from kalm.core.errors import SimulatorError
 from kalm.envs.metaworld.success import UNLOCKED_ANGLE
-
-import_metaworld()
-
-from metaworld.asset_path_utils import full_V3_path_for  # noqa: E402  # after the check of the installation
-from metaworld.envs.sawyer_coffee_push_v3 import SawyerCoffeePushEnvV3  # noqa: E402
-from metaworld.envs.sawyer_door_v3 import SawyerDoorEnvV3  # noqa: E402
+from kalm.envs.metaworld.tasks import Task
 
 BUTTON_SPRING = 20.0  # newtons a metre: less than a newton where the button stops, which a finger overcomes
 LOCKED_ANGLE = np.pi / 2  # of the lever at the beginning; 0 is wide open
 LEVER_SHIFT = np.array([-0.1, 0.0, 0.0])  # towards the hinge, so that a hand fits between the lever and the handle
 CLOSED_ANGLE = 0.02  # a door opened less than this can be bolted
+
+
+@cache
+def import_metaworld(module: str = "metaworld") -> ModuleType:
+    """A module of the ``metaworld`` package, once MuJoCo is known to be the version that the package was made for.
+
+    Raises:
+        SimulatorError: If a package is missing, or MuJoCo's version is another; the message says what to install.
+    """
+    try:
+        pins = [Requirement(line) for line in metadata.requires("metaworld") or []]
+        installed = metadata.version("mujoco")
+    except metadata.PackageNotFoundError as error:
+        raise SimulatorError(
+            f"the package {error.name} is not installed; Meta-World needs it: pip install -c constraints.txt -e ."
+        ) from error
+    for pin in pins:
+        if pin.name == "mujoco" and not pin.specifier.contains(installed):
+            raise SimulatorError(
+                f"mujoco {installed} is installed, but metaworld {metadata.version('metaworld')} needs mujoco "
+                f"{pin.specifier}; with another one its scenes behave differently: pip install 'mujoco{pin.specifier}'"
+            )
+    return importlib.import_module(module)
+
+
+import_metaworld()
+
+from metaworld.asset_path_utils import full_V3_path_for  # noqa: E402  # after the check of the installation
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
+from metaworld.envs.sawyer_coffee_push_v3 import SawyerCoffeePushEnvV3  # noqa: E402
+from metaworld.envs.sawyer_door_v3 import SawyerDoorEnvV3  # noqa: E402
 
 
 class MakeCoffeeEnv(SawyerCoffeePushEnvV3):
@@ -79,3 +112,14 @@ def bolt(model: mujoco.MjModel, data: mujoco.MjData) -> None:
 
 
 COMPOSED_SCENES = {"make-coffee": MakeCoffeeEnv, "locked-door-open": LockedDoorEnv}
+
+
+def build_scene(task: Task) -> Any:
+    """The package's environment of a task, made to draw layouts from its own generator."""
+    env_class = COMPOSED_SCENES[task.scene] if task.is_composed else ALL_V3_ENVIRONMENTS[task.scene]
+    env = env_class(reward_function_version="v2")  # of several; it is the one that kalm's potentials follow
+    env._freeze_rand_vec = False
+    env.seeded_rand_vec = True
+    env._set_task_called = True
+    env._partially_observable = False
+    return env
