@@ -16,7 +16,7 @@ from kalm.runs.folder import TASKS_FILE
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import write_store
-from tests.envs.test_replay import walk
+from tests.envs.test_simulation import walk
 from tests.rl.helpers import trainer
 
 DOMAIN = ChainDomain()

@@ -1,11 +1,7 @@
-"""A world of one's own in one file, from nothing to a trained policy: ``python -m tests.examples.point_mass FOLDER``.
-
-A point in a square is asked to go to one of its sides. The corners are for imagination: no data show them.
-"""
+"""A world of one's own in one file, from nothing to a trained policy: ``python -m tests.examples.point_mass``."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +10,9 @@ import gymnasium as gym
 import numpy as np
 from lightning.pytorch import Trainer
 
-from kalm.callbacks.rollout_writer import STORE, RolloutWriter
+from kalm.callbacks.rollout_writer import RolloutWriter
 from kalm.core.goal import Goal, InstructedGoal
+from kalm.data.choice import RolloutFilter
 from kalm.data.goal_data import GoalData
 from kalm.data.grounding_data import GroundingData
 from kalm.data.policy_data import PolicyData
@@ -48,7 +45,7 @@ class Visit(Goal):
 
 
 class PointMass(Domain):
-    """The square."""
+    """A point in a square that is asked to go to a side; corners are for imagination, no data show them."""
 
     name = "point_mass"
     goal_splits = ("train", "novel")
@@ -90,11 +87,13 @@ def run(folder: Path, num_rollouts: int = 2000, num_updates: int = 2000) -> dict
     Trainer(**options).fit(model := GroundedLLM(grounding.spec, TinyBackbone(encoder)), grounding)
     goals = GoalData(world, encoder, real, {"novel": num_rollouts})
     Trainer(callbacks=[RolloutWriter(max_rejection_rate=1)], **options).predict(model, goals, return_predictions=False)
-    both = PolicyData(world, encoder, real, ImaginedRollouts([str(folder / STORE)]), updates_per_step=1)
+    both = PolicyData(
+        world, encoder, real, ImaginedRollouts([f"{folder}/store"], RolloutFilter.none), updates_per_step=1
+    )
     Trainer(**options).fit(policy := BC(both.spec), both)
     Trainer(**options).test(policy, both)
     return summarize(policy.episode_results)
 
 
 if __name__ == "__main__":
-    print(run(Path(sys.argv[1])))  # noqa: T201
+    print(run(Path("checkpoints/point_mass")))  # noqa: T201

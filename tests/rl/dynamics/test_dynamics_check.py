@@ -29,7 +29,7 @@ from kalm.store.reader import RolloutStore
 from tests.callbacks.test_rollout_writer import Walker, goal_data
 from tests.chain_domain import ChainDomain, one_hot, step
 from tests.data.rollouts import real_rollouts, write_store
-from tests.envs.test_replay import walk
+from tests.envs.test_simulation import walk
 from tests.rl.helpers import trainer as predict_trainer
 
 DOMAIN = ChainDomain()
