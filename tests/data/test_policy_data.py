@@ -109,6 +109,8 @@ def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) 
     data = make_data(folder, balance_goal_splits=True)
     for splits in splits_of(data, data.batch(3)):
         assert Counter(splits.tolist()) == {"train": 5, "rephrase": 2, "easy": 2, "hard": 1}
+    fewest = make_data(folder, balance_goal_splits=True, imagined__fraction=0.3)
+    assert Counter(splits_of(fewest, fewest.batch(0))[0].tolist()) == {"train": 7, "rephrase": 1, "easy": 1, "hard": 1}
     with pytest.raises(DataError, match="2 imagined rows of a minibatch cannot be shared out among 3 goal splits"):
         make_data(folder, balance_goal_splits=True, imagined__fraction=0.2).setup("fit")
 
