@@ -6,6 +6,7 @@ Shape letters: O numbers in an observation.
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -176,9 +177,9 @@ class RolloutData(LightningDataModule):
         """Returns and lengths of the rollouts that are learned from."""
         return rollout_statistics(self.training, self.training.joined_with(self.imagination))
 
+    @abstractmethod
     def batch(self, index: int) -> Any:
-        """What is learned from at once, a pure function of seed and index."""
-        raise NotImplementedError
+        """What is learned from at once, a pure function of seed and index; what only imagines learns from nothing."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches without end, going on behind those that the trainer has used."""
