@@ -35,7 +35,8 @@ class RolloutWriter(Callback):
     """Writes what ``predict`` imagines into ``<run folder>/store``: every sound rollout, with provenance and verdicts.
 
     Rollouts that are broken are rejected, and counted by reason in ``rejected.json``. Which of the others to learn
-    from is decided where they are read (``filter`` of ``PolicyData``), so that one imagination serves every choice.
+    from is decided where they are read (``imagined.filter`` of ``PolicyData``), so that one imagination serves every
+    choice.
 
     Several devices (``--trainer.devices``) write into one store, whole shards each.
     """
@@ -59,7 +60,7 @@ class RolloutWriter(Callback):
         require(0 <= max_rejection_rate <= 1, "max_rejection_rate", max_rejection_rate, "a share, in [0, 1]")
         self.max_rejection_rate = max_rejection_rate
         self._dynamics, self._least_confirming = dynamics, least_confirming
-        self._judges = list(judges)
+        self._given_judges, self._judges = list(judges), list[Judge]()
         self._provenance: dict[str, Any] = {}
         self._writer: RolloutStoreWriter | None = None
 
@@ -116,6 +117,7 @@ class RolloutWriter(Callback):
         folder = Path(trainer.default_root_dir) / STORE
         self._provenance = cast(GroundedLLM, pl_module).provenance()
         made_by = {"verb": "predict", **data.description, **self._provenance}
+        self._judges = list(self._given_judges)
         if self._judges:
             made_by["judges"] = {judge.name: judge.provenance for judge in self._judges}
         if self._dynamics is not None:

@@ -172,6 +172,10 @@ def test_verdicts_join_those_of_the_store(tmp_path: Path) -> None:
     assert store.is_success.any()
     assert not rollout_verdicts(store)[RolloutFilter.both].any()
     assert store.manifest["made_by"]["least_confirming"] == 4
+    # The same callback again, as a script may use it: what it made is recognised.
+    again = Walker()
+    predict_trainer(tmp_path / "run", -1, callbacks).predict(again, goal_data(tmp_path), return_predictions=False)
+    assert again.num_imagined == 0
 
 
 def test_other_checkpoints_and_impossible_settings_are_refused(tmp_path: Path) -> None:
