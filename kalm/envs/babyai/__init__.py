@@ -1,0 +1,1 @@
+"""BabyAI: rooms of coloured things, and goals that are about them (TEDUO's first domain)."""
