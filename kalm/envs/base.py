@@ -27,6 +27,7 @@ from kalm.envs.simulation import Act, collect
 from kalm.envs.symmetry import Symmetry
 
 if TYPE_CHECKING:
+    from kalm.envs.locality import Locality
     from kalm.envs.vector_env import DomainVectorEnv
 
 
@@ -106,6 +107,11 @@ class Domain(ABC):
     def entities(self) -> Sequence[slice]:
         """Where in an observation the numbers of each thing lie that a scene may lack; they are then all zero."""
         return ()
+
+    @property
+    def locality(self) -> Locality | None:
+        """How its states come apart for who learns from data what actions do; None where nobody said so."""
+        return None
 
     def draw(self, observation: Any, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
         """Picture of one observation, shape (size, size, 3), drawn without GL; by default it is written out."""
