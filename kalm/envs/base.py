@@ -28,6 +28,7 @@ from kalm.envs.simulation import Act, collect
 from kalm.envs.symmetry import Symmetry
 
 if TYPE_CHECKING:
+    from kalm.envs.locality import Locality
     from kalm.envs.vector_env import DomainVectorEnv
 
 
@@ -120,6 +121,11 @@ class Domain(ABC):
     def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
         """Other sentences for a training instruction that training may show; no word is new to the tests by them."""
         return ()
+
+    @property
+    def locality(self) -> Locality | None:
+        """How its states come apart for who learns from data what actions do; None where nobody said so."""
+        return None
 
     def draw(self, observation: Any, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
         """Picture of one observation, shape (size, size, 3), drawn without GL; by default it is written out."""
