@@ -84,7 +84,7 @@ class Selected:
                 else:
                     raise DataError(f"{name} is on tile {(x, y)}; it must be a tile on which a thing or a door stands")
             things.append(frozenset(found))
-        return cls(*things, tile=empty[0] if empty else None)
+        return cls(things[0], things[1], empty[0] if empty else None)
 
     def codes(self, part: str) -> Array:
         """Codes of its ``objects`` or ``locations``, of doors in any state."""
@@ -109,20 +109,25 @@ def abstracted(states: Array, selected: Selected, rooms: BoolArray | None = None
     """
     rooms = agents_room(states) if rooms is None else rooms
     table = _abstract_codes(selected)
-    result = np.empty(states.shape, dtype=np.uint8)
-    tiles = table[states[..., TILES]]
-    wanted = np.isin(tiles, _PLAYING)
+    concrete = states[..., TILES]
+    tiles = table[concrete]
+    outside = ~rooms
+    is_far = np.zeros(states.shape[:-3], dtype=np.bool_)
+    carried = agent_of(states)[3]
+    for part in ("objects", "locations"):
+        if getattr(selected, part):
+            is_part = np.isin(np.arange(NUM_CODES), selected.codes(part))
+            places = is_part[concrete]
+            is_there = places.any(axis=(-2, -1)) | is_part[carried]
+            is_far |= ~is_there | (places & outside).any(axis=(-2, -1))
     if selected.tile is not None:
         column = tiles[..., selected.tile[0], selected.tile[1]]
         column[column == EMPTY] = GOAL_TILE
-        wanted[..., selected.tile[0], selected.tile[1]] = True
-    near = ~(wanted & ~rooms).any(axis=(-2, -1)) & _all_there(states, selected)
-    tiles[near[..., None, None] & ~rooms] = EMPTY
-    result[..., TILES] = tiles
-    agent = states[..., AGENT].astype(np.int64) - 1
-    carried = table[np.maximum(agent, 0) // 4]
-    result[..., AGENT] = np.where(agent < 0, 0, 1 + agent % 4 + 4 * carried.astype(np.int64))
-    return result
+        is_far |= outside[..., selected.tile[0], selected.tile[1]]
+    tiles[~is_far[..., None, None] & outside] = EMPTY
+    # The agent's plane holds 1 + direction + 4 * what is carried, on one tile.
+    agent = np.concatenate([[0], 1 + np.arange(4 * NUM_CODES) % 4 + 4 * np.repeat(table, 4)]).astype(np.uint8)
+    return np.stack([tiles, agent[states[..., AGENT]]], axis=-1)
 
 
 def agents_room(states: Array) -> BoolArray:
@@ -210,12 +215,6 @@ def shares_left(goal: BabyAIGoal, states: Array) -> dict[str, float]:
     return {"abstract": abstract / distinct, "features": features / distinct}
 
 
-_PLAYING = np.array(
-    [GOAL_OBJECT, GOAL_LOCATION, GOAL_BOTH, *range(FIRST_GOAL_DOOR, FIRST_LOCATION_DOOR + len(DOOR_STATES))],
-    dtype=np.uint8,
-)
-
-
 def _abstract_codes(selected: Selected) -> NDArray[np.uint8]:
     """Abstract code of each concrete code, shape (NUM_CODES,)."""
     table = np.arange(NUM_CODES, dtype=np.uint8)
@@ -230,17 +229,6 @@ def _abstract_codes(selected: Selected) -> NDArray[np.uint8]:
     table[doors[locations[doors]]] = FIRST_LOCATION_DOOR + state[locations[doors]]
     table[doors[objects[doors]]] = FIRST_GOAL_DOOR + state[objects[doors]]
     return table
-
-
-def _all_there(states: Array, selected: Selected) -> BoolArray:
-    """Whether a goal object and a goal location, where the goal has one, are anywhere, the hand included, (...)."""
-    there = np.ones(states.shape[:-3], dtype=np.bool_)
-    carried = agent_of(states)[3]
-    for part in ("objects", "locations"):
-        if getattr(selected, part):
-            codes = selected.codes(part)
-            there &= np.isin(states[..., TILES], codes).any(axis=(-2, -1)) | np.isin(carried, codes)
-    return there
 
 
 def _room_around(closed: BoolArray, place: Array) -> BoolArray:
