@@ -24,7 +24,6 @@ from kalm.core.errors import DataError
 from kalm.core.goal import Array, BoolArray
 from kalm.envs.babyai.goals import BabyAIGoal, GoTo, GoToTile, Open, Thing
 from kalm.envs.babyai.layout import (
-    AGENT,
     DOOR_STATES,
     EMPTY,
     FIRST_DOOR,
@@ -109,25 +108,25 @@ def abstracted(states: Array, selected: Selected, rooms: BoolArray | None = None
     """
     rooms = agents_room(states) if rooms is None else rooms
     table = _abstract_codes(selected)
-    concrete = states[..., TILES]
-    tiles = table[concrete]
+    tiles = table[np.ascontiguousarray(states[..., TILES])]
     outside = ~rooms
+    x, y, direction, carried = agent_of(states)
     is_far = np.zeros(states.shape[:-3], dtype=np.bool_)
-    carried = agent_of(states)[3]
-    for part in ("objects", "locations"):
-        if getattr(selected, part):
-            is_part = np.isin(np.arange(NUM_CODES), selected.codes(part))
-            places = is_part[concrete]
-            is_there = places.any(axis=(-2, -1)) | is_part[carried]
+    parts = ((selected.objects, GOAL_OBJECT, FIRST_GOAL_DOOR), (selected.locations, GOAL_LOCATION, FIRST_LOCATION_DOOR))
+    for things, code, first_door in parts:
+        if things:
+            places = (tiles == code) | (tiles == GOAL_BOTH) | (tiles - np.uint8(first_door) < len(DOOR_STATES))
+            is_there = places.any(axis=(-2, -1)) | np.isin(table[carried], (code, GOAL_BOTH))
             is_far |= ~is_there | (places & outside).any(axis=(-2, -1))
     if selected.tile is not None:
         column = tiles[..., selected.tile[0], selected.tile[1]]
         column[column == EMPTY] = GOAL_TILE
         is_far |= outside[..., selected.tile[0], selected.tile[1]]
     tiles[~is_far[..., None, None] & outside] = EMPTY
-    # The agent's plane holds 1 + direction + 4 * what is carried, on one tile.
-    agent = np.concatenate([[0], 1 + np.arange(4 * NUM_CODES) % 4 + 4 * np.repeat(table, 4)]).astype(np.uint8)
-    return np.stack([tiles, agent[states[..., AGENT]]], axis=-1)
+    agent = np.zeros(tiles.shape, dtype=np.uint8).reshape(*tiles.shape[:-2], -1)
+    marked = 1 + direction + 4 * table[carried].astype(np.int64)
+    np.put_along_axis(agent, (x * tiles.shape[-1] + y)[..., None], marked[..., None].astype(np.uint8), axis=-1)
+    return np.stack([tiles, agent.reshape(tiles.shape)], axis=-1)
 
 
 def agents_room(states: Array) -> BoolArray:

@@ -18,6 +18,7 @@ from kalm.envs.babyai.layout import (
     GOAL_OBJECT,
     GOAL_TILE,
     NUM_CODES,
+    STEPS,
     TILES,
     WALL,
     agent_of,
@@ -130,16 +131,17 @@ def _draw_part(canvas: ImageDraw.ImageDraw, box: Box, code: int) -> None:
 
 
 def _draw_agent(canvas: ImageDraw.ImageDraw, box: Box, direction: int, carried: int) -> None:
-    """A triangle that points where the agent looks; what it carries lies on it."""
+    """A triangle that points where the agent looks; what it carries lies on its base."""
     turned = [(0.12, 0.19), (0.87, 0.5), (0.12, 0.81)]
     for _ in range(direction):  # a quarter turn clockwise, y downwards: (x, y) -> (1 - y, x)
         turned = [(1 - y, x) for x, y in turned]
     side = box[2] - box[0]
     canvas.polygon([(box[0] + x * side, box[1] + y * side) for x, y in turned], fill=_AGENT)
     if carried != EMPTY:
-        center = _part(box, 0.22, 0.22, 0.78, 0.78)
-        canvas.ellipse(center, fill=_FLOOR)
-        _draw_thing(canvas, center, carried)
+        across, down = 0.5 - 0.22 * STEPS[direction]
+        base = _part(box, across - 0.22, down - 0.22, across + 0.22, down + 0.22)
+        canvas.ellipse(base, fill=_FLOOR)
+        _draw_thing(canvas, base, carried)
 
 
 def _part(box: Box, left: float, top: float, right: float, bottom: float) -> Box:
