@@ -122,7 +122,7 @@ def abstracted(states: Array, selected: Selected, rooms: BoolArray | None = None
         column = tiles[..., selected.tile[0], selected.tile[1]]
         column[column == EMPTY] = GOAL_TILE
         is_far |= outside[..., selected.tile[0], selected.tile[1]]
-    tiles[~is_far[..., None, None] & outside] = EMPTY
+    tiles *= is_far[..., None, None] | rooms  # what is multiplied by 0 is EMPTY
     agent = np.zeros(tiles.shape, dtype=np.uint8).reshape(*tiles.shape[:-2], -1)
     marked = 1 + direction + 4 * table[carried].astype(np.int64)
     np.put_along_axis(agent, (x * tiles.shape[-1] + y)[..., None], marked[..., None].astype(np.uint8), axis=-1)
