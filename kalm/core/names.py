@@ -21,6 +21,8 @@ NEXT_STATE = ("next", "state")
 # Only where grids have numbers beside them.
 NUMBERS = "numbers"
 NEXT_NUMBERS = ("next", "numbers")
+# Only in stores of plans: which actions, of a discrete number, are equally best at a step.
+OPTIMAL_ACTIONS = "optimal_actions"
 # In a batch of windows of rollouts only.
 PADDING_MASK = "padding_mask"  # True = real step
 RETURN_TO_GO = "return_to_go"  # sum of this step's and all later rewards of the rollout, undiscounted

@@ -31,6 +31,8 @@ class Rollout:
         is_success: Whether the goal was true after some step, by the domain's rule.
         violations: For each of the domain's plausibility flags, how many transitions it marks.
         provenance: Plain JSON types that say how the rollout was made (empty for real ones).
+        optimal_actions: Bool, shape (T, A): all actions that a planner knows to be equally best at each step, the one
+            that was taken among them. None where nobody knows.
     """
 
     goal: Mapping[str, Any]
@@ -45,6 +47,7 @@ class Rollout:
     is_success: bool
     violations: Mapping[str, int] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    optimal_actions: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Number of transitions, T."""

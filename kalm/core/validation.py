@@ -87,6 +87,9 @@ def _array_problems(rollout: Rollout, spec: Spec, max_steps: int) -> Iterator[_P
         ("terminated", rollout.terminated, num_steps, (), "bool"),
         ("truncated", rollout.truncated, num_steps, (), "bool"),
     ]
+    if rollout.optimal_actions is not None:
+        num_actions = spec.action.size if isinstance(spec.action, specs.DiscreteAction) else 0
+        expected.append(("optimal_actions", rollout.optimal_actions, num_steps, (num_actions,), "bool"))
     well_formed = set()
     for field, array, length, row_shape, kind in expected:
         lines = list(_form_problems(field, array, length, row_shape, kind))
@@ -97,6 +100,9 @@ def _array_problems(rollout: Rollout, spec: Spec, max_steps: int) -> Iterator[_P
                 yield from (_Problem(NOT_FINITE, line) for line in _finite_problems(field, array))
     if "actions" in well_formed:
         yield from (_Problem(_MALFORMED, line) for line in _action_problems(rollout.actions, spec.action))
+    if well_formed >= {"actions", "optimal_actions"}:
+        problems = _optimal_problems(rollout.actions, rollout.optimal_actions)
+        yield from (_Problem(_MALFORMED, line) for line in problems)
     if isinstance(spec.observation, GridObservation) and (field := expected[0][0]) in well_formed:
         limits = np.iinfo(spec.observation.grid_dtype)
         problems = _bound_problems(field, expected[0][1], limits.min, limits.max)
@@ -160,6 +166,14 @@ def _action_problems(actions: NDArray[Any], spec: specs.Action) -> Iterator[str]
         wrong = np.argwhere((actions < low - 1e-6) | (actions > high + 1e-6))
         if len(wrong):
             yield f"actions: {_where(actions, wrong[0])}; allowed are numbers in [{low.min():g}, {high.max():g}]"
+
+
+def _optimal_problems(actions: NDArray[Any], optimal: Any) -> Iterator[str]:
+    is_action = (actions >= 0) & (actions < optimal.shape[1])  # others are reported as such
+    wrong = np.flatnonzero(is_action & ~optimal[np.arange(len(actions)), np.where(is_action, actions, 0)])
+    if len(wrong):
+        best = np.flatnonzero(optimal[wrong[0]]).tolist()
+        yield f"optimal_actions: {best} at step {wrong[0]}, where {actions[wrong[0]]} was taken; it must be among them"
 
 
 def _bound_problems(field: str, array: NDArray[Any], least: int, greatest: int) -> Iterator[str]:

@@ -23,10 +23,12 @@ from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.specs import Spec, spec_of_spaces
+from kalm.envs.agent_grid import AgentGrid
 from kalm.envs.simulation import Act, collect
 from kalm.envs.symmetry import Symmetry
 
 if TYPE_CHECKING:
+    from kalm.envs.locality import Locality
     from kalm.envs.vector_env import DomainVectorEnv
 
 
@@ -106,6 +108,24 @@ class Domain(ABC):
     def entities(self) -> Sequence[slice]:
         """Where in an observation the numbers of each thing lie that a scene may lack; they are then all zero."""
         return ()
+
+    @property
+    def agent_grid(self) -> AgentGrid:
+        """What students of plans are told of the world.
+
+        Raises:
+            DataError: Unless the world is a grid that one agent walks on.
+        """
+        raise DataError(f"the domain {self.name} is no grid that one agent walks on, which is what students read")
+
+    def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
+        """Other sentences for a training instruction that training may show; no word is new to the tests by them."""
+        return ()
+
+    @property
+    def locality(self) -> Locality | None:
+        """How its states come apart for who learns from data what actions do; None where nobody said so."""
+        return None
 
     def draw(self, observation: Any, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
         """Picture of one observation, shape (size, size, 3), drawn without GL; by default it is written out."""

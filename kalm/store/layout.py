@@ -5,7 +5,8 @@ store/
   manifest.json          written last: a store without it is unfinished
   instructions.jsonl     row i: goal, instruction and goal split of instruction_id i
   provenance.jsonl       row r: how rollout r was made
-  transitions/           flat over transitions, rollouts contiguous (``TensorDict.load_memmap`` opens it too)
+  transitions/           flat over transitions, rollouts contiguous (``TensorDict.load_memmap`` opens it too); in a
+                         store of plans also ``optimal_actions``, as its manifest says (``has_optimal_actions``)
   rollouts/              one row a rollout
   states/                only where observations are grids or texts: each that occurs, once; transitions hold its row
   actions/               only where actions are texts: each that occurs, once
@@ -74,7 +75,7 @@ class Column:
 Tables = Mapping[str, Mapping[Key, Column]]
 
 
-def transition_columns(spec: Spec) -> dict[Key, Column]:
+def transition_columns(spec: Spec, has_optimal_actions: bool = False) -> dict[Key, Column]:
     """Columns of ``transitions/``."""
     if isinstance(spec.observation, VectorObservation):
         observation = Column(torch.float32, (spec.observation.size,))
@@ -82,6 +83,9 @@ def transition_columns(spec: Spec) -> dict[Key, Column]:
     else:
         before, after = (names.STATE, Column(torch.int32)), (names.NEXT_STATE, Column(torch.int32))
     is_vector = isinstance(spec.action, VectorAction)
+    optimal: dict[Key, Column] = {}
+    if has_optimal_actions:
+        optimal[names.OPTIMAL_ACTIONS] = Column(torch.bool, (spec.action_size,))
     return {
         before[0]: before[1],
         names.ACTION: Column(torch.float32, (spec.action_size,)) if is_vector else Column(torch.int64),
@@ -93,6 +97,7 @@ def transition_columns(spec: Spec) -> dict[Key, Column]:
         names.STEP: Column(torch.int16),
         names.INSTRUCTION_ID: Column(torch.int32),
         names.SOURCE: Column(torch.uint8),
+        **optimal,
     }
 
 

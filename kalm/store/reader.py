@@ -82,7 +82,7 @@ class RolloutStore:
         self.spec = layout.spec_of_manifest(self.manifest)
         self._has_labels = self.manifest["schema_version"] >= 3
         columns = {
-            layout.TRANSITIONS: layout.transition_columns(self.spec),
+            layout.TRANSITIONS: layout.transition_columns(self.spec, self.has_optimal_actions),
             layout.ROLLOUTS: layout.rollout_columns(None if self._has_labels else self.plausibility_flags),
         }
         check_files(self.path, self.manifest, columns, verify)
@@ -113,6 +113,11 @@ class RolloutStore:
         return str(self.manifest["domain"])
 
     @property
+    def has_optimal_actions(self) -> bool:
+        """Whether it is a store of plans: the column ``optimal_actions`` has the best actions of every step."""
+        return bool(self.manifest.get("has_optimal_actions", False))
+
+    @property
     def num_states(self) -> int:
         """States that labels may be about, S: rows of the state table; of vectors, every next observation."""
         return int(self.manifest.get(f"num_{layout.STATES}", len(self)))
@@ -139,7 +144,10 @@ class RolloutStore:
 
     @property
     def keys(self) -> list[layout.Key]:
-        """Keys of one whole transition as ``read`` gives it: observations that are tensors rather than their rows."""
+        """Keys of one whole transition as ``read`` gives it: observations that are tensors rather than their rows.
+
+        What only a store of plans has, ``optimal_actions``, is to be asked for by its key.
+        """
         stored = list(layout.transition_columns(self.spec))
         if not isinstance(self.spec.observation, GridObservation):
             return stored
@@ -245,6 +253,7 @@ class RolloutStore:
             is_success=bool(self.is_success[index]),
             violations={flag: int(self.violations(flag)[index]) for flag in self.plausibility_flags},
             provenance=self.provenance(index),
+            optimal_actions=steps[names.OPTIMAL_ACTIONS].numpy().copy() if self.has_optimal_actions else None,
         )
 
     def _read(self, key: layout.Key, rows: Tensor) -> Tensor:

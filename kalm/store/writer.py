@@ -28,7 +28,7 @@ from kalm.core import names
 from kalm.core.durable import HashedFile, file_sha256, write_durably
 from kalm.core.errors import DataError
 from kalm.core.rollout import Rollout
-from kalm.core.specs import Spec
+from kalm.core.specs import DiscreteAction, Spec
 from kalm.core.validation import raise_problems, validate_rollout
 from kalm.judging.judge import DOMAIN_RULE, Judge, Verdict, rule_provenance, verdict
 from kalm.store import layout
@@ -51,6 +51,7 @@ class RolloutStoreWriter:
         made_by: Mapping[str, Any],
         command: str | None = None,
         judges: Sequence[Judge] = (),
+        has_optimal_actions: bool = False,
     ) -> None:
         """Begin a store, or go on with one that was begun with the same settings.
 
@@ -63,11 +64,16 @@ class RolloutStoreWriter:
                 between two equal runs (times, hosts).
             command: Command line that goes on with an unfinished store; None takes that of this process.
             judges: Whose verdicts come with each shard, besides the domain's own.
+            has_optimal_actions: Whether it is a store of plans, whose rollouts all have ``optimal_actions``.
 
         Raises:
-            DataError: If the store is finished already, or was begun with other settings.
+            DataError: If the store is finished already, or was begun with other settings, or if a store of plans is
+                asked for whose actions are not discrete.
         """
         self.path, self._spec = Path(path), spec
+        if has_optimal_actions and not isinstance(spec.action, DiscreteAction):
+            raise DataError(f"has_optimal_actions is True; only discrete actions can be listed, not {spec.action}")
+        self._has_optimal_actions = has_optimal_actions
         self._flags = tuple(layout.check_name("plausibility flag", flag) for flag in plausibility_flags)
         by_rule = rule_provenance(domain)
         self._judges = {DOMAIN_RULE: (False, by_rule), **dict.fromkeys(self._flags, (True, by_rule))}
@@ -82,8 +88,10 @@ class RolloutStoreWriter:
             "plausibility_flags": [name for name, (is_veto, _) in self._judges.items() if is_veto],
             "made_by": dict(made_by),
         }
+        if has_optimal_actions:  # not mentioned otherwise, so that such stores stay what they were
+            self._description["has_optimal_actions"] = True
         self._columns: layout.Tables = {
-            layout.TRANSITIONS: layout.transition_columns(spec),
+            layout.TRANSITIONS: layout.transition_columns(spec, has_optimal_actions),
             layout.ROLLOUTS: layout.rollout_columns(),
             **{label_folder(name): layout.label_columns(is_veto) for name, (is_veto, _) in self._judges.items()},
         }
@@ -125,6 +133,10 @@ class RolloutStoreWriter:
             if not (isinstance(rollout.violations, Mapping) and set(rollout.violations) == set(self._flags)):
                 expected = f"expected a count for each of {', '.join(self._flags) or 'none'}"
                 problems.append(f"rollout {index}: violations: {rollout.violations!r}, {expected}")
+            if (rollout.optimal_actions is not None) != self._has_optimal_actions:
+                found = "None" if rollout.optimal_actions is None else "an array"
+                wanted = "an array of shape (T, A)" if self._has_optimal_actions else "None; this is no store of plans"
+                problems.append(f"rollout {index}: optimal_actions: {found}, expected {wanted}")
         given = {label: len(said) for label, said in (verdicts or {}).items()}
         if given != dict.fromkeys(self._given, len(rollouts)):
             expected = f"{len(rollouts)} of each of {', '.join(self._given) or 'none'}"
@@ -186,6 +198,9 @@ class RolloutStoreWriter:
             names.INSTRUCTION_ID: [np.repeat(np.array(instruction_id, dtype=np.int64), length)],
             names.SOURCE: [np.repeat([int(rollout.source) for rollout in rollouts], length)],
         }
+        if self._has_optimal_actions:
+            best = [rollout.optimal_actions for rollout in rollouts]
+            per_transition[names.OPTIMAL_ACTIONS] = [actions for actions in best if actions is not None]
         columns: dict[str, Tensor] = {}
         for table in self._tables:
             if table == layout.STATES:

@@ -1,0 +1,337 @@
+"""The data module of the students: steps of solved plans, grouped by instruction, and episodes to be judged on.
+
+Shape letters: G instructions of a minibatch, n states for each, B = G * n, L tokens, E numbers of a token, A actions,
+Q questions, W columns, H rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from tensordict import TensorDict
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchrl.data import RandomSampler, ReplayBuffer, TensorStorage
+from torchrl.data.replay_buffers.storages import Storage
+from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter
+
+from kalm.core import names
+from kalm.core.errors import CheckpointError, DataError
+from kalm.core.goal import InstructedGoal
+from kalm.core.provenance import changes
+from kalm.core.specs import GridObservation, Spec
+from kalm.data.minibatches import Updates
+from kalm.data.policy_data import DEFAULT_EPISODES, EvaluationEpisodes
+from kalm.data.rollout_data import IndexedBatches, require_least
+from kalm.data.rollout_sources import BY_CONTENT, data_decisions
+from kalm.data.selection import Selection
+from kalm.envs.base import Domain
+from kalm.envs.simulation import Episode
+from kalm.language.encoder import SentenceEncoder
+from kalm.store.collect import open_domain_store
+from kalm.store.reader import RolloutStore
+
+# Keys of a minibatch beside those of transitions.
+TOKENS = "tokens"  # of each of G sentences, (G, L, E)
+TOKENS_PADDING = "tokens_padding"  # True = real token, (G, L)
+GOAL = "goal"  # which of the G sentences each of B states is with
+ANSWERS = "answers"  # to the questions about each of G goals, (G, Q)
+
+_GOAL_STREAM, _SENTENCE_STREAM, _STEP_STREAM = range(3)  # of random words
+
+
+@dataclass(frozen=True)
+class StudentSpec(Spec):
+    """What a student needs to know before it sees data; ``goal_embedding_size`` is that of a token.
+
+    Attributes:
+        num_codes: Codes of tiles.
+        outside: Code that is seen beyond the grid.
+        questions: Each question about a goal, and how many answers it has.
+    """
+
+    num_codes: int = 0
+    outside: int = 0
+    questions: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        assert isinstance(self.observation, GridObservation)
+        return self.observation.shape[0], self.observation.shape[1]
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Solved plans.
+
+    Args:
+        stores: Folders of stores whose rollouts say which actions are optimal, as ``python -m kalm solve`` writes them.
+    """
+
+    stores: list[str] = field(metadata=BY_CONTENT)
+
+
+class PlanData(LightningDataModule):
+    """Steps of plans to learn from, a minibatch for each update, and the episodes that a student is judged on.
+
+    Attributes:
+        seed: Decides which steps each update gets.
+    """
+
+    undecided: ClassVar[frozenset[str]] = frozenset({"evaluation"})
+
+    def __init__(
+        self,
+        domain: Domain,
+        encoder: SentenceEncoder,
+        plans: Plans,
+        task_weights: dict[str, float] | None = None,
+        num_goals: int = 32,
+        num_states: int = 8,
+        paraphrase: bool = False,
+        evaluation: EvaluationEpisodes = DEFAULT_EPISODES,
+        seed: int = 0,
+    ) -> None:
+        """Describe the data; nothing is read yet.
+
+        Args:
+            domain: The world that the plans are for and the student is judged in.
+            encoder: Turns the words of instructions into vectors; it is not trained.
+            plans: What is learned from.
+            task_weights: How often a goal of each task is drawn, in proportion; goals of one task are drawn alike. Null
+                draws the tasks alike.
+            num_goals: Instructions of one update, G.
+            num_states: States of one update for each instruction, so that reading is shared by so many.
+            paraphrase: Whether each instruction is shown in the domain's own or in one of its training paraphrases, a
+                random one each time.
+            evaluation: The episodes to judge a student on.
+            seed: Decides which steps each update gets.
+
+        Raises:
+            DataError: If a number is out of range, a split is unknown, or the world is no grid that one agent walks on.
+        """
+        super().__init__()
+        found = locals()
+        self._arguments = {name: found[name] for name in inspect.signature(type(self)).parameters}
+        self.domain, self.encoder, self.evaluation, self.seed = domain, encoder, evaluation, seed
+        self._plans, self._paraphrase = plans, paraphrase
+        self._task_weights = task_weights
+        self._num_goals, self._num_states = num_goals, num_states
+        require_least(num_goals=(num_goals, 1), num_states=(num_states, 1), seed=(seed, 0))
+        domain.check_goal_splits(evaluation.goal_splits)
+        if not plans.stores:
+            raise DataError("plans.stores names none; name the folders that python -m kalm solve wrote")
+        if task_weights is not None and (not task_weights or min(task_weights.values()) < 0):
+            raise DataError(f"task_weights is {task_weights}; give each task a weight of 0 or more, or null")
+        grid = domain.agent_grid
+        base = domain.spec.with_goals(encoder.embedding_size)
+        questions = tuple(grid.questions.items())
+        self.spec = StudentSpec(
+            base.observation, base.action, base.goal_embedding_size, grid.num_codes, grid.outside, questions
+        )
+
+    def prepare_data(self) -> None:
+        """Refuse stores that are missing, before training begins."""
+        if self._verb in (None, "fit"):
+            _ = self.stores
+
+    def setup(self, stage: str) -> None:
+        """Open the stores for training, so that what is wrong with them shows at once; evaluation needs none."""
+        if stage == "fit":
+            _ = self._buffer
+
+    @cached_property
+    def stores(self) -> list[RolloutStore]:
+        """The stores of plans."""
+        return [open_domain_store(self.domain, path) for path in self._plans.stores]
+
+    @cached_property
+    def selection(self) -> Selection:
+        """All plans."""
+        return Selection.whole(self.stores)
+
+    @cached_property
+    def goals(self) -> list[InstructedGoal]:
+        """The distinct instructions that have plans, in the order in which the stores first name them."""
+        return [
+            InstructedGoal(self.domain.goal_from_json(json.loads(goal)), sentence, split)
+            for goal, sentence, split in self._goals_and_numbers[0]
+        ]
+
+    @cached_property
+    def sentences(self) -> list[list[str]]:
+        """What may be shown for each of ``goals``: its own sentence first, then its training paraphrases if asked."""
+        more = self.domain.paraphrases if self._paraphrase else lambda goal: ()
+        return [[goal.instruction, *more(goal)] for goal in self.goals]
+
+    def batch(self, index: int) -> TensorDict:
+        """The minibatch of update ``index``, a pure function of seed and index.
+
+        Returns:
+            Batch size (): ``observation`` (B, W, H, 2), ``optimal_actions`` (B, A) and ``goal``, (B,), which of the G
+            instructions each state is with; ``tokens`` (G, L, E), ``tokens_padding`` (G, L) and ``answers`` (G, Q).
+        """
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        updates = Updates(self.seed, rank, index)
+        self._buffer.sampler.updates = updates
+        rows = self._buffer.sample(self._num_goals * self._num_states)
+        goals = self._buffer.sampler.goals(updates)
+        words = updates.numbers(_SENTENCE_STREAM, self._num_goals)[0]
+        shown = torch.tensor([
+            self._first_sentence[goal] + int(word) % len(self.sentences[goal])
+            for goal, word in zip(goals.tolist(), words.tolist(), strict=True)
+        ])  # fmt: skip
+        tokens, is_token = self._tokens
+        longest = int(is_token[shown].sum(1).max())
+        observation, optimal_actions = self.selection.read((names.OBSERVATION, names.OPTIMAL_ACTIONS), rows)
+        return TensorDict(
+            {
+                names.OBSERVATION: observation,
+                names.OPTIMAL_ACTIONS: optimal_actions,
+                GOAL: torch.arange(self._num_goals).repeat_interleave(self._num_states),
+                TOKENS: tokens[shown, :longest],
+                TOKENS_PADDING: is_token[shown, :longest],
+                ANSWERS: self._answers[goals],
+            }
+        )
+
+    def transitions(self, num_rows: int = 10_000) -> Iterator[list[Tensor]]:
+        """Observation, action and next observation of every step of every plan, some at a time."""
+        keys = names.OBSERVATION, names.ACTION, names.NEXT_OBSERVATION
+        for rows in self.selection.rows().split(num_rows):
+            yield self.selection.read(keys, rows)
+
+    def train_dataloader(self) -> DataLoader[TensorDict]:
+        """Minibatches without end, going on behind those that the trainer has used."""
+        return IndexedBatches(self.batch, start=self._first_batch).dataloader()
+
+    def val_dataloader(self) -> DataLoader[list[Episode]]:
+        """Lists of validation episodes."""
+        return self.evaluation.validation_loader(self.domain)
+
+    def test_dataloader(self) -> DataLoader[list[Episode]]:
+        """Lists of test episodes."""
+        return self.evaluation.test_loader(self.domain)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move tensors; leave episodes as they are."""
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides, with the update, what is learned from in it; Lightning puts it into checkpoints."""
+        num_devices = self.trainer.world_size if self.trainer is not None else 1
+        return {**self._decisions, "num_devices": num_devices}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on training with other data than those of the checkpoint; evaluation does not mind.
+
+        Raises:
+            CheckpointError: With every argument that changed, from what to what.
+        """
+        changed = changes(state_dict, self.state_dict()) if self._verb == "fit" else []
+        if changed:
+            raise CheckpointError(
+                f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back, or "
+                "start afresh under another --experiment"
+            )
+
+    @cached_property
+    def _decisions(self) -> dict[str, Any]:
+        return data_decisions(self._arguments, self.undecided)
+
+    @cached_property
+    def _goals_and_numbers(self) -> tuple[list[tuple[str, str, str]], Tensor]:
+        """Distinct instructions, goals as JSON text; and which of them each rollout of the line has, int64 (R,)."""
+        number_of: dict[tuple[str, str, str], int] = {}
+        numbers = []
+        for store in self.stores:
+            keys = [
+                (json.dumps(row.goal, sort_keys=True), row.instruction, row.goal_split) for row in store.instructions
+            ]
+            own = torch.tensor([number_of.setdefault(key, len(number_of)) for key in keys])
+            instruction = store.rollouts[names.INSTRUCTION_ID].long()
+            if (instruction < 0).any():
+                raise DataError(f"{store.path} has rollouts without a goal; plans have one: name what solve wrote")
+            numbers.append(own[instruction])
+        return list(number_of), torch.cat(numbers)
+
+    @cached_property
+    def _buffer(self) -> ReplayBuffer:
+        """TorchRL's buffer of row numbers, goal by goal."""
+        goals, number = self._goals_and_numbers
+        order = number.argsort(stable=True)
+        steps = torch.zeros(len(goals), dtype=torch.int64).index_add_(0, number, self.selection.line.lengths)
+        sampler = GoalSampler(self._goal_weights(steps), steps.numpy(), self._num_goals)
+        storage = TensorStorage(self.selection.rows(order))
+        return ReplayBuffer(storage=storage, sampler=sampler, writer=ImmutableDatasetWriter())
+
+    def _goal_weights(self, steps: Tensor) -> NDArray[np.float64]:
+        """How likely each goal is drawn, shape (number of goals,); 0 for one without a step."""
+        tasks = np.array([goal.goal.task for goal in self.goals])
+        weights = dict.fromkeys(sorted(set(tasks)), 1.0) if self._task_weights is None else self._task_weights
+        unknown = sorted(set(tasks) - set(weights))
+        if unknown:
+            raise DataError(
+                f"task_weights has none for {', '.join(unknown)}, of which there are plans; 0 leaves one out"
+            )
+        has_steps = steps.numpy() > 0
+        share = {task: weight / max(1, ((tasks == task) & has_steps).sum()) for task, weight in weights.items()}
+        found = np.array([share[task] for task in tasks]) * has_steps
+        if not found.sum():
+            raise DataError(f"no plan is of a task with a weight; task_weights is {weights}, plans are of {set(tasks)}")
+        return found / found.sum()
+
+    @cached_property
+    def _tokens(self) -> tuple[Tensor, Tensor]:
+        """Vectors of all sentences' tokens, and which are real; of goal 0 first, as ``_first_sentence`` counts them."""
+        return self.encoder.token_vectors([sentence for own in self.sentences for sentence in own])
+
+    @cached_property
+    def _first_sentence(self) -> list[int]:
+        return [0, *np.cumsum([len(own) for own in self.sentences]).tolist()]
+
+    @cached_property
+    def _answers(self) -> Tensor:
+        grid = self.domain.agent_grid
+        found = [grid.answers(goal.goal.to_json()) for goal in self.goals]
+        return torch.tensor([[answers[question] for question in grid.questions] for answers in found])
+
+    def _first_batch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step
+
+    @property
+    def _verb(self) -> str | None:
+        return None if self.trainer is None else self.trainer.state.fn
+
+
+class GoalSampler(RandomSampler):
+    """Draws G goals for ``updates`` by their weights, and as many steps of each, with replacement."""
+
+    def __init__(self, weights: NDArray[np.float64], num_steps: NDArray[np.int64], num_goals: int) -> None:
+        """Say how likely each goal is, and how many steps it has in the storage, which are equally likely."""
+        super().__init__()
+        self._ends, self._num_steps, self._num_goals = weights.cumsum(), num_steps, num_goals
+        self._first = num_steps.cumsum() - num_steps
+        self.updates = Updates()
+
+    def goals(self, updates: Updates) -> Tensor:
+        """Which goals the one update draws, int64 of shape (G,)."""
+        words = updates.words(_GOAL_STREAM, self._num_goals)[0]
+        luck = (words >> np.uint64(11)).astype(np.float64) / 2.0**53 * self._ends[-1]
+        return torch.from_numpy(np.searchsorted(self._ends, luck, side="right"))
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """Places in the storage, those of one goal after the other; shape (batch_size,)."""
+        goals = self.goals(self.updates).numpy().repeat(batch_size // self._num_goals)
+        words = self.updates.words(_STEP_STREAM, batch_size)[0] % self._num_steps[goals].astype(np.uint64)
+        return torch.from_numpy(self._first[goals] + words.astype(np.int64)), {}

@@ -1,0 +1,384 @@
+"""TEDUO's second step from end to end: a store and a label of it become a store of plans (section 3.2, appendix C.6).
+
+Part by part (grid by grid) every goal that is met somewhere is solved, and its solution is followed from many starts:
+in each state one of the best actions, in each next state the most frequent successor, until the label says that the
+goal is met. A plan is an imaginary rollout; with each step stand all actions that were equally good. Nothing asks an
+environment what an action does, and only plans that reach their goal are kept.
+
+Shape letters: S states of a part, A actions, B plans, T steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kalm.core.durable import write_durably
+from kalm.core.errors import DataError, require
+from kalm.core.goal import InstructedGoal
+from kalm.core.names import Source
+from kalm.core.rollout import Rollout
+from kalm.envs.base import Domain
+from kalm.judging.judge import Judge
+from kalm.rl.planning.empirical_graph import GRID, UNKNOWN, Part, RecordedParts
+from kalm.rl.planning.local_dynamics import CompletedPart, complete, learn_local_dynamics
+from kalm.rl.planning.solvers import Solution, Solver
+from kalm.runs.folder import STORE
+from kalm.store.labels import Labels
+from kalm.store.reader import RolloutStore, is_finished_store
+from kalm.store.sealing import to_json
+from kalm.store.writer import RolloutStoreWriter
+
+STATISTICS_FILE = "solved.json"  # beside the store of plans: how much of it could be solved, by kind of goal
+_STATISTICS = "statistics"  # a file for each shard, while the store is unfinished
+_GOALS_PER_SHARD = 50  # what a kill can cost, and what is in memory at once
+_STATES_AT_ONCE = 8192  # that a judge sees
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How plans are made out of solutions.
+
+    Attributes:
+        num_plans: Starts for each goal in each part, drawn among the states from which the goal can be reached; all of
+            them where there are fewer.
+        max_length: Steps; longer plans are left out.
+        is_completed: Whether the graph is completed by a local model of the dynamics that is learned from the store.
+        part_key: In the provenance of the recorded rollouts: equal values, equal part. Where it is absent, rollouts that
+            share a state belong together.
+        seed: Decides starts, and which of several best actions is taken.
+    """
+
+    num_plans: int = 8
+    max_length: int = 500
+    is_completed: bool = False
+    part_key: str = GRID
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        require(self.num_plans >= 1, "num_plans", self.num_plans, "at least 1")
+        require(self.max_length >= 1, "max_length", self.max_length, "at least 1")
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+
+
+def solve_store(
+    domain: Domain,
+    store: RolloutStore,
+    label: str,
+    solver: Solver,
+    folder: str | Path,
+    settings: PlanSettings | None = None,
+    judge: Judge | None = None,
+    num_threads: int | None = None,
+    show_progress: bool = False,
+) -> RolloutStore:
+    """Make a store of plans, or go on with one that was interrupted, or open one that is there.
+
+    Args:
+        domain: World that the store is of.
+        store: What was recorded: states in a table, discrete actions, no goals needed.
+        label: Name of a label of the store that says in which states which goals are met. A state that it does not
+            mention counts as one where they are not.
+        solver: How goals are solved.
+        folder: Where the store of plans goes, as ``store``, and figures about it, as ``solved.json``.
+        settings: How plans are made.
+        judge: Says whether goals are met in states that were never recorded, where the graph is completed; without one
+            they are not.
+        num_threads: Goals that are solved at the same time; the plans do not depend on it.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        DataError: If the store or its label is of another kind, the folder holds another store, the graph cannot be
+            completed, or no goal can be reached from anywhere.
+    """
+    settings, folder = settings or PlanSettings(), Path(folder)
+    labels = store.labels(label)
+    if labels.goal is None:
+        raise DataError(f"label {label!r} of {store.path} is about rollouts; solving needs one about goals and states")
+    made_by = _provenance(store, label, labels, solver, settings, judge)
+    if is_finished_store(folder / STORE):
+        plans = RolloutStore(folder / STORE)
+        if plans.manifest["made_by"] == json.loads(to_json(made_by)):
+            return plans
+        raise DataError(
+            f"rollout store {plans.path} was made by {plans.manifest['made_by']}, not by {made_by}; name another "
+            "folder, or delete this one to solve anew"
+        )
+    flags = domain.plausibility_flags
+    writer = RolloutStoreWriter(folder / STORE, domain.name, domain.spec, flags, made_by, has_optimal_actions=True)
+    work = _Work(domain, store, labels, solver, settings, judge)
+    own = {"label": label, "solver": made_by["solver"]["name"], "is_oracle": made_by["is_oracle"]}
+    (folder / _STATISTICS).mkdir(exist_ok=True)
+    columns = (TextColumn("solve"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not show_progress) as progress, ThreadPoolExecutor(num_threads) as pool:
+        bar = progress.add_task("solve", total=len(work.parts) * len(work.goals))
+        for number, part_name in enumerate(work.parts.names):
+            shards = {f"{number:06d}-{first:06d}": goals for first, goals in work.blocks}
+            missing = [shard for shard in shards if shard not in writer.finished_shards]
+            part = work.part(number) if missing else None
+            for shard, goals in shards.items():
+                if part is not None and shard in missing:
+                    solved = list(pool.map(partial(work.solve, number, part), goals))
+                    figures = [one.figures for one in solved]
+                    write_durably(folder / _STATISTICS / f"{shard}.json", to_json(figures))
+                    provenance = {**own, settings.part_key: part_name}
+                    writer.append(shard, [plan for one in solved for plan in work.rollouts(one, part, provenance)])
+                progress.advance(bar, len(goals))
+    plans = writer.finish()
+    figures = [row for path in sorted((folder / _STATISTICS).glob("*.json")) for row in json.loads(path.read_bytes())]
+    write_durably(folder / STATISTICS_FILE, to_json({**made_by, "kinds": _by_kind(figures)}, indent=1) + b"\n")
+    return plans
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """What came of one goal in one part: B plans one after the other, and figures about them."""
+
+    instructed: InstructedGoal
+    figures: dict[str, Any]
+    states: Sequence[NDArray[np.int64]] = ()  # of each plan, shape (T + 1,)
+    actions: Sequence[NDArray[np.int64]] = ()  # of each plan, shape (T,)
+    optimal: Sequence[NDArray[np.bool_]] = ()  # of each plan, shape (T, A)
+
+
+class _Work:
+    """Everything that is to be solved."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        store: RolloutStore,
+        labels: Labels,
+        solver: Solver,
+        settings: PlanSettings,
+        judge: Judge | None,
+    ) -> None:
+        self._domain, self._solver, self._settings, self._judge = domain, solver, settings, judge
+        self.goals = [
+            InstructedGoal(
+                domain.goal_from_json(row["goal"]), row["instruction"], row.get("goal_split", domain.training_split)
+            )
+            for row in labels.goals
+        ]
+        self.parts = RecordedParts(store, settings.part_key)
+        self._locality = domain.locality
+        if settings.is_completed:
+            if self._locality is None:
+                raise DataError(f"{domain.name} says nothing of what its actions depend on (Domain.locality); its graph "
+                                "cannot be completed")  # fmt: skip
+            self._dynamics = learn_local_dynamics(self._locality, self.parts, domain.spec.action_size)
+        # The states in which goals are met, those of each part together.
+        assert labels.goal is not None and labels.state is not None
+        met = labels.met.numpy()
+        goal, state = labels.goal.numpy()[met].astype(np.int64), labels.state.numpy()[met].astype(np.int64)
+        part = self.parts.part_of_state[state]
+        order = np.lexsort((state, goal, part))
+        self._met_goal, self._met_state = goal[order], state[order]
+        self._met_bounds = np.searchsorted(part[order], np.arange(len(self.parts) + 1))
+
+    @property
+    def blocks(self) -> Iterator[tuple[int, range]]:
+        """Goals that share a shard, and the first of them."""
+        for first in range(0, len(self.goals), _GOALS_PER_SHARD):
+            yield first, range(first, min(first + _GOALS_PER_SHARD, len(self.goals)))
+
+    def part(self, number: int) -> Part:
+        """A part, completed if that is wanted."""
+        part = self.parts[number]
+        if self._settings.is_completed:
+            assert self._locality is not None
+            part = complete(part, self._locality, self._dynamics)
+        _ = part.graph.predecessors, part.graph.edges  # made once, before threads share them
+        return part
+
+    def solve(self, number: int, part: Part, goal: int) -> _Solved:
+        """Solve one goal in part ``number``, and follow its solution from several starts."""
+        instructed, settings = self.goals[goal], self._settings
+        is_goal, is_recorded = self._is_goal(number, part, goal), part.states != UNKNOWN
+        figures: dict[str, Any] = {"task": instructed.goal.task, "num_goal_states": int(is_goal.sum())}
+        if not is_goal.any():
+            return _Solved(instructed, figures)
+        solution = self._solver.solve(part.graph, is_goal)
+        can_start = solution.optimal.any(axis=1)
+        rng = np.random.default_rng([settings.seed, number, goal])
+        candidates = np.flatnonzero(can_start)
+        starts = rng.choice(candidates, min(settings.num_plans, len(candidates)), replace=False, shuffle=False)
+        luck = int(rng.integers(2**63))
+        states, actions = _follow_all(part, solution, is_goal, starts, settings.max_length, luck)
+        figures |= {
+            "solvable": float((can_start | is_goal)[is_recorded].mean()),
+            "num_plans": len(actions),
+            "num_steps": sum(map(len, actions)),
+        }
+        return _Solved(instructed, figures, states, actions, [solution.optimal[path[:-1]] for path in states])
+
+    def rollouts(self, solved: _Solved, part: Part, provenance: dict[str, Any]) -> Iterator[Rollout]:
+        """Plans as imaginary rollouts. Rewards are what the label says; whether it was right, the domain's rule says."""
+        if not solved.actions:
+            return
+        goal = solved.instructed.goal
+        ends = np.cumsum([0, *map(len, solved.states)])
+        observations = part.observe(np.concatenate(solved.states))
+        for (start, end), actions, optimal in zip(pairwise(ends), solved.actions, solved.optimal, strict=True):
+            seen = observations[start:end]
+            is_last = np.arange(len(actions)) == len(actions) - 1
+            implausible = self._domain.plausibility(seen[:-1], actions, seen[1:])
+            yield Rollout(
+                goal=goal.to_json(),
+                instruction=solved.instructed.instruction,
+                goal_split=solved.instructed.goal_split,
+                source=Source.IMAGINARY,
+                observations=seen,
+                actions=actions,
+                rewards=is_last.astype(np.float32),
+                terminated=is_last,
+                truncated=np.zeros_like(is_last),
+                is_success=bool(goal.success(seen[1:], seen[:-1], actions).any()),
+                violations={flag: int(marked.sum()) for flag, marked in implausible.items()},
+                provenance=provenance,
+                optimal_actions=optimal,
+            )
+
+    def _is_goal(self, number: int, part: Part, goal: int) -> NDArray[np.bool_]:
+        """In which states of part ``number`` a goal is met, shape (S,): by the label, elsewhere by the judge."""
+        bounds = self._met_bounds[number : number + 2]
+        of_part = self._met_goal[bounds[0] : bounds[1]]
+        first, last = bounds[0] + np.searchsorted(of_part, [goal, goal + 1])
+        is_recorded = part.states != UNKNOWN
+        is_goal = np.zeros(len(part.states), dtype=np.bool_)
+        recorded = part.states[is_recorded]
+        is_goal[np.searchsorted(recorded, self._met_state[first:last])] = True
+        if self._judge is not None and isinstance(part, CompletedPart) and self._locality is not None:
+            chosen, of_state = part.representatives(self._locality.aspect(self.goals[goal].goal))
+            met = [
+                self._judge.judge_states(self.goals[goal].goal, part.observe(chosen[at : at + _STATES_AT_ONCE])).met
+                for at in range(0, len(chosen), _STATES_AT_ONCE)
+            ]
+            is_goal[~is_recorded] = np.concatenate(met)[of_state[~is_recorded]]
+        return is_goal
+
+
+def _follow_all(
+    part: Part,
+    solution: Solution,
+    is_goal: NDArray[np.bool_],
+    starts: NDArray[np.int64],
+    max_length: int,
+    seed: int,
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """States and actions of every plan that reaches the goal."""
+    length, states, actions = follow(
+        part.graph.successor, solution.optimal, is_goal, starts, max_length, np.uint64(seed)
+    )
+    arrived = np.flatnonzero(length > 0)
+    paths = [states[row, : length[row] + 1].astype(np.int64) for row in arrived]
+    return paths, [actions[row, : length[row]].astype(np.int64) for row in arrived]
+
+
+@numba.njit(cache=True, nogil=True)
+def follow(
+    successor: NDArray[np.int32],
+    optimal: NDArray[np.bool_],
+    is_goal: NDArray[np.bool_],
+    starts: NDArray[np.int64],
+    max_length: int,
+    seed: np.uint64,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+    """Act by best actions from several starts; of equally good ones any is taken, as the seed has it.
+
+    Args:
+        successor: Shape (S, A).
+        optimal: Shape (S, A).
+        is_goal: Shape (S,).
+        starts: Shape (B,); none of them a goal.
+        max_length: Steps after which it is given up.
+        seed: Of the luck.
+
+    Returns:
+        Steps to the goal, 0 where it was not reached, shape (B,); states, shape (B, max_length + 1); and actions, shape
+        (B, max_length).
+    """
+    length = np.zeros(len(starts), dtype=np.int64)
+    states = np.zeros((len(starts), max_length + 1), dtype=np.int32)
+    actions = np.zeros((len(starts), max_length), dtype=np.int32)
+    luck = seed
+    for row in range(len(starts)):
+        state = starts[row]
+        states[row, 0] = state
+        for step in range(max_length):
+            num_best = 0
+            for action in range(optimal.shape[1]):
+                num_best += optimal[state, action]
+            if num_best == 0:
+                break
+            luck += np.uint64(0x9E3779B97F4A7C15)  # SplitMix64: the same numbers on every machine
+            mixed = (luck ^ (luck >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            chosen = int((mixed ^ (mixed >> np.uint64(31))) % np.uint64(num_best))
+            taken = 0
+            for action in range(optimal.shape[1]):
+                if optimal[state, action]:
+                    if chosen == 0:
+                        taken = action
+                    chosen -= 1
+            state = successor[state, taken]
+            actions[row, step], states[row, step + 1] = taken, state
+            if is_goal[state]:
+                length[row] = step + 1
+                break
+    return length, states, actions
+
+
+def solver_facts(solver: Solver) -> dict[str, Any]:
+    """Name and constants of a solver, as plain JSON types."""
+    return {"name": type(solver).__name__, **{key: _plain(value) for key, value in vars(solver).items()}}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _provenance(
+    store: RolloutStore, label: str, labels: Labels, solver: Solver, settings: PlanSettings, judge: Judge | None
+) -> dict[str, Any]:
+    """What decides the plans, and who said when a goal is met."""
+    judges = [dict(labels.provenance), *([judge.provenance] if judge is not None else [])]
+    return {
+        "verb": "solve",
+        "store_manifest_sha256": store.manifest_sha256,
+        "label": label,
+        "judge": judges[0],
+        "judge_of_predicted_states": judges[1] if judge is not None else None,
+        "is_oracle": any(bool(said.get("is_oracle", False)) for said in judges),
+        "solver": solver_facts(solver),
+        **asdict(settings),
+    }
+
+
+def _by_kind(figures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Figures of each kind of goal, over all pairs of a goal and a part in which it is met somewhere."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for task in sorted({row["task"] for row in figures}):
+        rows = [row for row in figures if row["task"] == task]
+        met = [row for row in rows if row["num_goal_states"]]
+        num_plans = sum(row["num_plans"] for row in met)
+        kinds[task] = {
+            "num_pairs": len(rows),
+            "num_pairs_met": len(met),
+            "solvable_share": float(np.mean([row["solvable"] for row in met])) if met else 0.0,
+            "num_plans": num_plans,
+            "mean_length": sum(row["num_steps"] for row in met) / num_plans if num_plans else 0.0,
+        }
+    return kinds
