@@ -43,6 +43,7 @@ from kalm.store.reader import RolloutStore
 # Keys of a minibatch beside those of transitions.
 TOKENS = "tokens"  # of each of G sentences, (G, L, E)
 TOKENS_PADDING = "tokens_padding"  # True = real token, (G, L)
+SENTENCE = "sentence"  # of each of the G, its place among ``all_sentences``, (G,)
 GOAL = "goal"  # which of the G sentences each of B states is with
 ANSWERS = "answers"  # to the questions about each of G goals, (G, Q)
 
@@ -174,12 +175,18 @@ class PlanData(LightningDataModule):
         more = self.domain.paraphrases if self._paraphrase else lambda goal: ()
         return [[goal.instruction, *more(goal)] for goal in self.goals]
 
+    @cached_property
+    def all_sentences(self) -> list[str]:
+        """``sentences`` in one line, those of goal 0 first."""
+        return [sentence for own in self.sentences for sentence in own]
+
     def batch(self, index: int) -> TensorDict:
         """The minibatch of update ``index``, a pure function of seed and index.
 
         Returns:
             Batch size (): ``observation`` (B, W, H, 2), ``optimal_actions`` (B, A) and ``goal``, (B,), which of the G
-            instructions each state is with; ``tokens`` (G, L, E), ``tokens_padding`` (G, L) and ``answers`` (G, Q).
+            instructions each state is with; ``sentence`` (G,), its place in ``all_sentences``, ``tokens`` (G, L, E),
+            ``tokens_padding`` (G, L) and ``answers`` (G, Q).
         """
         rank = self.trainer.global_rank if self.trainer is not None else 0
         updates = Updates(self.seed, rank, index)
@@ -198,6 +205,7 @@ class PlanData(LightningDataModule):
             {
                 names.OBSERVATION: observation,
                 names.OPTIMAL_ACTIONS: optimal_actions,
+                SENTENCE: shown,
                 GOAL: torch.arange(self._num_goals).repeat_interleave(self._num_states),
                 TOKENS: tokens[shown, :longest],
                 TOKENS_PADDING: is_token[shown, :longest],
@@ -294,7 +302,7 @@ class PlanData(LightningDataModule):
     @cached_property
     def _tokens(self) -> tuple[Tensor, Tensor]:
         """Vectors of all sentences' tokens, and which are real; of goal 0 first, as ``_first_sentence`` counts them."""
-        return self.encoder.token_vectors([sentence for own in self.sentences for sentence in own])
+        return self.encoder.token_vectors(self.all_sentences)
 
     @cached_property
     def _first_sentence(self) -> list[int]:

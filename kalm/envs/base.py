@@ -123,6 +123,23 @@ class Domain(ABC):
         return ()
 
     @property
+    def action_answers(self) -> Sequence[str]:
+        """What a language model that is asked by ``conversation`` answers, one text for each discrete action.
+
+        Raises:
+            DataError: Unless the world is one that can be told in words.
+        """
+        raise DataError(f"the domain {self.name} does not tell its states in words")
+
+    def conversation(self, observation: Any, instruction: str) -> list[dict[str, str]]:
+        """Messages that ask a language model for the next action, each with a role and its content.
+
+        Raises:
+            DataError: Unless the world is one that can be told in words.
+        """
+        raise DataError(f"the domain {self.name} does not tell its states in words")
+
+    @property
     def locality(self) -> Locality | None:
         """How its states come apart for who learns from data what actions do; None where nobody said so."""
         return None

@@ -40,6 +40,7 @@ from kalm.envs.babyai.layout import (
 )
 
 ACTION_NAMES = ("turn left", "turn right", "move forward", "pick up", "drop", "toggle", "done")
+ACTION_ANSWERS = tuple(str(action) for action in range(NUM_ACTIONS))
 DIRECTION_NAMES = ("right", "down", "left", "up")
 
 
@@ -131,6 +132,18 @@ def text_of_actions(actions: Iterable[int]) -> str:
 def action_dictionary() -> str:
     """What each number does, as a prompt lists it."""
     return "{" + ", ".join(f"{number}: {name}" for number, name in enumerate(ACTION_NAMES)) + "}"
+
+
+def conversation(state: NDArray[Any], instruction: str) -> list[dict[str, str]]:
+    """Messages that ask for the next action in a state, (W, H, 2); an answer is one of ``ACTION_ANSWERS``."""
+    width, height, _ = state.shape
+    told = (
+        "You move an agent through rooms of coloured things so that it reaches a goal as soon as it can. "
+        f"The rooms lie on a grid of {width} by {height} tiles, (column, row) from (0,0) at the top left. "
+        f"Its actions are {action_dictionary()}. Answer with the number of the best next action and nothing else."
+    )
+    asked = f"State:\n{text_of_state(state)}\nGoal: {instruction}"
+    return [{"role": "system", "content": told}, {"role": "user", "content": asked}]
 
 
 def _concrete_lines(tiles: NDArray[Any]) -> list[str]:

@@ -82,9 +82,10 @@ class Optimization:
         allowed = f"at least 0 and below schedule_updates, {self.schedule_updates}"
         require(is_rise, "warmup_updates", self.warmup_updates, allowed)
 
-    def of(self, backbone: nn.Module, codec: nn.Module) -> OptimizerLRScheduler:
+    def of(self, backbone: nn.Module, *others: nn.Module) -> OptimizerLRScheduler:
         """What ``configure_optimizers`` returns, for the parameters that are trained; no decay on vectors."""
-        rates = (backbone, self.learning_rate * self.backbone_learning_rate_scale), (codec, self.learning_rate)
+        scaled = self.learning_rate * self.backbone_learning_rate_scale
+        rates = [(backbone, scaled), *((other, self.learning_rate) for other in others)]
         groups = [
             {"params": _trained(module, is_matrix), "lr": rate, "weight_decay": self.weight_decay * is_matrix}
             for is_matrix in (True, False)

@@ -33,7 +33,8 @@ from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.rl.networks.agent_view import AgentView, agent_view
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind
-from kalm.rl.training.randomness import initialize, uniform_numbers
+from kalm.rl.training.randomness import initialize
+from kalm.runs.acting import draw_actions, uniform_numbers
 from kalm.runs.checkpoint_io import POLICY, require_same_policy
 from kalm.runs.evaluated import EvaluatedPolicy
 
@@ -319,18 +320,3 @@ class AnswerHeads(nn.ModuleList):
     def forward(self, features: Tensor) -> list[Tensor]:
         """Logits of the answers to each question, (G, N), from features (G, D)."""
         return [head(features) for head in self]
-
-
-def draw_actions(logits: Tensor, luck: NDArray[np.float64], temperature: float) -> Tensor:
-    """Draw from the softmax of logits over a temperature, by adding Gumbel's noise to them; at 0 the likeliest.
-
-    Args:
-        logits: Shape (B, A).
-        luck: Uniform numbers in (0, 1), shape (B, A).
-        temperature: 0 or more.
-
-    Returns:
-        Actions, int64 of shape (B,).
-    """
-    noise = -torch.from_numpy(luck).log().neg().log()
-    return (logits.double() + temperature * noise).argmax(dim=-1)

@@ -9,11 +9,8 @@ Shape letters: K updates a training step, S policies side by side, B batch, Z nu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -44,32 +41,3 @@ def update_noise(seeds: Sequence[int], updates: range, num_rows: int, size: int)
     streams = [(seed * 0x9E3779B1 + update) % 2**32 for update in updates for seed in seeds]
     draws = [torch.randn(num_rows, size, generator=torch.Generator().manual_seed(stream)) for stream in streams]
     return torch.cat(draws).view(len(updates), -1, size)
-
-
-def uniform_numbers(
-    seed: int, episodes: NDArray[np.uint64], steps: NDArray[np.uint64], size: int
-) -> NDArray[np.float64]:
-    """Uniform numbers in (0, 1) for a step of each of B episodes: a function of seed, episode, step and place alone.
-
-    A counter is scrambled (splitmix64: Steele et al. 2014) once a number that decides, for no generator has to be made.
-
-    Args:
-        seed: Of the run.
-        episodes: Seed of each episode, shape (B,).
-        steps: Number of its step, shape (B,).
-        size: Numbers for each, Z.
-
-    Returns:
-        Shape (B, Z).
-    """
-    with np.errstate(over="ignore"):
-        state = _scramble(_scramble(_scramble(np.uint64(seed)) ^ episodes) ^ steps)
-        words = _scramble(state[:, None] ^ np.arange(1, size + 1, dtype=np.uint64))
-    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
-
-
-def _scramble(words: Any) -> Any:
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
