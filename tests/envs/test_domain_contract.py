@@ -222,7 +222,8 @@ def test_reset_seeds_of_a_collection_stay_clear_of_evaluation(domain: Domain, mo
 def test_reads_a_users_goals(domain: Domain, tmp_path: Path) -> None:
     """A JSON-lines file of a user gives the goals it names, in order."""
     path = tmp_path / "goals.jsonl"
-    wanted = [InstructedGoal(i.goal, "in my words", i.goal_split) for i in domain.instructed_goals(domain.goal_splits[-1])[::7]]
+    known = domain.instructed_goals(domain.goal_splits[-1])[::7]
+    wanted = [InstructedGoal(row.goal, "in my words", row.goal_split) for row in known]
     path.write_text("\n\n".join(json.dumps(row.to_json()) for row in wanted), encoding="utf-8")
     assert domain.load_instructed_goals(path) == wanted
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
 from kalm.core.errors import require
 from kalm.core.goal import Array, BoolArray, InstructedGoal
@@ -136,6 +137,11 @@ class BabyAI(Domain):
         from kalm.envs.babyai.grids import make_level
 
         return make_level(self.layout, self.room_size, self.num_rows, self.num_cols)
+
+    def draw(self, observation: Array, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
+        from kalm.envs.babyai.drawing import draw_observation  # brings pillow
+
+        return draw_observation(observation, instruction, size)
 
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> BabyAIVectorEnv:  # noqa: D102
         from kalm.envs.babyai.vector_env import BabyAIVectorEnv  # brings numba
