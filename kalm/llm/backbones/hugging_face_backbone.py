@@ -155,6 +155,19 @@ class HuggingFaceBackbone(Backbone):
     def beginning_of_text(self) -> list[int]:  # noqa: D102
         return self._prompt_ids("")
 
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation in the model's own form, up to where its answer begins.
+
+        Raises:
+            KalmError: If its tokenizer has no chat template.
+        """
+        if self._tokenizer.chat_template is None:
+            raise KalmError(
+                f"the tokenizer of {self._settings.model} has no chat template, so that nobody knows how it reads a "
+                "conversation. Choose a model that was trained on instructions (often called ...-Instruct)"
+            )
+        return list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
     def decode(self, token_ids: Sequence[int]) -> str:  # noqa: D102
         until_end = list(takewhile(lambda token_id: token_id != self.end_of_text, token_ids))
         return str(self._tokenizer.decode(until_end, skip_special_tokens=True)).strip()
