@@ -7,7 +7,11 @@ import sys
 
 import pytest
 
-NAMES = ["kalm.envs.clevr_robot:kalm/ClevrRobot-v0", "kalm.envs.metaworld:kalm/MetaWorld-v0"]
+NAMES = [
+    "kalm.envs.clevr_robot:kalm/ClevrRobot-v0",
+    "kalm.envs.metaworld:kalm/MetaWorld-v0",
+    "kalm.envs.babyai:kalm/BabyAI-v0",
+]
 
 
 def run(program: str) -> None:

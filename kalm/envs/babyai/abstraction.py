@@ -102,8 +102,8 @@ def abstracted(states: Array, selected: Selected, rooms: BoolArray | None = None
     """States, (..., W, H, 2), with one selection in mind, same shape.
 
     Args:
-        states: Concrete states.
-        selected: What the goal is about.
+        states: Concrete states; pieces of a few thousand take half the time of all at once.
+        selected: What the goal is about, on a grid that has its tile.
         rooms: ``agents_room(states)``, for whoever asks about the same states for many goals.
     """
     rooms = agents_room(states) if rooms is None else rooms
