@@ -117,7 +117,7 @@ class Open(BabyAIGoal):
         """Whether any such door stands open."""
         colors = COLORS if self.thing.color is None else (self.thing.color,)
         opened = np.array([code_of("door", color, "open") for color in colors])
-        return np.isin(observation[..., TILES], opened).any(axis=(-2, -1))
+        return np.asarray(np.isin(observation[..., TILES], opened).any(axis=(-2, -1)))
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class PutNext(BabyAIGoal):
         one, other = np.isin(tiles, self.thing.codes), np.isin(tiles, self.place.codes)
         across = (one[..., 1:, :] & other[..., :-1, :]) | (one[..., :-1, :] & other[..., 1:, :])
         down = (one[..., 1:] & other[..., :-1]) | (one[..., :-1] & other[..., 1:])
-        return across.any(axis=(-2, -1)) | down.any(axis=(-2, -1))
+        return np.asarray(across.any(axis=(-2, -1)) | down.any(axis=(-2, -1)))
 
 
 @dataclass(frozen=True)
