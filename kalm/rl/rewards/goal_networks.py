@@ -91,7 +91,7 @@ class GoalNetworks(ProxyReward):
         """Compare the goals with the networks that there are."""
         if self.data.max_goals is None or len(self.data.learned_goals) > self.sizes["num_goals"]:
             raise DataError(
-                f"num_goals is {self.sizes['num_goals']}, max_goals of the data {self.data.max_goals}; they must be equal"
+                f"num_goals is {self.sizes['num_goals']}, max_goals is {self.data.max_goals}; let them be equal"
             )
 
     def log_likelihood(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
