@@ -1,7 +1,10 @@
-"""What KALM (Pang et al., NeurIPS 2024, arXiv:2404.09248) reports, by domain, to print beside our own numbers."""
+"""What the papers report, by domain, to print beside our own numbers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+# --- KALM (Pang et al., NeurIPS 2024, arXiv:2404.09248) ---
 # From what the data hold to what they never showed (section 4); all but the first are novel.
 GOAL_SPLITS = ("train", "rephrase", "easy", "hard")
 NOVEL_SPLITS = GOAL_SPLITS[1:]
@@ -41,3 +44,47 @@ EASY_STATE_MATCH = 34.0
 
 # Figure 4: CQL on all novel goals of CLEVR-Robot without and with KALM, in percent.
 CQL_NOVEL = (15.5, 27.1)
+
+# --- TEDUO (Pouplin et al., ICML 2025, arXiv:2412.06877) ---
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What TEDUO reports of a method on grids and goals from training or from test; None where it does not say.
+
+    Its test goals come in unseen words only.
+
+    Attributes:
+        success: Percent of episodes (table 1).
+        length: Steps, the limit where an episode failed.
+        invalid: Percent of actions that change nothing.
+        of_kinds: Percent of episodes of pick up, go to, open, put next to (table B.6).
+    """
+
+    success: float
+    length: float | None
+    invalid: float | None
+    of_kinds: tuple[float, float, float, float] | None = None
+
+
+# Tables 1 and B.6, and for steps 1 and 2 alone tables 2 and B.3; limit 500 steps. By domain, method and goal split.
+BEHAVIOUR: dict[str, dict[str, dict[str, Cell]]] = {
+    "babyai": {
+        "TEDUO, Llama-3-8B": {
+            "train": Cell(65, 203, 21, (46, 85, 100, 0)),
+            "new_grids": Cell(53, 257, 27, (39, 65, 100, 0)),
+            "new_words": Cell(55, 241, 22, (20, 87, 83, 0)),
+            "new_grids_and_words": Cell(45, 286, 31, (26, 70, 61, 0)),
+        },
+        "steps 1 and 2, then BabyAI's imitation network": {
+            "train": Cell(69, 248, 17, (46, 92, 100, 7)),
+            "new_grids": Cell(45, 344, 19, (30, 58, 100, 6)),
+            "new_words": Cell(15, 453, 44, (5, 44, 4, 0)),
+            "new_grids_and_words": Cell(16, 447, 36, (7, 40, 5, 0)),
+        },
+        "steps 1 and 2, tabular": {"train": Cell(16, 430, 10)},
+        "steps 1 and 2, DQN": {"train": Cell(15, 446, 15)},
+        "step 1, then cloning": {"train": Cell(7, 474, 11)},
+    }
+}
+BEHAVIOUR_KINDS = ("pick_up", "go_to", "open", "put_next")  # tasks, in the order of ``Cell.of_kinds``

@@ -48,10 +48,15 @@ class EpisodeRow:
     is_success: bool
     num_steps: int
     episode_return: float
+    num_invalid: int | None = None  # actions that changed nothing; None where the world cannot tell
 
 
 _FIELDS = {field.name: field.type for field in fields(EpisodeRow)}
-_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
+_OPTIONAL = {"num_invalid"}
+_TYPES: dict[str, tuple[type, ...]] = {
+    **{"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)},
+    "int | None": (int, type(None)),
+}
 
 
 def load_results(folders: Sequence[Path]) -> list[EpisodeRow]:
@@ -129,11 +134,12 @@ def _read_file(path: Path) -> list[EpisodeRow]:
         if bad:
             problems.append(f"line {number}: {'; '.join(bad)}")
         else:
-            rows.append(EpisodeRow(**{name: data[name] for name in _FIELDS}))
+            rows.append(EpisodeRow(**{name: data[name] for name in _FIELDS if name in data}))
     if problems:
         raise DataError(
             f"results file {path} is malformed:\n  " + "\n  ".join(problems) + "\n"
-            f"Each line is one JSON object with {', '.join(_FIELDS)}. Remove those lines, or run the evaluation again."
+            f"Each line is one JSON object with {', '.join(_FIELDS)}, of which {', '.join(_OPTIONAL)} may be left out. "
+            "Remove those lines, or run the evaluation again."
         )
     return rows
 
@@ -145,8 +151,8 @@ def _bad_fields(data: Any) -> list[str]:
     bad = []
     for name, kind in _FIELDS.items():
         if name not in data:
-            bad.append(f"{name} is missing")
-        elif not isinstance(data[name], _TYPES[str(kind)]) or (kind == "int" and isinstance(data[name], bool)):
+            bad += [] if name in _OPTIONAL else [f"{name} is missing"]
+        elif not isinstance(data[name], _TYPES[str(kind)]) or ("int" in str(kind) and isinstance(data[name], bool)):
             bad.append(f"{name} is {data[name]!r}, not {kind}")
     return bad
 

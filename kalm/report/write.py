@@ -17,6 +17,7 @@ import kalm
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.provenance import git_commit
+from kalm.report.behaviour_table import behaviour_table
 from kalm.report.plots import plot_grounding_curves, plot_match_bars, plot_success_bars, plot_training_curves
 from kalm.report.results import (
     EpisodeRow,
@@ -165,6 +166,8 @@ def _tables(found: _Found, num_last_evaluations: int) -> list[Table]:
         if averaged and num_last_evaluations > 1:
             title = f"Success by goal split, mean of the last {num_last_evaluations} evaluations (the paper's number)"
             tables.append(success_table(averaged, found.rows, title, show_interval=False))
+        if behaviour := behaviour_table(final, found.rows):
+            tables.append(behaviour)
         tables.append(task_table(final, found.rows))
     if found.compared:
         tables.append(comparison_table(found.compared))
