@@ -120,7 +120,7 @@ def asked_by_task(domain: Domain, labels: Labels) -> dict[str, AskedGoals]:
     for row in labels.goals:
         numbers = [1, row["num_met"] > 0, row["num_asked"], row["num_met"], row["num_abstained"]]
         counts.setdefault(domain.goal_from_json(row["goal"]).task, []).append(np.array(numbers, dtype=np.int64))
-    return {task: AskedGoals(*(int(number) for number in sum(rows))) for task, rows in sorted(counts.items())}
+    return {task: AskedGoals(*np.sum(rows, axis=0).tolist()) for task, rows in sorted(counts.items())}
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,10 +138,11 @@ class ProxyReward(LightningModule):
         by_task: dict[str, list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = {}
         for one in examined:
             by_task.setdefault(one.goal.goal.task, []).append((self.probabilities(one.batch), one.met))
-        return {
-            task: choose_threshold(*map(np.concatenate, zip(*found, strict=True)), self._precision)
-            for task, found in sorted(by_task.items())
-        }
+        thresholds = {}
+        for task, found in sorted(by_task.items()):
+            probability, met = (np.concatenate(column) for column in zip(*found, strict=True))
+            thresholds[task] = choose_threshold(probability, met, self._precision)
+        return thresholds
 
     def _here(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.device) for key, value in batch.items()}

@@ -83,12 +83,7 @@ class FactReward(ProxyReward):
         self.norm = nn.LayerNorm(hidden_size)
         # Relation, first symbol, second symbol.
         widths = (num_relations, num_symbols, num_symbols)
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, width))
-            for width in widths
-        )
-        for head in self.heads:
-            nn.init.constant_(head[2].bias, _FIRST_LOGIT)
+        self.heads = nn.ModuleList(_head(hidden_size, width) for width in widths)
         self.register_buffer("possible_facts", torch.zeros((0, 3), dtype=torch.int64), persistent=False)
 
     def setup(self, stage: str) -> None:
@@ -143,6 +138,12 @@ class FactReward(ProxyReward):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self._learning_rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self._schedule_updates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _head(hidden_size: int, width: int) -> nn.Module:
+    last = nn.Linear(hidden_size, width)
+    nn.init.constant_(last.bias, _FIRST_LOGIT)
+    return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), last)
 
 
 def _log_one_minus_exp(logarithm: Tensor) -> Tensor:
