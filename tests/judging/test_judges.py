@@ -22,6 +22,8 @@ from kalm.envs.base import Domain
 from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
 from kalm.judging.judge import DomainRule, Judge, Verdict, verdict
 from kalm.judging.noisy_judge import NoisyJudge
+from kalm.judging.proxy_judge import ProxyJudge
+from tests.chain_domain import CELL_NAMES
 from tests.data.rollouts import DOMAIN, broken, imagined_rollouts, real_rollouts
 
 
@@ -40,10 +42,25 @@ class TwoWorlds:
         return np.array([int(rollout.is_success) for rollout in rollouts])
 
 
+class NamedCell:
+    """A network that reads which cell a sentence names."""
+
+    def probability(self, instruction: str, states: NDArray[Any]) -> NDArray[np.float32]:
+        """How much a state is that cell."""
+        (cell,) = (number for number, name in enumerate(CELL_NAMES) if name in instruction)
+        found: NDArray[np.float32] = states[:, cell].astype(np.float32)
+        return found
+
+    def threshold(self, task: str) -> float | None:
+        """It never learned the centre."""
+        return None if task == "centre" else 0.5
+
+
 FACTORIES: dict[type[Judge], Callable[[], Judge]] = {
     DomainRule: lambda: DomainRule(DOMAIN),
     NoisyJudge: lambda: NoisyJudge(DomainRule(DOMAIN), 0.3, 0.3, 0.1, seed=1),
     OffLearnedDynamics: lambda: OffLearnedDynamics(TwoWorlds(), {"sha256": "ab"}),
+    ProxyJudge: lambda: ProxyJudge(NamedCell(), DOMAIN, {"checkpoint_sha256": "ab"}),
     Unconfirmed: lambda: Unconfirmed(TwoWorlds(), DOMAIN, 1, {"sha256": "ab"}),
 }
 AIMLESS = broken(real_rollouts(1)[0], goal={}, instruction="", goal_split="", is_success=False)
@@ -130,6 +147,14 @@ def test_a_noisy_judge_errs_as_often_as_it_says() -> None:
     assert (judge.provenance["false_positive_rate"], judge.provenance["is_oracle"]) == (0.05, True)
     with pytest.raises(KalmError, match=r"false_negative_rate is 1.5; it must be in \[0, 1\]"):
         NoisyJudge(DomainRule(DOMAIN), false_negative_rate=1.5)
+
+
+def test_a_proxy_abstains_on_what_it_never_learned() -> None:
+    """It answers about an end, and not about the centre."""
+    judge, states = ProxyJudge(NamedCell(), DOMAIN, {}), np.eye(5, dtype=np.float32)
+    end, centre = (DOMAIN.goal_from_json({"type": "cell", "cell": cell}) for cell in (4, 2))
+    assert judge.judge_states(end, states).met.tolist() == [False] * 4 + [True]
+    assert judge.judge_states(centre, states).abstained.all()
 
 
 def test_vetoes_mark_jumps_and_what_too_few_worlds_confirm() -> None:
