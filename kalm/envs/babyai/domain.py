@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from kalm.core.errors import require
 from kalm.core.goal import Array, BoolArray, InstructedGoal
 from kalm.core.rollout import Rollout
+from kalm.envs.babyai.abstraction import StateFeatures
+from kalm.envs.babyai.facts import facts, possible_facts
 from kalm.envs.babyai.goals import BabyAIGoal, goal_from_json
 from kalm.envs.babyai.instructions import GOAL_SPLITS, instructed_goals
 from kalm.envs.babyai.layout import FIRST_DOOR, NUM_ACTIONS
@@ -112,6 +114,20 @@ class BabyAI(Domain):
     def invalid(self, observation: Array, action: Array, next_observation: Array) -> BoolArray:
         """Whether nothing changed, as after ``DONE`` and a step into a wall."""
         return np.asarray((observation == next_observation).all(axis=(-3, -2, -1)))
+
+    def goal_features(self, states: Array) -> Callable[[Any], NDArray[np.integer[Any]]]:
+        """Where a goal's things are, what is in the hand, and the agent's place where the goal is about it."""
+        return StateFeatures(states).keys
+
+    @property
+    def possible_facts(self) -> NDArray[np.int64]:
+        """See ``facts.possible_facts``."""
+        width, height, _ = self.spec.observation.shape  # type: ignore[union-attr]  # it is a grid
+        return possible_facts(width, height)
+
+    def facts(self, states: Array) -> NDArray[np.int32]:
+        """See ``facts.facts``."""
+        return facts(states)
 
     def places(self, goal_split: str) -> Places:
         """Where the episodes of a split begin."""

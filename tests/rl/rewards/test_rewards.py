@@ -1,0 +1,225 @@
+"""Proxy rewards: the noisy or by hand, what batches hold, that both learn, and the way from labels to a judge."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning import Trainer
+from torch import Tensor
+
+from kalm.core.errors import CheckpointError, DataError
+from kalm.data.label_data import LabelData, Part, StateForm
+from kalm.data.rollout_sources import RealRollouts
+from kalm.judging.judge import DomainRule
+from kalm.judging.noisy_judge import NoisyJudge
+from kalm.rl.rewards.base import TABLE_FILE, ProxyReward
+from kalm.rl.rewards.fact_reward import FactReward
+from kalm.rl.rewards.goal_networks import GoalNetworks
+from kalm.rl.rewards.trained_proxy import TrainedProxy
+from kalm.store.labelling import Keep, label_store
+from kalm.store.reader import RolloutStore
+from tests.chain_run import kalm
+from tests.rl.rewards.rooms import Room, write_looks
+from tests.word_encoder import WordEncoder
+
+ROOM = Room()
+
+
+class TokenEncoder(WordEncoder):
+    """Fixed random vectors of the words of a sentence."""
+
+    def token_vectors(self, texts: Any) -> tuple[Tensor, Tensor]:
+        """One vector a word, (n, L, E), and where there are words."""
+        rows = [np.stack([self._word(word) for word in text.replace(",", " , ").split()]) for text in texts]
+        longest = max(map(len, rows))
+        vectors = np.stack([np.pad(row, ((0, longest - len(row)), (0, 0))) for row in rows])
+        mask = np.arange(longest) < np.array([[len(row)] for row in rows])
+        return torch.from_numpy(vectors).float(), torch.from_numpy(mask)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 1,530 states with three labels: what is met, every question, and some questions by a noisy judge."""
+    path = tmp_path_factory.mktemp("rooms")
+    store = write_looks(path / "store", 30, 50)
+    rule = DomainRule(ROOM)
+    label_store(ROOM, store, rule, "met", None, Keep.met, show_progress=False)
+    label_store(ROOM, store, NoisyJudge(rule, 0.01, 0.05, 0.1), "some", 300, show_progress=False)
+    return path
+
+
+def data_of(folder: Path, label: str = "met", **options: Any) -> LabelData:
+    """Labels of the store."""
+    return LabelData(ROOM, TokenEncoder(64), RealRollouts(str(folder / "store")), label, **options)
+
+
+def fit(folder: Path, model: ProxyReward, data: LabelData, num_updates: int) -> Trainer:
+    """Train it, and write the table."""
+    trainer = Trainer(
+        max_steps=num_updates,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+    )
+    trainer.fit(model, data)
+    model.on_save_checkpoint({})
+    trainer.test(model, data, verbose=False)
+    return trainer
+
+
+def table(folder: Path, goals: str = "learned", against: str = "truth") -> dict[str, dict[str, Any]]:
+    """Rows of the table that a test wrote, by task."""
+    rows = json.loads((folder / TABLE_FILE).read_text())["rows"]
+    return {row["task"]: row for row in rows if (row["goals"], row["against"]) == (goals, against)}
+
+
+def test_one_true_fact_is_enough_and_three_conditions_make_it_count() -> None:
+    """Logits of ln 3 and -ln 3 are 3/4 and 1/4.
+
+    Fact (0, 0, 1) counts with 3/4 * 3/4 * 1/4 = 9/64, fact (1, 0, none) with 1/4 * 3/4 = 3/16. A state of both meets
+    the goal with 1 - 55/64 * 13/16, one of the first alone with 9/64, one of none hardly ever.
+    """
+    reward = FactReward(ROOM.spec.with_goals(64), hidden_size=8, num_heads=2, num_relations=2, num_symbols=2)
+    reward.use_facts(np.array([[0, 0, 1], [1, 0, -1]]))
+    logits = [math.log(3), -math.log(3)]
+    reward.read = lambda *_: [torch.tensor([logits])] * 3  # type: ignore[method-assign]
+    states = torch.tensor([[[0, 1], [0, 2], [2, 2]]])
+    met, unmet = reward.log_likelihood({"tokens": torch.zeros(0), "attention_mask": torch.zeros(0), "state": states})
+    expected = [1 - 55 / 64 * 13 / 16, 9 / 64, 0]
+    assert met.exp().tolist()[0] == pytest.approx(expected, abs=1e-6)
+    assert unmet.exp().tolist()[0] == pytest.approx([1 - value for value in expected], abs=1e-6)
+    with pytest.raises(DataError, match=r"are \(2, 2\); the domain's facts need \(6, "):
+        reward.use_facts(ROOM.possible_facts)
+
+
+def test_batches_are_half_met_and_as_the_judge_said(folder: Path) -> None:
+    """Each row's label is the rule's; half of a met goal's states meet it; nothing held out occurs; pure by index."""
+    data = data_of(folder, states_per_goal=8)
+    store = data.store
+    states = store.observations(torch.arange(store.num_states))
+    part = data._part_of
+    drawn = [data._draw_goal(np.random.default_rng([0, 3]), slot) for slot in range(20)]
+    for goal in drawn:
+        rows, met = data._draw_states(np.random.default_rng(5), goal)
+        assert met.tolist() == goal.goal.success(states[rows]).tolist()
+        assert (part[rows] == Part.training.value).all()
+        if goal in data.learned_goals:
+            assert met.sum() >= 4
+        assert goal.number not in data._new_goals
+    one, again = data.batch(7), data.batch(7)
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert one["met"].shape == (32, 8)
+    assert (part == Part.test.value).mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_labels_of_which_the_unmet_are_lost_are_refused(folder: Path) -> None:
+    """Only what was met of some states; or a label of rollouts."""
+    store = RolloutStore(folder / "store")
+    label_store(ROOM, store, DomainRule(ROOM), "lost", 300, Keep.met, show_progress=False)
+    with pytest.raises(DataError, match="kept only what was met of some states"):
+        data_of(folder, "lost").setup("fit")
+    with pytest.raises(DataError, match="is about rollouts"):
+        data_of(folder, "domain_rule").setup("fit")
+
+
+def test_the_reward_of_facts_learns_all_kinds_and_new_pairs(folder: Path, tmp_path: Path) -> None:
+    """In 300 updates nearly everything about learned goals, and pairs of things that it never learned together."""
+    lightning.seed_everything(0, verbose=False)
+    data = data_of(folder)
+    fit(tmp_path, FactReward(data.spec, schedule_updates=300), data, 300)
+    found = table(tmp_path)
+    for task in ("pick_up", "go_to", "open", "put_next"):
+        assert found[task]["precision"] >= 95, found[task]
+        assert found[task]["recall"] >= 90, found[task]
+    assert table(tmp_path, goals="held_out")["put_next"]["recall"] >= 80
+    assert table(tmp_path, against="judge")["open"]["auc"] > 0.99
+
+
+def test_the_networks_a_goal_learn_and_keep_their_best(folder: Path, tmp_path: Path) -> None:
+    """Four goals, a greater rate than the paper's: the loss falls, and in evaluation the weights of the best answer."""
+    lightning.seed_everything(0, verbose=False)
+    data = data_of(folder, "some", form=StateForm.grid, max_goals=4, goals_per_batch=4)
+    model = GoalNetworks(data.spec, num_goals=4, learning_rate=1e-3, examine_every_n_updates=20)
+    assert model.best_hidden.shape == (4, 8 * 8 * 32, 32)
+    batch = data.batch(0)
+
+    def loss() -> float:
+        met, unmet = model.train().log_likelihood(batch)
+        return -float(torch.where(batch["met"], met, unmet).mean())
+
+    before = loss()
+    fit(tmp_path, model, data, 60)
+    assert loss() < before
+    assert set(table(tmp_path)) == {goal.goal.task for goal in data.learned_goals}
+    for one in data.examined(Part.calibration, only_known=True):
+        probability = torch.from_numpy(model.probabilities(one.batch)).clamp(1e-6, 1 - 1e-6)
+        found = torch.nn.functional.binary_cross_entropy(probability, torch.from_numpy(one.met).float())
+        assert float(found) == pytest.approx(float(model.best_loss[int(one.batch["goal"])]), rel=1e-3)
+    with pytest.raises(DataError, match="num_goals is 4, max_goals is None"):
+        fit(tmp_path, model, data_of(folder, "some", form=StateForm.grid), 1)
+
+
+def config(folder: Path, name: str, model: str, model_args: dict[str, Any], data_args: dict[str, Any]) -> Path:
+    """A stage file."""
+    here = "tests.rl.rewards"
+    content = {
+        "root": str(folder),
+        "experiment": f"room/proxy/{name}",
+        "trainer": {"max_steps": 4, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
+        "checkpoint": {"every_n_updates": 4},
+        "model": {"class_path": model, "init_args": model_args},
+        "data": {
+            "class_path": "kalm.data.label_data.LabelData",
+            "init_args": {
+                "domain": {"class_path": f"{here}.rooms.Room"},
+                "encoder": {"class_path": f"{here}.test_rewards.TokenEncoder", "init_args": {"size": 64}},
+                "real": {"path": "${root}/store"},
+                "label": "some",
+                **data_args,
+            },
+        },
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("name", ["facts", "networks"])
+def test_from_labels_to_a_judge_on_the_command_line(folder: Path, name: str) -> None:
+    """Fit, test, and label with the checkpoint: provenance says which weights, thresholds, and whose labels."""
+    if name == "facts":
+        made = "kalm.rl.rewards.fact_reward.FactReward", {"hidden_size": 16, "num_heads": 2}, {}
+    else:
+        small = {"num_goals": 3, "examine_every_n_updates": 2}
+        data_args = {"form": "grid", "max_goals": 3, "goals_per_batch": 3}
+        made = "kalm.rl.rewards.goal_networks.GoalNetworks", small, data_args
+    path = config(folder, name, *made)
+    assert kalm("fit", "--config", path) == 0
+    assert kalm("test", "--config", path) == 0
+    run = folder / "room" / "proxy" / name / "seed=0"
+    assert json.loads((run / TABLE_FILE).read_text())["labels_by"]["judge"] == "noisy"
+    judge = TrainedProxy(str(run), ROOM, TokenEncoder(64), f"proxy_{name}")
+    labels = label_store(ROOM, RolloutStore(folder / "store"), judge, "", 5, show_progress=False)
+    assert labels.provenance["judge"] == "proxy"
+    assert labels.provenance["labels_by"]["judge"] == "noisy"
+    assert labels.provenance["is_oracle"]
+    assert len(labels.provenance["checkpoint_sha256"]) == 64
+    if name == "networks":  # it answers about its three goals alone
+        assert int((~labels.abstained).sum()) == 15
+    else:
+        assert not labels.abstained.any()
+    other = TokenEncoder(64)
+    other.__dict__["fingerprint"] = "ab"
+    with pytest.raises(CheckpointError, match="learned with the encoder .*, not ab"):
+        TrainedProxy(str(run), ROOM, other)
