@@ -15,6 +15,7 @@ from kalm.core.errors import KalmError
 # verb -> module, what it does. Each module has a function ``run_verb(verb, arguments)``.
 _VERBS = {
     "collect": ("kalm.cli.verbs", "collect real rollouts with the domain's expert into a rollout store"),
+    "label": ("kalm.cli.verbs", "ask a judge which states of a rollout store meet which goals"),
     "fit": ("kalm.cli.lightning_cli", "train: ground a language model, or learn a policy"),
     "predict": ("kalm.cli.lightning_cli", "let a grounded language model imagine rollouts"),
     "validate": ("kalm.cli.lightning_cli", "evaluate a checkpoint on the validation episodes"),

@@ -10,16 +10,18 @@ from typing import Any, Literal
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.table import Table
 
 from kalm.cli.usage import usage_error
 from kalm.core.errors import require
 from kalm.envs.base import Domain
+from kalm.judging.judge import Judge
 from kalm.runs.folder import find_checkpoint, run_folder
 from kalm.study import definition, run
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Run one of ``collect``, ``run``, ``export``, ``report`` and ``doctor``; the exit code."""
+    """Run one of ``collect``, ``label``, ``run``, ``export``, ``report`` and ``doctor``; the exit code."""
     make_parser, act = VERBS[verb]
     parser = make_parser()
     try:
@@ -71,6 +73,59 @@ def _collect(config: Namespace) -> int:
     rates = [f"{task} {good}/{count}" for task, (good, count) in success_by_task(domain, store).items()]
     _say(f"successful rollouts by task: {', '.join(rates)}")
     return 0
+
+
+def _label_parser() -> ArgumentParser:
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    parser = _parser(
+        "label",
+        "Ask a judge which states of a store meet which goals. A labelling that was killed goes on.",
+        parser_mode="omegaconf+",
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given again.")
+    parser.add_argument("--root", type=str, default="checkpoints", help="Folder below which all runs write.")
+    parser.add_argument("--store", type=str, required=True, help="Folder of the rollout store; labels lie in it.")
+    parser.add_argument("--domain", type=Domain, required=True, help="The world, by class_path.")
+    parser.add_argument("--judge", type=Judge, required=True, help="Who is asked, by class_path.")
+    parser.add_argument(
+        "--name", type=str, default="", help="Of the label, <store>/labels/<name>/; the judge's if none."
+    )
+    most = "States asked about each goal at most, none of which are alike to it (paper: 5000); null asks about all."
+    parser.add_argument("--max_states_per_goal", type=int | None, default=5000, help=most)
+    kept = "all: a row for each question. met: a row for each state that meets the goal, asked or like one that was."
+    parser.add_argument("--keep", type=Literal["all", "met"], default="all", help=kept)
+    parser.add_argument("--seed", type=int, default=0, help="Decides which states are asked about.")
+    parser.add_argument("--show_progress", type=bool, default=True, help="Draw a progress bar.")
+    return parser
+
+
+def _label(config: Namespace) -> int:
+    limit = config.max_states_per_goal
+    require(limit is None or limit >= 1, "max_states_per_goal", limit, "at least 1, or null for all states")
+    require(config.seed >= 0, "seed", config.seed, "at least 0")
+    made = _label_parser().instantiate(config)
+    from kalm.store.collect import open_domain_store
+    from kalm.store.labelling import Keep, asked_by_task, label_store
+
+    store, name, keep = open_domain_store(made.domain, config.store), config.name or made.judge.name, Keep(config.keep)
+    labels = label_store(
+        made.domain, store, made.judge, name, limit, keep, config.seed, show_progress=config.show_progress
+    )
+    table = Table("task", "goals", "met at least once", "asked", "met", "abstained")
+    for task, row in asked_by_task(made.domain, labels).items():
+        table.add_row(task, *(f"{number:,}" for number in vars(row).values()))
+    Console().print(table)
+    _say(f"{store.path}/labels/{name}: {len(labels):,} rows of {len(labels.goals)} goals x {store.num_states:,} states")
+    if labels.provenance.get("is_oracle"):
+        _say("the judge is the domain's own rule: what is learned from these labels is an upper bound")
+    _say(f"next: {_AFTER_LABELS[keep.name]}")
+    return 0
+
+
+_AFTER_LABELS = {
+    "all": "learn a proxy of this judge with `python -m kalm fit --config conf/babyai/proxy_reward.yaml`",
+    "met": "solve each goal that was met with `python -m kalm solve --config conf/babyai/solve.yaml`",
+}
 
 
 def _run_parser() -> ArgumentParser:
@@ -152,6 +207,7 @@ def _doctor(config: Namespace) -> int:
 
 VERBS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], int]]] = {
     "collect": (_collect_parser, _collect),
+    "label": (_label_parser, _label),
     "run": (_run_parser, _run),
     "export": (_export_parser, _export),
     "report": (_report_parser, _report),

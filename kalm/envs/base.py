@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -112,6 +112,26 @@ class Domain(ABC):
     def locality(self) -> Locality | None:
         """How its states come apart for who learns from data what actions do; None where nobody said so."""
         return None
+
+    def goal_features(self, states: Array) -> Callable[[Goal], NDArray[np.int64]] | None:
+        """What of states matters to a goal, as one number a state: equal numbers, equal verdicts (TEDUO's s_phi).
+
+        It is prepared once for S states and then asked about each goal; it is None, unless a domain knows better, where
+        all states differ.
+        """
+        return None
+
+    @property
+    def possible_facts(self) -> NDArray[np.int64]:
+        """Everything that can be true of a state and that a goal can be about, shape (V, 3); none by default.
+
+        A fact is a relation and what it holds between: (relation, first, second), where -1 is no second.
+        """
+        return np.zeros((0, 3), dtype=np.int64)
+
+    def facts(self, states: Array) -> NDArray[np.int32]:
+        """Which of the ``possible_facts`` are true of each of S states, shape (S, F); V fills what is left of a row."""
+        return np.zeros((len(states), 0), dtype=np.int32)
 
     def draw(self, observation: Any, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:
         """Picture of one observation, shape (size, size, 3), drawn without GL; by default it is written out."""

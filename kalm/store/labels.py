@@ -165,22 +165,24 @@ class LabelWriter:
         shape: str,
         made_by: Mapping[str, Any] | None = None,
         command: str | None = None,
+        name: str | None = None,
     ) -> None:
         """Begin a label, or go on with one that was begun with the same store, judge and settings.
 
         Args:
             store: What is judged.
-            judge: Who judges; its name is the label's.
+            judge: Who judges; its name is the label's unless there is another.
             shape: ``rollout`` or ``goal_state``.
             made_by: Plain JSON types beyond the judge's provenance that decide what is asked.
             command: Command line that goes on with it when it is found unfinished; None takes that of this process.
+            name: The label's.
 
         Raises:
             DataError: If the label is finished, or was begun otherwise.
         """
         if shape not in (ROLLOUT, GOAL_STATE):
             raise DataError(f"shape is {shape!r}; it must be {ROLLOUT} or {GOAL_STATE}")
-        self._store, self._folder = store, store.path / label_folder(judge.name)
+        self._store, self._folder = store, store.path / label_folder(name or judge.name)
         provenance = {**judge.provenance, **(made_by or {})}
         self._facts = label_facts(shape, judge.is_veto, provenance, store.manifest_sha256)
         self._columns = _columns(shape, judge.is_veto)

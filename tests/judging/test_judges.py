@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import kalm.judging
-from kalm.core.errors import DataError
+from kalm.core.errors import DataError, KalmError
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
 from kalm.judging.judge import DomainRule, Judge, Verdict, verdict
+from kalm.judging.noisy_judge import NoisyJudge
 from tests.data.rollouts import DOMAIN, broken, imagined_rollouts, real_rollouts
 
 
@@ -41,6 +42,7 @@ class TwoWorlds:
 
 FACTORIES: dict[type[Judge], Callable[[], Judge]] = {
     DomainRule: lambda: DomainRule(DOMAIN),
+    NoisyJudge: lambda: NoisyJudge(DomainRule(DOMAIN), 0.3, 0.3, 0.1, seed=1),
     OffLearnedDynamics: lambda: OffLearnedDynamics(TwoWorlds(), {"sha256": "ab"}),
     Unconfirmed: lambda: Unconfirmed(TwoWorlds(), DOMAIN, 1, {"sha256": "ab"}),
 }
@@ -83,6 +85,8 @@ def test_a_judge_keeps_the_contract(kind: type[Judge]) -> None:
     states = ROLLOUTS[0].observations
     of_states = judge.judge_states(DOMAIN.instructed_goals("train")[0].goal, states)
     assert len(of_states) == len(states)
+    backwards = judge.judge_states(DOMAIN.instructed_goals("train")[0].goal, states[::-1])
+    assert backwards.met.tolist() == of_states.met.tolist()[::-1]
     if not judge.is_veto:
         assert said.abstained[-1]  # without a goal there is nothing to say
 
@@ -100,6 +104,32 @@ def test_the_rule_says_what_the_simulator_says() -> None:
         0,
     ]
     assert judge.provenance["is_oracle"]
+
+
+def test_a_noisy_judge_errs_as_often_as_it_says() -> None:
+    """Of 8,000 different states half meet the goal; each rate within three standard errors of a share of 4,000.
+
+    The largest error is 3 * sqrt(0.2 * 0.8 / 4000) = 0.019. What is withheld is withheld from both halves.
+    """
+    cells = np.tile([0, 1], 4000)
+    states = np.eye(5, dtype=np.float32)[cells]
+    states[:, 4] = np.arange(8000) / 10000  # so that no two questions are equal
+    goal = DOMAIN.goal_from_json({"type": "cell", "cell": 0})
+    said = NoisyJudge(DomainRule(DOMAIN), 0.05, 0.2, seed=3).judge_states(goal, states)
+    assert (~said.met[cells == 0]).mean() == pytest.approx(0.2, abs=0.019)
+    assert said.met[cells == 1].mean() == pytest.approx(0.05, abs=0.019)
+    assert said.score.tolist() == said.met.tolist()
+    shy = NoisyJudge(DomainRule(DOMAIN), abstention_rate=0.2, seed=3).judge_states(goal, states)
+    assert shy.abstained.mean() == pytest.approx(0.2, abs=0.014)
+    assert (shy.met | shy.abstained)[cells == 0].all()
+    other = NoisyJudge(DomainRule(DOMAIN), 0.05, 0.2, seed=4).judge_states(goal, states)
+    assert (other.met != said.met).any()
+    judge = NoisyJudge(DomainRule(DOMAIN), 0.05, seed=4)
+    assert judge.name == "noisy_domain_rule"
+    assert judge.provenance["of"] == DomainRule(DOMAIN).provenance
+    assert (judge.provenance["false_positive_rate"], judge.provenance["is_oracle"]) == (0.05, True)
+    with pytest.raises(KalmError, match=r"false_negative_rate is 1.5; it must be in \[0, 1\]"):
+        NoisyJudge(DomainRule(DOMAIN), false_negative_rate=1.5)
 
 
 def test_vetoes_mark_jumps_and_what_too_few_worlds_confirm() -> None:
