@@ -343,6 +343,11 @@ def follow(
     return length, states, actions
 
 
+def read_statistics(folder: str | Path) -> dict[str, Any]:
+    """What ``solve_store`` wrote beside a store of plans: who judged, how it was solved, figures by kind of goal."""
+    return dict(json.loads((Path(folder) / STATISTICS_FILE).read_bytes()))
+
+
 def solver_facts(solver: Solver) -> dict[str, Any]:
     """Name and constants of a solver, as plain JSON types."""
     return {"name": type(solver).__name__, **{key: _plain(value) for key, value in vars(solver).items()}}
