@@ -120,7 +120,7 @@ class Domain(ABC):
         """How its states come apart for who learns from data what actions do; None where nobody said so."""
         return None
 
-    def goal_features(self, states: Array) -> Callable[[Goal], NDArray[np.int64]] | None:
+    def goal_features(self, states: Array) -> Callable[[Any], NDArray[np.integer[Any]]] | None:
         """What of states matters to a goal, as one number a state: equal numbers, equal verdicts (TEDUO's s_phi).
 
         It is prepared once for S states and then asked about each goal; it is None, unless a domain knows better, where

@@ -1,4 +1,4 @@
-"""A judge that errs as often as it is told to: it stands in for an imperfect language model, with a known share of wrong.
+"""A judge that errs as often as it is told to: it stands in for an imperfect language model.
 
 Shape letters: R rollouts, S states.
 """

@@ -35,7 +35,7 @@ _AT_ONCE = 8192  # states that are read together
 
 
 class TabularPolicy(EvaluatedPolicy):
-    """Recorded states by their solution, all others at random. For ``test`` with ``--ckpt_path null``: it has no weights.
+    """Recorded states by their solution, others at random. For ``test`` with ``--ckpt_path null``: it has no weights.
 
     Which goal an instruction means is looked up in the label by the goal itself, as the paper's tables do.
     """

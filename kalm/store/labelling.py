@@ -1,4 +1,4 @@
-"""TEDUO's hindsight labels: a judge is asked which states of a store meet which goals (arXiv:2412.06877, section 3.1.2).
+"""TEDUO's hindsight labels: a judge is asked which states of a store meet which goals (arXiv:2412.06877, 3.1.2).
 
 Of a goal, states that do not differ in what matters to it are one question, and a judge is asked each question once.
 
@@ -136,7 +136,7 @@ def _ask(
     judge: Judge,
     instructed: InstructedGoal,
     states: NDArray[Any],
-    features: Callable[[Goal], NDArray[np.int64]] | None,
+    features: Callable[[Any], NDArray[np.integer[Any]]] | None,
     max_states: int | None,
     keep: Keep,
     luck: np.random.Generator,
