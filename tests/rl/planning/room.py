@@ -74,7 +74,7 @@ class Room(Domain):
 class RoomEnv(DomainVectorEnv):
     """Rooms as the simulator steps them."""
 
-    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Any:
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal, goal_split: str) -> Any:
         return random_state(rng)
 
     def _simulate(self, rows: Any, actions: Any) -> Any:
