@@ -16,6 +16,10 @@ from kalm.core.errors import KalmError
 _VERBS = {
     "collect": ("kalm.cli.verbs", "collect real rollouts with the domain's expert into a rollout store"),
     "label": ("kalm.cli.verbs", "ask a judge which states of a rollout store meet which goals"),
+    "solve": (
+        "kalm.cli.verbs",
+        "solve every goal that was met, on what was recorded, into a store of plans",
+    ),
     "fit": ("kalm.cli.lightning_cli", "train: ground a language model, or learn a policy"),
     "predict": ("kalm.cli.lightning_cli", "let a grounded language model imagine rollouts"),
     "validate": ("kalm.cli.lightning_cli", "evaluate a checkpoint on the validation episodes"),

@@ -21,7 +21,7 @@ from kalm.study import definition, run
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    """Run one of ``collect``, ``label``, ``run``, ``export``, ``report`` and ``doctor``; the exit code."""
+    """Run one of ``collect``, ``label``, ``solve``, ``run``, ``export``, ``report`` and ``doctor``; the exit code."""
     make_parser, act = VERBS[verb]
     parser = make_parser()
     try:
@@ -128,6 +128,67 @@ _AFTER_LABELS = {
 }
 
 
+def _solve_parser() -> ArgumentParser:
+    from kalm.rl.planning.solvers import Solver  # brings numba
+
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    parser = _parser(
+        "solve",
+        "Solve every goal that was met on the graph of what was recorded; write plans from many starts. A solving that "
+        "was killed goes on.",
+        parser_mode="omegaconf+",
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given again.")
+    parser.add_argument("--root", type=str, default="checkpoints", help="Folder below which all runs write.")
+    place = "<domain>/<stage>/<name>; plans go to <root>/<experiment>/seed=<seed>/store, figures to solved.json there."
+    parser.add_argument("--experiment", type=str, default="", help=place)
+    parser.add_argument("--domain", type=Domain, required=True, help="The world, by class_path.")
+    parser.add_argument("--store", type=str, required=True, help="Folder of the rollout store.")
+    said = "Name of its label that says which states meet which goals; a state that has no row meets none."
+    parser.add_argument("--label", type=str, required=True, help=said)
+    by = {"class_path": "kalm.rl.planning.solvers.ShortestPath"}
+    parser.add_argument("--solver", type=Solver, default=by, help="How goals are solved, by class_path.")
+    asked = "Who says whether goals are met in states that were never recorded (is_completed), by class_path."
+    parser.add_argument("--judge", type=Judge | None, default=None, help=asked)
+    parser.add_argument("--num_plans", type=int, default=8, help="Starts for each goal in each part of the store.")
+    parser.add_argument("--max_length", type=int, default=500, help="Steps; longer plans are left out.")
+    completed = "Complete the graph by a local model of the dynamics, learned from the store."
+    parser.add_argument("--is_completed", type=bool, default=False, help=completed)
+    key = "Key in the provenance of rollouts: equal values, equal part. If absent, parts are what is connected."
+    parser.add_argument("--part_key", type=str, default="grid", help=key)
+    parser.add_argument("--seed", type=int, default=0, help="Decides starts, and actions among equally good ones.")
+    threads = "Goals solved at the same time; all cores by default. The plans do not depend on it."
+    parser.add_argument("--num_threads", type=int | None, default=None, help=threads)
+    parser.add_argument("--show_progress", type=bool, default=True, help="Draw a progress bar.")
+    return parser
+
+
+def _solve(config: Namespace) -> int:
+    folder = run_folder(config.root, config.experiment, config.seed)
+    made = _solve_parser().instantiate(config)
+    from kalm.rl.planning.solve import STATISTICS_FILE, PlanSettings, read_statistics, solve_store
+    from kalm.store.collect import open_domain_store
+
+    settings = PlanSettings(config.num_plans, config.max_length, config.is_completed, config.part_key, config.seed)
+    store = open_domain_store(made.domain, config.store)
+    plans = solve_store(
+        made.domain, store, config.label, made.solver, folder, settings, made.judge, config.num_threads,
+        config.show_progress,
+    )  # fmt: skip
+    said = read_statistics(folder)
+    table = Table("task", "goals x parts", "met somewhere", "solvable from", "plans", "mean length")
+    for task, row in said["kinds"].items():
+        counts = (f"{row[key]:,}" for key in ("num_pairs", "num_pairs_met"))
+        share, length = f"{row['solvable_share']:.1%} of states", f"{row['mean_length']:.1f}"
+        table.add_row(task, *counts, share, f"{row['num_plans']:,}", length)
+    Console().print(table)
+    _say(f"{plans.path}: {plans.num_rollouts:,} plans, {len(plans):,} steps; figures in {folder / STATISTICS_FILE}")
+    if said["is_oracle"]:
+        _say("the judge is the domain's own rule: what is learned from these plans is an upper bound")
+    _say("next: let a student learn from the plans, `python -m kalm fit` with a file of conf/babyai")
+    return 0
+
+
 def _run_parser() -> ArgumentParser:
     description = f"{run.__doc__}\n{definition.__doc__}"
     parser = _parser("run", description, formatter_class=RawDescriptionHelpFormatter)
@@ -208,6 +269,7 @@ def _doctor(config: Namespace) -> int:
 VERBS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], int]]] = {
     "collect": (_collect_parser, _collect),
     "label": (_label_parser, _label),
+    "solve": (_solve_parser, _solve),
     "run": (_run_parser, _run),
     "export": (_export_parser, _export),
     "report": (_report_parser, _report),

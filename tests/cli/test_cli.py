@@ -60,7 +60,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning's four and ours."""
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    for verb in ("fit", "validate", "test", "predict", "collect", "run", "export", "report", "doctor"):
+    for verb in ("fit", "validate", "test", "predict", "collect", "solve", "run", "export", "report", "doctor"):
         assert f"\n  {verb} " in out
 
 

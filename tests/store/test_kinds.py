@@ -274,3 +274,72 @@ def test_spaces_of_no_kind_are_refused(observation: Any, action: Any, message: s
     """With what is allowed."""
     with pytest.raises(DataError, match=message):
         spec_of_spaces(observation, action)
+
+
+def plans(num_rollouts: int) -> list[Rollout]:
+    """Walks on grids with what was best at each step: what was done, and now and then something else too."""
+    rng = np.random.default_rng(3)
+    made = []
+    for walk in walks(PLAIN, num_rollouts):
+        optimal = rng.random((len(walk), 7)) < 0.3
+        optimal[np.arange(len(walk)), walk.actions] = True
+        made.append(broken(walk, optimal_actions=optimal))
+    return made
+
+
+def test_a_store_of_plans_keeps_all_best_actions(tmp_path: Path) -> None:
+    """A column of its own, which its manifest announces, which is read by its key, and which whole rows leave out."""
+    made = plans(9)
+    writer = RolloutStoreWriter(tmp_path / "store", "grids", PLAIN, (), {}, "solve", has_optimal_actions=True)
+    writer.append("0", made[:5])
+    writer.append("1", made[5:])
+    writer.finish()
+    store = RolloutStore(tmp_path / "store", verify=True)
+    assert store.has_optimal_actions
+    assert store.manifest["has_optimal_actions"] is True
+    for index, rollout in enumerate(made):
+        assert same(store.rollout(index), rollout)
+    (found,) = store.read((names.OPTIMAL_ACTIONS,), torch.tensor([[0, 1], [7, 3]]))
+    assert (found.dtype, found.shape) == (torch.bool, (2, 2, 7))
+    assert np.array_equal(found[0].numpy(), made[0].optimal_actions[:2])
+    assert names.OPTIMAL_ACTIONS not in store.keys
+
+
+def test_other_stores_say_nothing_of_best_actions(tmp_path: Path) -> None:
+    """Neither a column nor a word in the manifest: their files are what they were."""
+    writer = RolloutStoreWriter(tmp_path / "store", "grids", PLAIN, (), {}, "walk")
+    writer.append("0", walks(PLAIN, 3))
+    store = writer.finish()
+    assert not store.has_optimal_actions
+    assert "optimal" not in (store.path / "manifest.json").read_text(encoding="utf-8")
+    assert store.rollout(0).optimal_actions is None
+    with pytest.raises(DataError, match="have no 'optimal_actions'"):
+        store.read((names.OPTIMAL_ACTIONS,), torch.zeros(1, dtype=torch.int64))
+
+
+def test_best_actions_are_checked(tmp_path: Path) -> None:
+    """All or none of a store's rollouts have them; what was done is among them; the shape and the kind are right."""
+    writer = RolloutStoreWriter(tmp_path / "plans", "grids", PLAIN, (), {}, "solve", has_optimal_actions=True)
+    plain = RolloutStoreWriter(tmp_path / "plain", "grids", PLAIN, (), {}, "walk")
+    (plan,) = plans(1)
+    none_best = np.zeros((len(plan), 7), np.bool_)
+    none_best[:, 0] = True
+    with pytest.raises(DataError, match=r"optimal_actions: None, expected an array of shape \(T, A\)"):
+        writer.append("0", walks(PLAIN, 1))
+    with pytest.raises(DataError, match="optimal_actions: an array, expected None; this is no store of plans"):
+        plain.append("0", [plan])
+    with pytest.raises(DataError, match=r"optimal_actions: \[0\] at step \d, where [1-6] was taken; it must be among"):
+        writer.append("0", [broken(plan, optimal_actions=none_best, actions=np.full(len(plan), 3))])
+    with pytest.raises(DataError, match=r"optimal_actions: shape \(5, 6\), expected a bool array of shape \(5, 7\)"):
+        writer.append("0", [broken(plan, optimal_actions=plan.optimal_actions[:, :6])])
+    with pytest.raises(DataError, match="optimal_actions: dtype int64"):
+        writer.append("0", [broken(plan, optimal_actions=plan.optimal_actions.astype(np.int64))])
+    with pytest.raises(DataError, match="only discrete actions can be listed"):
+        RolloutStoreWriter(tmp_path / "text", "pages", TEXT, (), {}, "solve", has_optimal_actions=True)
+
+
+def test_a_store_that_was_begun_without_best_actions_is_not_gone_on_with(tmp_path: Path) -> None:
+    """And the other way round."""
+    RolloutStoreWriter(tmp_path / "store", "grids", PLAIN, (), {}, "walk")
+    with pytest.raises(DataError, match="has_optimal_actions: None -> True"):
+        RolloutStoreWriter(tmp_path / "store", "grids", PLAIN, (), {}, "solve", has_optimal_actions=True)

@@ -23,6 +23,7 @@ from kalm.envs.base import Domain
 if TYPE_CHECKING:
     from kalm.envs.babyai.places import Places
     from kalm.envs.babyai.vector_env import BabyAIVectorEnv
+    from kalm.envs.locality import Locality
 
 FIRST_TEST_GRID = 1_000_000  # number of it; the training grids are numbered from 0
 _SKILL_ROOMS = (6, 1, 2)  # size, rows and columns of the skill grids
@@ -128,6 +129,14 @@ class BabyAI(Domain):
     def facts(self, states: Array) -> NDArray[np.int32]:
         """See ``facts.facts``."""
         return facts(states)
+
+    @cached_property
+    def locality(self) -> Locality:
+        """The agent acts on the tile that it faces."""
+        from kalm.envs.babyai.locality import GridLocality
+
+        width, height, _ = self.observation_space.shape
+        return GridLocality(width, height)
 
     def places(self, goal_split: str) -> Places:
         """Where the episodes of a split begin."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numba
@@ -106,11 +107,16 @@ class CompletedPart(Part):
         Returns:
             Numbers of these states, shape (B,), and which of them stands for each state, shape (S,).
         """
-        if aspect == "state":
-            return np.arange(len(self.states)), np.arange(len(self.states))
-        values = {"situation": self.situation, "configuration": self.configuration, "pose": self.pose}[aspect]
-        _, first, of_state = np.unique(values, return_index=True, return_inverse=True)
-        return first, of_state
+        return self._representatives[aspect]
+
+    @cached_property
+    def _representatives(self) -> dict[Aspect, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        every = np.arange(len(self.states))
+        found: dict[Aspect, tuple[NDArray[np.int64], NDArray[np.int64]]] = {"state": (every, every)}
+        for aspect in ("situation", "configuration", "pose"):
+            _, first, of_state = np.unique(getattr(self, aspect), return_index=True, return_inverse=True)
+            found[aspect] = first, of_state
+        return found
 
 
 def complete(part: Part, locality: Locality, dynamics: LocalDynamics) -> CompletedPart:

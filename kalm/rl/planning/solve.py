@@ -55,8 +55,8 @@ class PlanSettings:
             them where there are fewer.
         max_length: Steps; longer plans are left out.
         is_completed: Whether the graph is completed by a local model of the dynamics that is learned from the store.
-        part_key: In the provenance of the recorded rollouts: equal values, equal part. Where it is absent, rollouts that
-            share a state belong together.
+        part_key: In the provenance of the recorded rollouts: equal values, equal part. Where it is absent, rollouts
+            that share a state belong together.
         seed: Decides starts, and which of several best actions is taken.
     """
 
@@ -176,11 +176,13 @@ class _Work:
         self._locality = domain.locality
         if settings.is_completed:
             if self._locality is None:
-                raise DataError(f"{domain.name} says nothing of what its actions depend on (Domain.locality); its graph "
-                                "cannot be completed")  # fmt: skip
+                raise DataError(
+                    f"is_completed is True, but {domain.name} does not say what its actions depend on (Domain.locality)"
+                )
             self._dynamics = learn_local_dynamics(self._locality, self.parts, domain.spec.action_size)
         # The states in which goals are met, those of each part together.
-        assert labels.goal is not None and labels.state is not None
+        assert labels.goal is not None
+        assert labels.state is not None
         met = labels.met.numpy()
         goal, state = labels.goal.numpy()[met].astype(np.int64), labels.state.numpy()[met].astype(np.int64)
         part = self.parts.part_of_state[state]
@@ -200,6 +202,7 @@ class _Work:
         if self._settings.is_completed:
             assert self._locality is not None
             part = complete(part, self._locality, self._dynamics)
+            part.representatives("state")
         _ = part.graph.predecessors, part.graph.edges  # made once, before threads share them
         return part
 
@@ -225,7 +228,7 @@ class _Work:
         return _Solved(instructed, figures, states, actions, [solution.optimal[path[:-1]] for path in states])
 
     def rollouts(self, solved: _Solved, part: Part, provenance: dict[str, Any]) -> Iterator[Rollout]:
-        """Plans as imaginary rollouts. Rewards are what the label says; whether it was right, the domain's rule says."""
+        """Plans as imaginary rollouts: rewards by the label, ``is_success`` by the domain's rule."""
         if not solved.actions:
             return
         goal = solved.instructed.goal
@@ -279,9 +282,8 @@ def _follow_all(
     seed: int,
 ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
     """States and actions of every plan that reaches the goal."""
-    length, states, actions = follow(
-        part.graph.successor, solution.optimal, is_goal, starts, max_length, np.uint64(seed)
-    )
+    graph, luck = part.graph, np.uint64(seed)
+    length, states, actions = follow(graph.successor, solution.optimal, is_goal, starts, max_length, luck)
     arrived = np.flatnonzero(length > 0)
     paths = [states[row, : length[row] + 1].astype(np.int64) for row in arrived]
     return paths, [actions[row, : length[row]].astype(np.int64) for row in arrived]
@@ -339,6 +341,11 @@ def follow(
                 length[row] = step + 1
                 break
     return length, states, actions
+
+
+def read_statistics(folder: str | Path) -> dict[str, Any]:
+    """What ``solve_store`` wrote beside a store of plans: who judged, how it was solved, figures by kind of goal."""
+    return dict(json.loads((Path(folder) / STATISTICS_FILE).read_bytes()))
 
 
 def solver_facts(solver: Solver) -> dict[str, Any]:
