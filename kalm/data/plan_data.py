@@ -153,7 +153,14 @@ class PlanData(LightningDataModule):
     @cached_property
     def stores(self) -> list[RolloutStore]:
         """The stores of plans."""
-        return [open_domain_store(self.domain, path) for path in self._plans.stores]
+        stores = [open_domain_store(self.domain, path) for path in self._plans.stores]
+        others = [str(store.path) for store in stores if not store.has_optimal_actions]
+        if others:
+            raise DataError(
+                f"plans.stores names {', '.join(others)}, whose rollouts do not say which actions are optimal; name "
+                "folders that python -m kalm solve wrote"
+            )
+        return stores
 
     @cached_property
     def selection(self) -> Selection:
