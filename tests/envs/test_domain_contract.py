@@ -203,7 +203,7 @@ def test_a_breach_is_told_in_a_sentence(domain: Domain, sentence: str) -> None:
 
 
 def test_reset_seeds_of_a_collection_stay_clear_of_evaluation(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rollout begins from a seed at or above the offset from which evaluation takes its own, if it is reset at all."""
+    """No rollout begins from a seed at or above the offset that evaluation begins at; some worlds reset nothing."""
     used: list[int] = []
     real_make = type(domain).make_vector_env
     vector_class = type(real_make(domain, 1, 1))
@@ -216,13 +216,13 @@ def test_reset_seeds_of_a_collection_stay_clear_of_evaluation(domain: Domain, mo
     monkeypatch.setattr(vector_class, "reset", reset)
     assert len(list(islice(domain.collect(20, seed=123), 20))) == 20
     assert len(used) == (20 if type(domain).collect is Domain.collect else 0)
-    assert max(used) < MAX_COLLECTION_SEED
+    assert max(used, default=0) < MAX_COLLECTION_SEED
 
 
 def test_reads_a_users_goals(domain: Domain, tmp_path: Path) -> None:
     """A JSON-lines file of a user gives the goals it names, in order."""
     path = tmp_path / "goals.jsonl"
-    wanted = [InstructedGoal(i.goal, "in my words", i.goal_split) for i in domain.instructed_goals("hard")[::7]]
+    wanted = [InstructedGoal(i.goal, "in my words", i.goal_split) for i in domain.instructed_goals(domain.goal_splits[-1])[::7]]
     path.write_text("\n\n".join(json.dumps(row.to_json()) for row in wanted), encoding="utf-8")
     assert domain.load_instructed_goals(path) == wanted
 
@@ -240,4 +240,4 @@ def test_names_every_bad_line_of_a_users_goals(domain: Domain, tmp_path: Path) -
     message = str(error.value)
     assert "line 1:" not in message
     assert all(f"line {number}:" in message for number in (2, 3, 4, 5))
-    assert "rephrase" in message, "an unknown split is answered with the known ones"
+    assert domain.goal_splits[1] in message, "an unknown split is answered with the known ones"

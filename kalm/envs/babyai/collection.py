@@ -105,7 +105,8 @@ class _Collector:
         level.np_random = rng
         put_state(level, start)
         put_command(level, random_command(level))
-        bot, actions, is_over = Bot(level), [], False
+        bot, is_over = Bot(level), False
+        actions: list[int] = []
         while not is_over and len(actions) < MAX_STEPS and (action := bot.act()) is not None:
             _, _, is_over, _, _ = level.step(action)
             actions.append(action)

@@ -87,6 +87,7 @@ class BabyAI(Domain):
         self.num_training_grids, self.num_test_grids = num_training_grids, num_test_grids
         self.random_share, self.random_steps, self.num_processes = random_share, random_steps, num_processes
         width, height = ((self.room_size - 1) * num + 1 for num in (self.num_cols, self.num_rows))
+        self.width, self.height = width, height
         self.observation_space = gym.spaces.Box(0, _LARGEST_STATE, (width, height, 2), np.uint8)
         self.action_space = gym.spaces.Discrete(NUM_ACTIONS)
         self._instructed_of: dict[str, list[InstructedGoal]] = {}
@@ -94,11 +95,10 @@ class BabyAI(Domain):
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:
         """Those whose goals can be met in one of the split's grids."""
         if goal_split not in self._instructed_of:
-            width, height, _ = self.observation_space.shape
             places, tasks = self.places(goal_split), _TASKS_OF.get(self.layout)
             self._instructed_of[goal_split] = [
                 row
-                for row in instructed_goals(goal_split, width, height, self.room_size)
+                for row in instructed_goals(goal_split, self.width, self.height, self.room_size)
                 if isinstance(row.goal, BabyAIGoal)
                 and (tasks is None or row.goal.task in tasks)
                 and places.starts(row.goal)

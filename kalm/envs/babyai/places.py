@@ -84,14 +84,14 @@ class Places:
         codes, faced = goal.things[0].codes, self._num_faced
         if isinstance(goal, Open):
             is_open = self._num_all[:, codes[(codes - FIRST_DOOR) % 3 == _OPEN]].any(axis=1)
-            return self._num_opened[:, codes].any(axis=1) & ~is_open
-        can_be_faced = faced[:, codes].any(axis=1)
+            return np.asarray(self._num_opened[:, codes].any(axis=1) & ~is_open)
+        can_be_faced = np.asarray(faced[:, codes].any(axis=1))
         if not isinstance(goal, PutNext):
             return can_be_faced
         others = goal.place.codes
         is_met = self._are_beside[:, codes[:, None], others].any(axis=(1, 2))
         are_two = faced[:, np.union1d(codes, others)].sum(axis=1) > 1
-        return can_be_faced & faced[:, others].any(axis=1) & are_two & ~is_met
+        return np.asarray(can_be_faced & faced[:, others].any(axis=1) & are_two & ~is_met)
 
 
 def _beside(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -106,10 +106,10 @@ def _regions(grid: Grid) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_],
     """Of each region where to begin, (N, 2), and which tiles can be reached and faced, (W, H)."""
     left = grid.starts
     while len(left):
-        place = left[0].tolist()
+        x, y = left[0].tolist()
         # Whoever can come to each other without a key come to the same tiles with one.
-        is_here = _flood(grid.tiles, *place, has_keys=False)[left[:, 0], left[:, 1]]
-        is_reached = _flood(grid.tiles, *place, has_keys=True)
+        is_here = _flood(grid.tiles, x, y, has_keys=False)[left[:, 0], left[:, 1]]
+        is_reached = _flood(grid.tiles, x, y, has_keys=True)
         is_faced = is_reached.copy()
         for step in _STEPS:
             is_faced |= np.roll(is_reached, step, axis=(0, 1))
