@@ -89,6 +89,7 @@ def _row(result: EpisodeResult, number: int, policy: EvaluatedPolicy, trainer: T
         "is_success": result.is_success,
         "num_steps": result.num_steps,
         "episode_return": result.episode_return,
+        **({} if result.num_invalid is None else {"num_invalid": result.num_invalid}),
     }
 
 

@@ -138,7 +138,7 @@ class ChainDomain(Domain):
 class ChainVectorEnv(DomainVectorEnv):
     """Many chains in one array."""
 
-    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal, goal_split: str) -> Array:
         return one_hot(np.array(start_cell(rng, goal)))
 
     def _restore(self, row: int, goal: Goal, observation: Array) -> Array:

@@ -85,7 +85,7 @@ class LineDomain(ChainDomain):
 class LineVectorEnv(DomainVectorEnv):
     """Many lines in one array."""
 
-    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal, goal_split: str) -> Array:
         return start(rng, goal)
 
     def _simulate(self, rows: NDArray[np.intp], actions: Array) -> Array:

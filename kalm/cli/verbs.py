@@ -69,7 +69,7 @@ def _collect(config: Namespace) -> int:
         f"({store.manifest['bytes_per_transition']} bytes a transition)"
     )
     rates = [f"{task} {good}/{count}" for task, (good, count) in success_by_task(domain, store).items()]
-    _say(f"successful rollouts by task: {', '.join(rates)}")
+    _say(f"successful rollouts by task: {', '.join(rates) or 'none has a goal'}")
     return 0
 
 

@@ -40,6 +40,8 @@ class Domain(ABC):
         goal_splits: Names of the splits that policies are evaluated on, in the order of tables. The first is the one
             that real rollouts are collected for; how new the others are to a learner is the domain's to say.
         goal_class: What all its goals are.
+        sentences_from: Splits that have the sentences of another one, which they differ from in something else, such
+            as the place: that other one, by name. No two others share a sentence.
         observation_space: What is seen, a Gymnasium space of any kind.
         action_space: What can be done, another.
         plausibility_flags: Names of the ways in which a transition can be implausible.
@@ -48,6 +50,7 @@ class Domain(ABC):
 
     name: ClassVar[str]
     goal_splits: ClassVar[tuple[str, ...]] = ("train",)
+    sentences_from: ClassVar[Mapping[str, str]] = {}
     goal_class: ClassVar[type[Any]]
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
@@ -76,6 +79,10 @@ class Domain(ABC):
     def plausibility(self, observation: Array, action: Array, next_observation: Array) -> dict[str, BoolArray]:
         """One flag a transition for each of ``plausibility_flags``, shape (...); True marks a violation."""
         return {}
+
+    def invalid(self, observation: Array, action: Array, next_observation: Array) -> BoolArray | None:
+        """Which actions could not be carried out, shape (...), such as a step into a wall; None if none can tell."""
+        return None
 
     def next_sub_goal(self, goal: Goal, observation: Array) -> Goal | None:
         """Which part of ``goal``, itself a goal of some split, to pursue next from an observation of shape (O,).
@@ -167,6 +174,12 @@ class Domain(ABC):
     def training_split(self) -> str:
         """The split that real rollouts are collected for."""
         return self.goal_splits[0]
+
+    @property
+    def told_splits(self) -> tuple[str, ...]:
+        """The splits whose sentences are told in training."""
+        first = self.training_split
+        return tuple(split for split in self.goal_splits if self.sentences_from.get(split, split) == first)
 
     def instruction_for(self, goal: Goal) -> str:
         """The first built-in sentence for a goal; an empty one for a user's."""

@@ -64,7 +64,8 @@ def _check_goals(domain: Domain) -> Problems:
                 yield f"{told} says that it is of the split {row.goal_split!r}"
             if not row.instruction.strip():
                 yield f"{told} is blank"
-            if (other := split_of.setdefault(row.instruction.casefold(), split)) != split:
+            source = domain.sentences_from.get(split, split)
+            if (other := split_of.setdefault(row.instruction.casefold(), source)) != source:
                 yield f"{told} is in the split {other!r} too; what a learner is tested on must not be told in training"
         if len({row.instruction for row in rows}) < len(rows):
             yield f"goals: the split {split!r} has an instruction twice"
@@ -94,7 +95,8 @@ def _check_resets(domain: Domain) -> Problems:
     env = SingleEnv(domain)
     for row in (row for split in domain.goal_splits for row in _one_of_each_task(domain, split)):
         for goal in (row.goal, row.goal.to_json()):
-            first, info = env.reset(seed=3, options={"goal": goal, "instruction": row.instruction})
+            told = {"goal": goal, "goal_split": row.goal_split}
+            first, info = env.reset(seed=3, options={**told, "instruction": row.instruction})
             if info["instruction"] != row.instruction:
                 yield f"resets: the instruction given was {row.instruction!r}, and info says {info['instruction']!r}"
             if info["is_success"] or row.goal.success(first):
@@ -119,7 +121,7 @@ def _check_episodes(domain: Domain) -> Problems:
     env = SingleEnv(domain)
     for row in (domain.instructed_goals(split)[0] for split in domain.goal_splits):
         goal, told = row.goal, f"episodes: of {row.goal!r}"
-        before, _ = env.reset(seed=5, options={"goal": goal})
+        before, _ = env.reset(seed=5, options={"goal": goal, "goal_split": row.goal_split})
         env.action_space.seed(5)
         for number in range(1, goal.max_steps + 1):
             action = env.action_space.sample()
@@ -144,13 +146,15 @@ def _check_rows(domain: Domain) -> Problems:
     for num_envs, num_threads in ((1, 1), (3, 1), (5, 2)):
         seeds, rows = range(21, 21 + num_envs), [chosen[row % len(chosen)] for row in range(num_envs)]
         envs = domain.make_vector_env(num_envs, num_threads)
-        seen, info = envs.reset(seed=seeds, options={"goals": [row.goal for row in rows]})
+        options = {"goals": [row.goal for row in rows], "goal_splits": [row.goal_split for row in rows]}
+        seen, info = envs.reset(seed=seeds, options=options)
         envs.action_space.seed(0)
         actions = [envs.action_space.sample() for _ in range(_NUM_STEPS)]
         steps = [(seen, np.zeros(num_envs), *np.zeros((2, num_envs), np.bool_), info), *map(envs.step, actions)]
         for row, (seed, instructed) in enumerate(zip(seeds, rows, strict=True)):
             single = SingleEnv(domain)
-            alone = _walk(single, seed, {"goal": instructed.goal}, [action[row] for action in actions])
+            told = {"goal": instructed.goal, "goal_split": instructed.goal_split}
+            alone = _walk(single, seed, told, [action[row] for action in actions])
             single.close()
             together = [(o[row], r[row], t[row], u[row], i["is_success"][row]) for o, r, t, u, i in steps]
             if not _equal_steps(alone, together[: len(alone)]):
@@ -187,15 +191,18 @@ def _check_rules(domain: Domain) -> Problems:
     before, after, action = np.array(seen[:-1]), np.array(seen[1:]), np.array(actions[: len(seen) - 1])
 
     def told(rows: slice) -> dict[str, Any]:
+        marked = domain.invalid(before[rows], action[rows], after[rows])
         return {
             "success": goal.success(after[rows], before[rows], action[rows]),
             "reward": goal.reward(before[rows], action[rows], after[rows]),
             **domain.plausibility(before[rows], action[rows], after[rows]),
+            **({} if marked is None else {"invalid": marked}),
         }
 
     batch, rows = told(slice(None)), [told(slice(row, row + 1)) for row in range(len(action))]
-    if set(batch) != {"success", "reward", *domain.plausibility_flags}:
-        yield f"rules: plausibility marks {sorted(batch)[:-2]}, and plausibility_flags are {domain.plausibility_flags}"
+    flags = sorted(batch.keys() - {"success", "reward", "invalid"})
+    if flags != sorted(domain.plausibility_flags):
+        yield f"rules: plausibility marks {flags}, and plausibility_flags are {domain.plausibility_flags}"
     for name, values in batch.items():
         if np.shape(values) != (len(action),) or (name != "reward" and values.dtype != np.bool_):
             yield f"rules: {name} of {len(action)} steps has shape {np.shape(values)}, type {np.asarray(values).dtype}"
@@ -210,7 +217,7 @@ def _check_collection(domain: Domain) -> Problems:
     if len(rollouts) != _NUM_ROLLOUTS:
         yield f"collection: {_NUM_ROLLOUTS} rollouts were asked for, and {len(rollouts)} came"
     for number, rollout in enumerate(rollouts):
-        if rollout.goal_split != domain.training_split:
+        if rollout.goal and rollout.goal_split != domain.training_split:
             yield f"collection: rollout {number} is of the split {rollout.goal_split!r}"
         for problem in validate_rollout(rollout, domain.spec):
             yield f"collection: rollout {number}: {problem}"

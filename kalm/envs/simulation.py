@@ -57,6 +57,7 @@ class EpisodeResult:
     episode_return: float  # undiscounted sum of the environment's rewards
     observations: Array  # shape (T + 1, O)
     actions: Array  # shape (T,) or (T, A)
+    num_invalid: int | None = None  # actions that could not be carried out; None where the world cannot tell
 
 
 def simulate(act: Act, env: DomainVectorEnv, episodes: Sequence[Episode]) -> list[EpisodeResult]:
@@ -119,6 +120,7 @@ class _Simulation:
         current = [self.episodes[number] for number in self.episode_of_row]
         options = {
             "goals": [episode.instructed.goal for episode in current],
+            "goal_splits": [episode.instructed.goal_split for episode in current],
             "instructions": [episode.instructed.instruction for episode in current],
             "observations": [episode.start for episode in current],
             "reset_mask": starting,
@@ -130,14 +132,17 @@ class _Simulation:
 
     def _result(self, number: int) -> EpisodeResult:
         episode = self.episodes[number]
+        observations, actions = np.stack(self.observations[number]), np.stack(self.actions[number])
+        invalid = self.env.domain.invalid(observations[:-1], actions, observations[1:])
         return EpisodeResult(
             episode=episode,
             task=episode.instructed.goal.task,
             is_success=self.is_success[number],
             num_steps=len(self.actions[number]),
             episode_return=self.returns[number],
-            observations=np.stack(self.observations[number]),
-            actions=np.stack(self.actions[number]),
+            observations=observations,
+            actions=actions,
+            num_invalid=None if invalid is None else int(invalid.sum()),
         )
 
 

@@ -29,9 +29,10 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
     Episode i depends on ``seed[i]`` and its options alone: not on B, its place or the number of threads. Copies and
     pickles go on where the original was.
 
-    ``reset`` takes the options ``goals`` (a goal or its JSON form), ``instructions`` and ``observations`` (a value or
-    None for each environment) and ``reset_mask`` (boolean, shape (B,): which to reset; the others go on). ``info``
-    holds ``is_success``, boolean, shape (B,), ``instruction``, a list of B sentences, and ``row``, 0 to B - 1.
+    ``reset`` takes the options ``goals`` (a goal or its JSON form), ``goal_splits`` (in whose places to begin, the
+    training split's by default), ``instructions`` and ``observations`` (a value or None for each environment) and
+    ``reset_mask`` (boolean, shape (B,): which to reset; the others go on). ``info`` holds ``is_success``, boolean,
+    shape (B,), ``instruction``, a list of B sentences, and ``row``, 0 to B - 1.
 
     A domain says how an episode begins (``_lay_out``, ``_restore``) and what a step leads to (``_simulate``).
 
@@ -70,8 +71,11 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
         return {**self.__dict__, **dict.fromkeys(self._of_this_process)}
 
     @abstractmethod
-    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
-        """Draw the start of an episode in one environment from ``rng``; what is seen, shape (O,)."""
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal, goal_split: str) -> Array:
+        """Draw the start of an episode in one environment from ``rng``; what is seen, shape (O,).
+
+        Most worlds begin alike in all splits; in one whose places differ too, ``goal_split`` says where to begin.
+        """
 
     def _restore(self, row: int, goal: Goal, observation: Array) -> Array:
         """Start from an observation of shape (O,), as nearly as the simulator can; what is seen then, shape (O,).
@@ -99,23 +103,24 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
 
         Without a goal, a training instruction is drawn; without an observation, a start at which the goal is not true.
         """
-        options = _checked_options(options, ("goals", "instructions", "observations", "reset_mask"))
+        options = _checked_options(options, ("goals", "goal_splits", "instructions", "observations", "reset_mask"))
         seeds = self._per_env("seed", range(seed, seed + self.num_envs) if isinstance(seed, int) else seed)
         goals = self._per_env("goals", options.get("goals"))
+        splits = self._per_env("goal_splits", options.get("goal_splits"))
         instructions = self._per_env("instructions", options.get("instructions"))
         observations = self._per_env("observations", options.get("observations"))
         chosen = np.asarray(self._per_env("reset_mask", options.get("reset_mask", [True] * self.num_envs)), np.bool_)
         for row in np.flatnonzero(chosen).tolist():
             if seeds[row] is not None:
                 self.rngs[row] = seeding.np_random(seeds[row])[0]
-            self._begin(row, goals[row], instructions[row], observations[row])
+            self._begin(row, goals[row], instructions[row], observations[row], splits[row])
         return self._observation.copy(), self._info()
 
-    def _begin(self, row: int, goal: Any, instruction: str | None, observation: Any) -> None:
+    def _begin(self, row: int, goal: Any, instruction: str | None, observation: Any, goal_split: str | None) -> None:
         """Begin an episode in one environment, drawing what is None."""
         goal, built_in = self._choose(self.rngs[row], goal)
         if observation is None:
-            seen = self._draw_start(row, goal)
+            seen = self._draw_start(row, goal, goal_split or self.domain.training_split)
         else:
             seen = self._restore(row, goal, _checked(observation, self.single_observation_space))
         self._goals[row], self._observation[row] = goal, seen
@@ -135,9 +140,9 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
             raise TypeError(f"{goal!r} is a goal of another domain than {self.domain.name}")
         return goal, self.domain.instruction_for(goal)
 
-    def _draw_start(self, row: int, goal: Goal) -> Array:
+    def _draw_start(self, row: int, goal: Goal, goal_split: str) -> Array:
         for _ in range(_MAX_STARTS):
-            seen = self._lay_out(row, self.rngs[row], goal)
+            seen = self._lay_out(row, self.rngs[row], goal, goal_split)
             if not goal.success(seen):
                 return seen
         raise ValueError(f"goal {goal} was true at {_MAX_STARTS} random starts; give an observation to start from")
@@ -183,9 +188,10 @@ class DomainVectorEnv(gym.vector.VectorEnv[Array, Array, Array], ABC):
 class SingleEnv(gym.Env[Any, Any]):
     """One episode of a domain, equal to that of the vectorised environment under the same seed.
 
-    ``reset`` takes three options: ``observation`` (what to start from), ``goal`` (a goal or its JSON form) and
-    ``instruction`` (a sentence for it). Without a goal, a training instruction is drawn; without an ``observation``,
-    a start at which the goal is not true already. Both draws depend on the seed alone.
+    ``reset`` takes four options: ``observation`` (what to start from), ``goal`` (a goal or its JSON form),
+    ``goal_split`` (in whose places to begin, the training split's by default) and ``instruction`` (a sentence for the
+    goal). Without a goal, a training instruction is drawn; without an ``observation``, a start at which the goal is not
+    true already. Both draws depend on the seed alone.
 
     ``info`` holds ``is_success`` and ``instruction`` after every reset and step. An episode is terminated on success
     and truncated after the goal's ``max_steps``; from then on nothing changes until ``reset``.
@@ -214,7 +220,7 @@ class SingleEnv(gym.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; see the class for the options."""
         super().reset(seed=seed)
-        options = _checked_options(options, ("goal", "instruction", "observation"))
+        options = _checked_options(options, ("goal", "goal_split", "instruction", "observation"))
         self._envs.rngs[0] = self.np_random
         observation, info = self._envs.reset(options={f"{name}s": [value] for name, value in options.items()})
         return observation[0], _info(info)

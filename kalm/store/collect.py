@@ -71,11 +71,13 @@ def open_domain_store(domain: Domain, path: str) -> RolloutStore:
 
 
 def success_by_task(domain: Domain, store: RolloutStore) -> dict[str, tuple[int, int]]:
-    """Successful rollouts and all rollouts of each task, sorted by its name."""
+    """Successful rollouts and all rollouts of each task, sorted by its name; rollouts without a goal are of none."""
     goals = [row.goal for row in store.instructions]
     counts: dict[str, tuple[int, int]] = {}
     columns = store.rollouts[INSTRUCTION_ID].tolist(), store.is_success.tolist()
     for instruction_id, is_success in zip(*columns, strict=True):
+        if instruction_id < 0:
+            continue
         task = domain.goal_from_json(goals[instruction_id]).task
         num_successes, num_rollouts = counts.get(task, (0, 0))
         counts[task] = num_successes + int(is_success), num_rollouts + 1

@@ -71,7 +71,7 @@ class PointMass(Domain):
 class Square(DomainVectorEnv):
     """Many points at once."""
 
-    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> np.ndarray:
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal, goal_split: str) -> np.ndarray:
         return rng.uniform(-1, 1, 2)
 
     def _simulate(self, rows: np.ndarray, actions: np.ndarray) -> np.ndarray:

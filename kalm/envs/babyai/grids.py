@@ -1,8 +1,8 @@
 """Grids of BabyAI, as minigrid lays them out: the Synth family at any size, and TEDUO's two rooms for three skills.
 
 A Synth grid of nine rooms of size 8 is that of minigrid's ``BabyAI-Synth-v0`` under the same seed (TEDUO, section 5).
-The skill grids are two rooms of size 6 (TEDUO, table 3): in A the door between them is open and a box is in the other
-room, in B the door is closed, and in C it is closed with a box behind it.
+The skill grids are two rooms of size 6 (TEDUO, table 3): in A the box to pick up is in the other room behind an open
+door, in B the closed door is to be opened, and in C the box to pick up is behind a closed door.
 
 Shape letters: W columns, H rows, N tiles to start from.
 """
@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import numpy as np
 from minigrid.envs.babyai.core.levelgen import LevelGen
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
-from minigrid.envs.babyai.core.verifier import GoToInstr, ObjDesc, OpenInstr, PickupInstr
+from minigrid.envs.babyai.core.verifier import ObjDesc, OpenInstr, PickupInstr
 from numpy.typing import NDArray
 
+from kalm.envs.babyai.goals import MAX_STEPS
 from kalm.envs.babyai.layout import COLORS, DOOR_STATES, EMPTY, NUM_CODES, WALL, describe, put_agent
 
 Level = Any  # one of minigrid's environments, which say too little of their types
@@ -76,20 +77,16 @@ class SkillLevel(RoomGridLevel):
         if self.skill != "skill_b":
             self.add_object(1, 0, "box")
         self.place_agent(0, 0)
-        self.instrs = {
-            "skill_a": GoToInstr(ObjDesc("box")),
-            "skill_b": OpenInstr(ObjDesc("door")),
-            "skill_c": PickupInstr(ObjDesc("box")),
-        }[self.skill]
+        self.instrs = OpenInstr(ObjDesc("door")) if self.skill == "skill_b" else PickupInstr(ObjDesc("box"))
 
 
-def make_level(layout: str, room_size: int, num_rows: int, num_cols: int, max_steps: int) -> Level:
+def make_level(layout: str, room_size: int, num_rows: int, num_cols: int) -> Level:
     """The level of minigrid that lays grids out; see ``BabyAI`` for the arguments.
 
     A locked door needs a second room, so one room has none. The number of things grows with that of rooms.
     """
     if layout != "synth":
-        return SkillLevel(layout, max_steps=max_steps)
+        return SkillLevel(layout, max_steps=MAX_STEPS)
     num_rooms = num_rows * num_cols
     return LevelGen(
         room_size=room_size,
@@ -102,7 +99,7 @@ def make_level(layout: str, room_size: int, num_rows: int, num_cols: int, max_st
         implicit_unlock=False,
         action_kinds=("goto", "pickup", "open", "putnext") if num_rooms > 1 else ("goto", "pickup", "putnext"),
         instr_kinds=["action"],
-        max_steps=max_steps,
+        max_steps=MAX_STEPS,
     )
 
 

@@ -30,6 +30,12 @@ STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # what a step forward adds
 EMPTY, WALL = 0, 1
 FIRST_KEY, FIRST_BALL, FIRST_BOX, FIRST_DOOR = 2, 8, 14, 20
 NUM_CODES = 38
+
+# Codes of abstract states only (TEDUO, section 3.1.1): things by the part that they play in a goal. Of doors there are
+# three each, by state. GOAL_TILE is the free tile to stand on; GOAL_BOTH may be put next to another of its like.
+GOAL_OBJECT, GOAL_LOCATION, GOAL_BOTH, GOAL_TILE, OBSTACLE = range(NUM_CODES, NUM_CODES + 5)
+FIRST_PLAIN_DOOR, FIRST_GOAL_DOOR, FIRST_LOCATION_DOOR = 43, 46, 49
+NUM_ABSTRACT_CODES = 52
 _FIRST = {"key": FIRST_KEY, "ball": FIRST_BALL, "box": FIRST_BOX}
 
 

@@ -68,7 +68,6 @@ def put_command(level: Level, command: ActionInstr) -> None:
     """Make a level ask for a command of minigrid's own from now on."""
     level.instrs = command
     level.instrs.reset_verifier(level)
-    level.surface = level.mission = command.surface(level)
 
 
 def command_of(goal: BabyAIGoal) -> ActionInstr:

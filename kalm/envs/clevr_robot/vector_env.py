@@ -194,7 +194,7 @@ class ClevrRobotVectorEnv(DomainVectorEnv):
         after = self._physics.observation(self._physics.step(state, actions.ravel()))
         return after.reshape(*actions.shape, OBSERVATION_SIZE)
 
-    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal, goal_split: str) -> Array:
         return self._restore(row, goal, sample_layout(rng))
 
     def _restore(self, row: int, goal: Goal, observation: Array) -> Array:

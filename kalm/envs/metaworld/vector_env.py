@@ -55,7 +55,7 @@ class MetaWorldVectorEnv(DomainVectorEnv):
             self._renderer[1].close()
         self._threads = self._renderer = None
 
-    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal, goal_split: str) -> Array:
         with borrowed_scene(goal.task) as scene:
             self._task_of_row[row], self._states[row] = goal.task, scene.lay_out(rng)
             seen = scene.observe(self._states[row])

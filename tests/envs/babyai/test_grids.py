@@ -10,7 +10,7 @@ from kalm.envs.babyai.layout import EMPTY, NUM_CODES, WALL, codes_matching, desc
 
 
 def _level_of(layout: str = "synth", room_size: int = 8, num_rows: int = 3, num_cols: int = 3) -> RoomGridLevel:
-    return make_level(layout, room_size, num_rows, num_cols, 500)
+    return make_level(layout, room_size, num_rows, num_cols)
 
 
 def test_a_synth_grid_is_the_one_of_minigrid_under_the_same_seed() -> None:

@@ -25,7 +25,7 @@ from kalm.envs.babyai.simulator import next_states, roll_out
 
 def test_every_action_on_every_tile_with_everything_in_the_hand_is_that_of_minigrid() -> None:
     """38 tiles in front, 19 contents of the hand, 7 actions: 5,054 steps, each in one of the four directions."""
-    level = make_level("skill_b", 8, 3, 3, 500)
+    level = make_level("skill_b", 8, 3, 3)
     reset_quietly(level, 0)
     empty = np.full((11, 6), WALL, dtype=np.uint8)
     empty[1:-1, 1:-1] = EMPTY
@@ -50,7 +50,7 @@ def test_every_action_on_every_tile_with_everything_in_the_hand_is_that_of_minig
 @pytest.mark.parametrize("by_bot", [False, True])
 def test_long_random_and_bot_rollouts_are_those_of_minigrid(by_bot: bool) -> None:
     """6,000 random steps, and what the bot does for six commands."""
-    level, rng, num_steps, is_carrying = make_level("synth", 6, 3, 3, 10**6), np.random.default_rng(0), 0, 0
+    level, rng, num_steps, is_carrying = make_level("synth", 6, 3, 3), np.random.default_rng(0), 0, 0
     for number in range(6):
         grid = make_grid(level, number)
         start = grid.random_state(rng)
@@ -76,7 +76,7 @@ def test_long_random_and_bot_rollouts_are_those_of_minigrid(by_bot: bool) -> Non
 
 def test_a_batch_is_its_rows_and_what_was_given_is_left_alone() -> None:
     """70 states in one call, and each alone."""
-    grid = make_grid(make_level("synth", 8, 1, 1, 500), 0)
+    grid = make_grid(make_level("synth", 8, 1, 1), 0)
     states = np.stack([grid.random_state(np.random.default_rng(seed)) for seed in range(70)])
     before, actions = states.copy(), np.arange(70) % NUM_ACTIONS
     after = next_states(states, actions)
