@@ -28,7 +28,7 @@ from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.goal import InstructedGoal
 from kalm.core.provenance import changes
-from kalm.core.specs import GridObservation, Spec
+from kalm.core.specs import Spec
 from kalm.data.minibatches import Updates
 from kalm.data.policy_data import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.rollout_data import IndexedBatches, require_least
@@ -56,18 +56,14 @@ class StudentSpec(Spec):
     Attributes:
         num_codes: Codes of tiles.
         outside: Code that is seen beyond the grid.
+        max_size: Most columns and rows of a grid.
         questions: Each question about a goal, and how many answers it has.
     """
 
     num_codes: int = 0
     outside: int = 0
+    max_size: int = 0
     questions: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Columns and rows."""
-        assert isinstance(self.observation, GridObservation)
-        return self.observation.shape[0], self.observation.shape[1]
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,13 @@ class PlanData(LightningDataModule):
         base = domain.spec.with_goals(encoder.embedding_size)
         questions = tuple(grid.questions.items())
         self.spec = StudentSpec(
-            base.observation, base.action, base.goal_embedding_size, grid.num_codes, grid.outside, questions
+            base.observation,
+            base.action,
+            base.goal_embedding_size,
+            num_codes=grid.num_codes,
+            outside=grid.outside,
+            max_size=grid.max_size,
+            questions=tuple(grid.questions.items()),
         )
 
     def prepare_data(self) -> None:

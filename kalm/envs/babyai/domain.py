@@ -12,9 +12,11 @@ import numpy as np
 from kalm.core.errors import require
 from kalm.core.goal import Array, BoolArray, InstructedGoal
 from kalm.core.rollout import Rollout
+from kalm.envs.agent_grid import AgentGrid
 from kalm.envs.babyai.goals import BabyAIGoal, goal_from_json
-from kalm.envs.babyai.instructions import GOAL_SPLITS, instructed_goals
+from kalm.envs.babyai.instructions import GOAL_SPLITS, instructed_goals, paraphrases
 from kalm.envs.babyai.layout import FIRST_DOOR, NUM_ACTIONS
+from kalm.envs.babyai.questions import AGENT_GRID
 from kalm.envs.base import Domain
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from kalm.envs.babyai.vector_env import BabyAIVectorEnv
 
 FIRST_TEST_GRID = 1_000_000  # number of it; the training grids are numbered from 0
+_NUM_PARAPHRASES = 20  # drawn for a goal; some come twice
 _SKILL_ROOMS = (6, 1, 2)  # size, rows and columns of the skill grids
 _TASKS_OF = {"skill_a": {"pick_up"}, "skill_b": {"open"}, "skill_c": {"pick_up"}}
 _LARGEST_STATE = (FIRST_DOOR - 1) * 4 + 4  # of the agent's plane
@@ -107,6 +110,18 @@ class BabyAI(Domain):
 
     def goal_from_json(self, data: Mapping[str, Any]) -> BabyAIGoal:  # noqa: D102
         return goal_from_json(data)
+
+    @property
+    def agent_grid(self) -> AgentGrid:
+        """Its codes of tiles, and the questions that TEDUO's abstraction answers about a goal."""
+        return AGENT_GRID
+
+    def paraphrases(self, instructed: InstructedGoal) -> list[str]:
+        """Distinct sentences in the training's own synonyms and patterns, always the same for a goal."""
+        if not isinstance(instructed.goal, BabyAIGoal):
+            return []
+        drawn = paraphrases(instructed.goal, np.random.default_rng(0), _NUM_PARAPHRASES)
+        return list(dict.fromkeys(drawn))
 
     def invalid(self, observation: Array, action: Array, next_observation: Array) -> BoolArray:
         """Whether nothing changed, as after ``DONE`` and a step into a wall."""

@@ -96,8 +96,7 @@ class PlannerStudent(Student):
         self.price_hidden = nn.Linear(pricing_size, pricing_size)
         self.price = nn.Linear(pricing_size, 2 * num_channels)
         # A place that the sentence names by numbers.
-        width, height = spec.grid_size
-        self.column, self.row = nn.Linear(size, width), nn.Linear(size, height)
+        self.column, self.row = nn.Linear(size, spec.max_size), nn.Linear(size, spec.max_size)
         self.place_reward = nn.Linear(size, num_channels)
         # The action. The first layer's columns for codes on the patch, one-hot, are rows of a table.
         num_tiles = (2 * _RADIUS + 1) ** 2
@@ -139,8 +138,7 @@ class PlannerStudent(Student):
     def _named_place(self, view: AgentView, meaning: Tensor) -> Tensor:
         """Reward of the tile that a sentence names by column and row, shape (G, C, W, H)."""
         width, height = view.tiles.shape[1:]
-        column = _fitted(self.column(meaning).softmax(-1), width)
-        row = _fitted(self.row(meaning).softmax(-1), height)
+        column, row = self.column(meaning).softmax(-1)[:, :width], self.row(meaning).softmax(-1)[:, :height]
         return _REWARD_SCALE * torch.einsum("gc,gx,gy->gcxy", self.place_reward(meaning), column, row)
 
     def _choose(self, view: AgentView, values: Tensor, meaning: Tensor, goal: Tensor) -> Tensor:
@@ -160,8 +158,3 @@ class PlannerStudent(Student):
             + self.first_of_values(seen)
         )
         return self.action(torch.relu(self.second(torch.relu(hidden))))
-
-
-def _fitted(likely: Tensor, size: int) -> Tensor:
-    """Columns or rows of another grid than the one it was built for: those that it lacks are never named."""
-    return functional.pad(likely, (0, max(0, size - likely.shape[-1])))[..., :size]

@@ -248,7 +248,9 @@ class Student(EvaluatedPolicy):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {"algorithm": type(self).__name__, **asdict(self.spec), **self.sizes}
+        facts = asdict(self.spec)
+        del facts["observation"]  # the weights serve grids of other sizes
+        return {"algorithm": type(self).__name__, **facts, **self.sizes}
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from kalm.data.policy_data import EvaluationEpisodes
 from kalm.envs.agent_grid import AgentGrid
 from kalm.envs.babyai.goals import BabyAIGoal, GoTo, GoToTile, Thing, goal_from_json
 from kalm.envs.babyai.layout import EMPTY, NUM_ACTIONS, WALL, code_of, put_agent
-from kalm.envs.babyai.questions import agent_grid
+from kalm.envs.babyai.questions import AGENT_GRID
 from kalm.envs.babyai.simulator import next_states
 from kalm.envs.base import Domain
 from kalm.envs.vector_env import DomainVectorEnv
@@ -59,7 +59,7 @@ class RoomDomain(Domain):
     @property
     def agent_grid(self) -> AgentGrid:
         """As BabyAI's."""
-        return agent_grid(SIZE)
+        return AGENT_GRID
 
     def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
         """One more sentence a goal."""
