@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import kalm.rl.distillation
-from kalm.core.errors import CheckpointError, DataError
+from kalm.core.errors import CheckpointError
 from kalm.envs.evaluation import evaluation_episodes, summarize
 from kalm.rl.distillation.student import Student, answer_loss, draw_actions, set_loss
 from kalm.rl.training.randomness import uniform_numbers
@@ -25,7 +25,7 @@ from tests.rl.helpers import trainer
 # Smaller than their defaults.
 OPTIONS: dict[str, dict[str, Any]] = {
     "ImitationStudent": {"num_channels": 8, "radius": 4, "meaning_size": 32, "hidden_size": 32},
-    "PlannerStudent": {"hidden_size": 64, "num_queries": 4, "query_size": 16, "meaning_size": 32},
+    "PlannerStudent": {"hidden_size": 64, "num_queries": 4, "query_size": 16},
 }
 
 
@@ -97,8 +97,8 @@ def test_a_saved_student_acts_the_same_after_loading(student: type[Student], tmp
     loaded.on_load_checkpoint(checkpoint)
     loaded.load_state_dict(checkpoint["state_dict"])
     assert actions(loaded, data, tmp_path) == actions(module, data, tmp_path)
-    with pytest.raises(CheckpointError, match="meaning_size"):
-        build(student, data.spec, meaning_size=8).on_load_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match="size"):
+        build(student, data.spec, hidden_size=8).on_load_checkpoint(checkpoint)
 
 
 @each_student
@@ -188,13 +188,3 @@ def test_actions_that_never_did_anything_are_not_drawn(tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=1).fit(module, data)
     assert module.has_done.any(0).tolist() == [True, True, True, False, False, False, False]
     assert all(action in (0, 1, 2) for row in actions(module, data, tmp_path) for action in row)
-
-
-def test_a_world_that_is_no_grid_is_refused(tmp_path: Path) -> None:
-    """The message says what students read."""
-    from kalm.data.plan_data import PlanData, Plans
-    from tests.chain_domain import ChainDomain
-    from tests.rl.distillation.room_domain import RoomEncoder
-
-    with pytest.raises(DataError, match="no grid"):
-        PlanData(ChainDomain(), RoomEncoder(), Plans(["nowhere"]))
