@@ -1,4 +1,4 @@
-"""Minibatches of plans: pure functions of seed and update, by the weights of tasks, each state with its own sentence."""
+"""Minibatches of plans: pure functions of seed and update, by the weights of tasks, each with its own sentence."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ Shape letters: W = H = 5, A = 7 actions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,11 +144,16 @@ def plans(num_rollouts: int, seed: int = 0) -> Iterator[Rollout]:
         )
 
 
+@functools.cache
+def _plans_to_learn_from() -> list[Rollout]:
+    return list(plans(90))
+
+
 def room_data(folder: Path, **options: Any) -> PlanData:
     """Plans of the room, written to ``folder`` on first use."""
     if not is_finished_store(folder / "plans"):
         writer = RolloutStoreWriter(folder / "plans", "room", RoomDomain().spec, (), {}, "make rooms", (), True)
-        writer.append("all", list(plans(90)))
+        writer.append("all", _plans_to_learn_from())
         writer.finish()
     defaults: dict[str, Any] = {
         "num_goals": 4,
