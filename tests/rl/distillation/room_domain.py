@@ -32,12 +32,27 @@ from kalm.store.writer import RolloutStoreWriter
 from tests.word_encoder import WordEncoder
 
 SIZE = 5
-GOALS = {
-    "go to the red ball": GoTo(Thing("ball", "red")),
-    "go to the blue box": GoTo(Thing("box", "blue")),
-    "go to the tile (2, 3)": GoToTile(2, 3),
-}
+MAX_STEPS = 40
 WALKING = (0, 1, 2)  # turn left, turn right, go ahead
+
+
+class NearGoTo(GoTo):
+    """In a small room."""
+
+    max_steps: ClassVar[int] = MAX_STEPS
+
+
+class NearGoToTile(GoToTile):
+    """In a small room."""
+
+    max_steps: ClassVar[int] = MAX_STEPS
+
+
+GOALS: dict[str, BabyAIGoal] = {
+    "go to the red ball": NearGoTo(Thing("ball", "red")),
+    "go to the blue box": NearGoTo(Thing("box", "blue")),
+    "go to the tile (2, 3)": NearGoToTile(2, 3),
+}
 
 
 class RoomDomain(Domain):
