@@ -28,7 +28,7 @@ from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.goal import InstructedGoal
 from kalm.core.provenance import changes
-from kalm.core.specs import GridObservation, Spec
+from kalm.core.specs import Spec
 from kalm.data.minibatches import Updates
 from kalm.data.policy_data import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.rollout_data import IndexedBatches, require_least
@@ -57,18 +57,14 @@ class StudentSpec(Spec):
     Attributes:
         num_codes: Codes of tiles.
         outside: Code that is seen beyond the grid.
+        max_size: Most columns and rows of a grid.
         questions: Each question about a goal, and how many answers it has.
     """
 
     num_codes: int = 0
     outside: int = 0
+    max_size: int = 0
     questions: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Columns and rows."""
-        assert isinstance(self.observation, GridObservation)
-        return self.observation.shape[0], self.observation.shape[1]
 
 
 @dataclass(frozen=True)
@@ -136,9 +132,14 @@ class PlanData(LightningDataModule):
             raise DataError(f"task_weights is {task_weights}; give each task a weight of 0 or more, or null")
         grid = domain.agent_grid
         base = domain.spec.with_goals(encoder.embedding_size)
-        questions = tuple(grid.questions.items())
         self.spec = StudentSpec(
-            base.observation, base.action, base.goal_embedding_size, grid.num_codes, grid.outside, questions
+            base.observation,
+            base.action,
+            base.goal_embedding_size,
+            num_codes=grid.num_codes,
+            outside=grid.outside,
+            max_size=grid.max_size,
+            questions=tuple(grid.questions.items()),
         )
 
     def prepare_data(self) -> None:
@@ -149,12 +150,19 @@ class PlanData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the stores for training, so that what is wrong with them shows at once; evaluation needs none."""
         if stage == "fit":
-            _ = self._buffer
+            _ = self.buffer
 
     @cached_property
     def stores(self) -> list[RolloutStore]:
         """The stores of plans."""
-        return [open_domain_store(self.domain, path) for path in self._plans.stores]
+        stores = [open_domain_store(self.domain, path) for path in self._plans.stores]
+        others = [str(store.path) for store in stores if not store.has_optimal_actions]
+        if others:
+            raise DataError(
+                f"plans.stores names {', '.join(others)}, whose rollouts do not say which actions are optimal; name "
+                "folders that python -m kalm solve wrote"
+            )
+        return stores
 
     @cached_property
     def selection(self) -> Selection:
@@ -190,9 +198,8 @@ class PlanData(LightningDataModule):
         """
         rank = self.trainer.global_rank if self.trainer is not None else 0
         updates = Updates(self.seed, rank, index)
-        self._buffer.sampler.updates = updates
-        rows = self._buffer.sample(self._num_goals * self._num_states)
-        goals = self._buffer.sampler.goals(updates)
+        self._sampler.updates = updates
+        rows, goals = self.buffer.sample(self._num_goals * self._num_states), self._sampler.goals()
         words = updates.numbers(_SENTENCE_STREAM, self._num_goals)[0]
         shown = torch.tensor([
             self._first_sentence[goal] + int(word) % len(self.sentences[goal])
@@ -274,14 +281,17 @@ class PlanData(LightningDataModule):
         return list(number_of), torch.cat(numbers)
 
     @cached_property
-    def _buffer(self) -> ReplayBuffer:
+    def buffer(self) -> ReplayBuffer:
         """TorchRL's buffer of row numbers, goal by goal."""
-        goals, number = self._goals_and_numbers
-        order = number.argsort(stable=True)
-        steps = torch.zeros(len(goals), dtype=torch.int64).index_add_(0, number, self.selection.line.lengths)
-        sampler = GoalSampler(self._goal_weights(steps), steps.numpy(), self._num_goals)
+        order = self._goals_and_numbers[1].argsort(stable=True)
         storage = TensorStorage(self.selection.rows(order))
-        return ReplayBuffer(storage=storage, sampler=sampler, writer=ImmutableDatasetWriter())
+        return ReplayBuffer(storage=storage, sampler=self._sampler, writer=ImmutableDatasetWriter())
+
+    @cached_property
+    def _sampler(self) -> GoalSampler:
+        goals, number = self._goals_and_numbers
+        steps = torch.zeros(len(goals), dtype=torch.int64).index_add_(0, number, self.selection.line.lengths)
+        return GoalSampler(self._goal_weights(steps), steps.numpy(), self._num_goals)
 
     def _goal_weights(self, steps: Tensor) -> NDArray[np.float64]:
         """How likely each goal is drawn, shape (number of goals,); 0 for one without a step."""
@@ -323,7 +333,7 @@ class PlanData(LightningDataModule):
 
 
 class GoalSampler(RandomSampler):
-    """Draws G goals for ``updates`` by their weights, and as many steps of each, with replacement."""
+    """Draws G goals for an update by their weights, and as many steps of each, with replacement."""
 
     def __init__(self, weights: NDArray[np.float64], num_steps: NDArray[np.int64], num_goals: int) -> None:
         """Say how likely each goal is, and how many steps it has in the storage, which are equally likely."""
@@ -332,14 +342,14 @@ class GoalSampler(RandomSampler):
         self._first = num_steps.cumsum() - num_steps
         self.updates = Updates()
 
-    def goals(self, updates: Updates) -> Tensor:
+    def goals(self) -> Tensor:
         """Which goals the one update draws, int64 of shape (G,)."""
-        words = updates.words(_GOAL_STREAM, self._num_goals)[0]
+        words = self.updates.words(_GOAL_STREAM, self._num_goals)[0]
         luck = (words >> np.uint64(11)).astype(np.float64) / 2.0**53 * self._ends[-1]
         return torch.from_numpy(np.searchsorted(self._ends, luck, side="right"))
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """Places in the storage, those of one goal after the other; shape (batch_size,)."""
-        goals = self.goals(self.updates).numpy().repeat(batch_size // self._num_goals)
+        goals = self.goals().numpy().repeat(batch_size // self._num_goals)
         words = self.updates.words(_STEP_STREAM, batch_size)[0] % self._num_steps[goals].astype(np.uint64)
         return torch.from_numpy(self._first[goals] + words.astype(np.int64)), {}

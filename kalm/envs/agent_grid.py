@@ -21,11 +21,13 @@ class AgentGrid:
     Attributes:
         num_codes: Codes of tiles, from 0 on.
         outside: The code to show where the grid ends.
+        max_size: Most columns and rows that such a world may have: a student can go to larger grids than its own.
         questions: Question about a goal -> how many answers it has.
         answers: The answer to each question, by the JSON form of a goal.
     """
 
     num_codes: int
     outside: int
+    max_size: int
     questions: Mapping[str, int]
     answers: Callable[[Mapping[str, Any]], dict[str, int]]

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from kalm.core.errors import require
 from kalm.core.goal import Array, BoolArray, InstructedGoal
 from kalm.core.rollout import Rollout
+from kalm.envs.agent_grid import AgentGrid
 from kalm.envs.babyai.abstraction import StateFeatures
 from kalm.envs.babyai.facts import facts, possible_facts
 from kalm.envs.babyai.goals import BabyAIGoal, goal_from_json
-from kalm.envs.babyai.instructions import GOAL_SPLITS, instructed_goals
+from kalm.envs.babyai.instructions import GOAL_SPLITS, instructed_goals, paraphrases
 from kalm.envs.babyai.layout import FIRST_DOOR, NUM_ACTIONS
+from kalm.envs.babyai.questions import AGENT_GRID
+from kalm.envs.babyai.text import ACTION_ANSWERS, conversation
 from kalm.envs.base import Domain
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from kalm.envs.locality import Locality
 
 FIRST_TEST_GRID = 1_000_000  # number of it; the training grids are numbered from 0
+_NUM_PARAPHRASES = 20  # drawn for a goal; some come twice
 _SKILL_ROOMS = (6, 1, 2)  # size, rows and columns of the skill grids
 _TASKS_OF = {"skill_a": {"pick_up"}, "skill_b": {"open"}, "skill_c": {"pick_up"}}
 _LARGEST_STATE = (FIRST_DOOR - 1) * 4 + 4  # of the agent's plane
@@ -112,6 +116,27 @@ class BabyAI(Domain):
     def goal_from_json(self, data: Mapping[str, Any]) -> BabyAIGoal:  # noqa: D102
         return goal_from_json(data)
 
+    @property
+    def agent_grid(self) -> AgentGrid:
+        """Its codes of tiles, and the questions that TEDUO's abstraction answers about a goal."""
+        return AGENT_GRID
+
+    def paraphrases(self, instructed: InstructedGoal) -> list[str]:
+        """Distinct sentences in the training's own synonyms and patterns, always the same for a goal."""
+        if not isinstance(instructed.goal, BabyAIGoal):
+            return []
+        drawn = paraphrases(instructed.goal, np.random.default_rng(0), _NUM_PARAPHRASES)
+        return list(dict.fromkeys(drawn))
+
+    @property
+    def action_answers(self) -> tuple[str, ...]:
+        """The numbers of the actions."""
+        return ACTION_ANSWERS
+
+    def conversation(self, observation: Array, instruction: str) -> list[dict[str, str]]:
+        """See ``text.conversation``."""
+        return conversation(observation, instruction)
+
     def invalid(self, observation: Array, action: Array, next_observation: Array) -> BoolArray:
         """Whether nothing changed, as after ``DONE`` and a step into a wall."""
         return np.asarray((observation == next_observation).all(axis=(-3, -2, -1)))
@@ -123,8 +148,7 @@ class BabyAI(Domain):
     @property
     def possible_facts(self) -> NDArray[np.int64]:
         """See ``facts.possible_facts``."""
-        width, height, _ = self.spec.observation.shape  # type: ignore[union-attr]  # it is a grid
-        return possible_facts(width, height)
+        return possible_facts(self.width, self.height)
 
     def facts(self, states: Array) -> NDArray[np.int32]:
         """See ``facts.facts``."""
@@ -135,8 +159,7 @@ class BabyAI(Domain):
         """The agent acts on the tile that it faces."""
         from kalm.envs.babyai.locality import GridLocality
 
-        width, height, _ = self.observation_space.shape
-        return GridLocality(width, height)
+        return GridLocality(self.width, self.height)
 
     def places(self, goal_split: str) -> Places:
         """Where the episodes of a split begin."""

@@ -15,6 +15,7 @@ from kalm.envs.babyai.layout import COLORS, KINDS, NUM_CODES, WALL
 
 _THINGS = ("first", "second")
 _TASKS = tuple(GOAL_CLASSES)
+MAX_SIZE = 64  # columns and rows, so that one student serves grids of all the sizes in TEDUO's tables
 
 
 def answers(goal: Mapping[str, Any]) -> dict[str, int]:
@@ -28,9 +29,11 @@ def answers(goal: Mapping[str, Any]) -> dict[str, int]:
     return found | {name: value for name, value in vars(parsed).items() if name in ("x", "y")}
 
 
-def agent_grid(size: int) -> AgentGrid:
-    """What a student is told of a world whose grids are at most ``size`` tiles wide and high."""
-    questions = {"task": len(_TASKS), "x": size, "y": size}
-    for name in _THINGS:
-        questions |= {f"{name}_kind": 1 + len(KINDS), f"{name}_color": 1 + len(COLORS)}
-    return AgentGrid(NUM_CODES, WALL, questions, answers)
+_QUESTIONS = {
+    "task": len(_TASKS),
+    "x": MAX_SIZE,
+    "y": MAX_SIZE,
+    **{f"{name}_kind": 1 + len(KINDS) for name in _THINGS},
+    **{f"{name}_color": 1 + len(COLORS) for name in _THINGS},
+}
+AGENT_GRID = AgentGrid(NUM_CODES, WALL, MAX_SIZE, _QUESTIONS, answers)

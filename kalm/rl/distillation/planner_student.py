@@ -36,11 +36,16 @@ _VALUE_RANGE = 4.0  # differences of value around the agent beyond which more is
 
 
 class CodeTable(nn.Embedding):
-    """A row a code, as small at first as the columns of a linear layer."""
+    """A row a code."""
+
+    def __init__(self, num_codes: int, size: int, first_spread: float = _FIRST_SPREAD) -> None:
+        """So many rows of so many numbers, whose standard deviation at first is ``first_spread``."""
+        self._first_spread = first_spread
+        super().__init__(num_codes, size)
 
     def reset_parameters(self) -> None:
         """Draw the rows anew."""
-        nn.init.normal_(self.weight, std=_FIRST_SPREAD)
+        nn.init.normal_(self.weight, std=self._first_spread)
 
 
 class CodeSum(nn.EmbeddingBag):
@@ -61,7 +66,9 @@ class PlannerStudent(Student):
         hidden_size: int = 256,
         num_queries: int = 8,
         query_size: int = 64,
-        meaning_size: int = 128,
+        num_matches: int = 8,
+        match_size: int = 16,
+        summary_size: int = 0,
         **options: Any,
     ) -> None:
         """Build the networks.
@@ -72,7 +79,12 @@ class PlannerStudent(Student):
             hidden_size: Width of the two hidden layers that choose the action; the pricing has a quarter of it.
             num_queries: What is asked of a sentence's tokens.
             query_size: Numbers in what each query finds.
-            meaning_size: Numbers in what is made of them, beside the answers to the questions.
+            num_matches: Ways in which what is meant is compared with a code, so that "red" and "ball" can be told from
+                each other, and pairs of them understood that no plan was for.
+            match_size: Numbers that are compared in each.
+            summary_size: Numbers of a free summary of the sentence that it acts on beside its answers to the
+                questions. At 0 it knows nothing but those: what it learned about a thing then holds for whatever asks
+                for such a thing.
             options: Options that all students share.
         """
         super().__init__(spec, **options)
@@ -80,24 +92,27 @@ class PlannerStudent(Student):
             require(value >= 1, name, value, "1 or more")
         self._sizes = {
             "num_channels": num_channels, "hidden_size": hidden_size, "num_queries": num_queries,
-            "query_size": query_size, "meaning_size": meaning_size,
+            "query_size": query_size, "num_matches": num_matches, "match_size": match_size,
+            "summary_size": summary_size,
         }  # fmt: skip
         self.num_channels = num_channels
         self.reader = SentenceReader(spec.goal_embedding_size, num_queries, query_size)
         self.answers = AnswerHeads(self.reader.output_size, spec.questions)
-        self.summary = nn.Linear(self.reader.output_size, meaning_size)
-        num_answers = sum(number for _, number in spec.questions)
-        size = meaning_size + num_answers
+        self.summary = nn.Linear(self.reader.output_size, summary_size) if summary_size else None
+        size = summary_size + sum(number for _, number in spec.questions)
         # Prices: of every code, for what is meant and carried.
         pricing_size = hidden_size // 4
         self.price_of_code = CodeTable(spec.num_codes, pricing_size)
         self.price_of_carried = CodeTable(spec.num_codes, pricing_size)
         self.price_of_meaning = nn.Linear(size, pricing_size)
+        self.num_matches = num_matches
+        self.match_of_code = CodeTable(spec.num_codes, num_matches * match_size, first_spread=1.0)
+        self.match_of_meaning = nn.Linear(size, num_matches * match_size)
+        self.price_of_matches = nn.Linear(num_matches, pricing_size, bias=False)
         self.price_hidden = nn.Linear(pricing_size, pricing_size)
         self.price = nn.Linear(pricing_size, 2 * num_channels)
         # A place that the sentence names by numbers.
-        width, height = spec.grid_size
-        self.column, self.row = nn.Linear(size, width), nn.Linear(size, height)
+        self.column, self.row = nn.Linear(size, spec.max_size), nn.Linear(size, spec.max_size)
         self.place_reward = nn.Linear(size, num_channels)
         # The action. The first layer's columns for codes on the patch, one-hot, are rows of a table.
         num_tiles = (2 * _RADIUS + 1) ** 2
@@ -114,11 +129,12 @@ class PlannerStudent(Student):
         return dict(self._sizes)
 
     def read(self, instructions: Instructions) -> ReadInstructions:
-        """Meaning (G, D): a summary of what the queries found, and how likely each answer to each question is."""
+        """Meaning (G, D): how likely each answer to each question is, behind the summary if there is one."""
         found = self.reader(instructions.tokens, instructions.padding_mask)
         answers = self.answers(found)
         likely = [logits.softmax(-1) for logits in answers]
-        return ReadInstructions(torch.cat([torch.relu(self.summary(found)), *likely], dim=-1), answers)
+        summary = [] if self.summary is None else [torch.relu(self.summary(found))]
+        return ReadInstructions(torch.cat([*summary, *likely], dim=-1), answers)
 
     def logits(self, view: AgentView, meaning: Tensor, goal: Tensor) -> Tensor:
         """Of each action, shape (B, A)."""
@@ -128,8 +144,11 @@ class PlannerStudent(Student):
 
     def _priced(self, view: AgentView, meaning: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
         """Reward and cost of every tile, shape (B, C, W, H) each."""
-        of_state = self.price_of_meaning(meaning)[goal] + self.price_of_carried(view.carried)
-        hidden = torch.relu(of_state.unsqueeze(1) + self.price_of_code.weight)
+        one = self.match_of_meaning(meaning).unflatten(1, (self.num_matches, -1))
+        other = self.match_of_code.weight.unflatten(1, (self.num_matches, -1))
+        of_goal = self.price_of_matches(torch.einsum("gmd,kmd->gkm", one, other)) + self.price_of_code.weight
+        of_goal = of_goal + self.price_of_meaning(meaning).unsqueeze(1)
+        hidden = torch.relu(of_goal[goal] + self.price_of_carried(view.carried).unsqueeze(1))
         hidden = torch.relu(self.price_hidden(hidden))
         prices = self.price(hidden).transpose(1, 2)  # (B, 2 C, K)
         tiles = view.tiles.flatten(1).unsqueeze(1).expand(-1, prices.shape[1], -1)
@@ -139,8 +158,7 @@ class PlannerStudent(Student):
     def _named_place(self, view: AgentView, meaning: Tensor) -> Tensor:
         """Reward of the tile that a sentence names by column and row, shape (G, C, W, H)."""
         width, height = view.tiles.shape[1:]
-        column = _fitted(self.column(meaning).softmax(-1), width)
-        row = _fitted(self.row(meaning).softmax(-1), height)
+        column, row = self.column(meaning).softmax(-1)[:, :width], self.row(meaning).softmax(-1)[:, :height]
         return _REWARD_SCALE * torch.einsum("gc,gx,gy->gcxy", self.place_reward(meaning), column, row)
 
     def _choose(self, view: AgentView, values: Tensor, meaning: Tensor, goal: Tensor) -> Tensor:
@@ -160,8 +178,3 @@ class PlannerStudent(Student):
             + self.first_of_values(seen)
         )
         return self.action(torch.relu(self.second(torch.relu(hidden))))
-
-
-def _fitted(likely: Tensor, size: int) -> Tensor:
-    """Columns or rows of another grid than the one it was built for: those that it lacks are never named."""
-    return functional.pad(likely, (0, max(0, size - likely.shape[-1])))[..., :size]

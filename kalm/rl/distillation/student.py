@@ -15,7 +15,7 @@ Shape letters: B states, G instructions, A actions, L tokens, E numbers of a tok
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +30,7 @@ from kalm.core.errors import KalmError, require
 from kalm.core.names import OBSERVATION, OPTIMAL_ACTIONS
 from kalm.data.plan_data import ANSWERS, GOAL, TOKENS, TOKENS_PADDING, StudentSpec
 from kalm.envs.base import Domain
-from kalm.envs.simulation import Episode, EpisodeResult, evaluate
+from kalm.envs.simulation import Act, Episode, EpisodeResult, evaluate
 from kalm.rl.networks.agent_view import AgentView, agent_view
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind
 from kalm.rl.training.randomness import initialize
@@ -85,7 +85,7 @@ class Instructions:
 class ReadInstructions:
     """What a student made of G sentences."""
 
-    meaning: Any  # of the student's own choice; tensors (G, ...)
+    meaning: Tensor  # of the student's own choice, (G, ...)
     answers: list[Tensor]  # logits of each question, (G, N)
 
 
@@ -153,7 +153,7 @@ class Student(EvaluatedPolicy):
         """Read G sentences; it is asked once for all states that share them."""
 
     @abstractmethod
-    def logits(self, view: AgentView, meaning: Any, goal: Tensor) -> Tensor:
+    def logits(self, view: AgentView, meaning: Tensor, goal: Tensor) -> Tensor:
         """Of each action at B states, shape (B, A).
 
         Args:
@@ -249,11 +249,13 @@ class Student(EvaluatedPolicy):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {"algorithm": type(self).__name__, **asdict(self.spec), **self.sizes}
+        facts = asdict(self.spec)
+        del facts["observation"]  # the weights serve grids of other sizes
+        return {"algorithm": type(self).__name__, **facts, **self.sizes}
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
-    def forward(self, states: Tensor, meaning: Any, goal: Tensor) -> Tensor:
+    def forward(self, states: Tensor, meaning: Tensor, goal: Tensor) -> Tensor:
         """Logits of the actions to draw from, shape (B, A), at states (B, W, H, 2); see ``logits``."""
         view = agent_view(states)
         logits = self.logits(view, meaning, goal)
@@ -266,7 +268,7 @@ class Student(EvaluatedPolicy):
         """Act in every episode."""
         return evaluate(self.start_episodes(episodes), domain, episodes, self.num_evaluation_envs)
 
-    def start_episodes(self, episodes: Sequence[Episode]) -> Callable[..., NDArray[Any]]:
+    def start_episodes(self, episodes: Sequence[Episode]) -> Act:
         """Who acts in ``episodes``: what is drawn at a step is decided by the seeds of run and episode and the step."""
         sentences = [episode.instructed.instruction for episode in episodes]
         distinct = list(dict.fromkeys(sentences))
@@ -291,7 +293,7 @@ class Student(EvaluatedPolicy):
 
         return act
 
-    def meaning_of(self, sentences: Sequence[str]) -> Any:
+    def meaning_of(self, sentences: Sequence[str]) -> Tensor:
         """What sentences mean, read one at a time, so that none depends on which others were asked for with it."""
         meanings = []
         for sentence in sentences:
