@@ -23,8 +23,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from kalm.core.errors import require
-from kalm.core.names import OBSERVATION
-from kalm.data.plan_data import GOAL, OPTIMAL_ACTIONS, SENTENCE, PlanData, StudentSpec
+from kalm.core.names import OBSERVATION, OPTIMAL_ACTIONS
+from kalm.data.plan_data import GOAL, SENTENCE, PlanData, StudentSpec
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.llm.backbones.backbone import require_same_backbone

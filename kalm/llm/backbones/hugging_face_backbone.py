@@ -166,7 +166,9 @@ class HuggingFaceBackbone(Backbone):
                 f"the tokenizer of {self._settings.model} has no chat template, so that nobody knows how it reads a "
                 "conversation. Choose a model that was trained on instructions (often called ...-Instruct)"
             )
-        return list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        written = [dict(message) for message in messages]
+        ids: Any = self._tokenizer.apply_chat_template(written, add_generation_prompt=True, return_dict=False)
+        return list(ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:  # noqa: D102
         until_end = list(takewhile(lambda token_id: token_id != self.end_of_text, token_ids))
