@@ -67,14 +67,16 @@ def test_the_algorithms_are_found() -> None:
 
 
 @each_case
-def test_every_loss_is_one_finite_number_a_transition(algorithm: type[OfflineRLModule], spec: Spec) -> None:
-    """Losses come unreduced, so that real and imagined ones can be weighed and logged apart; of windows, one a step."""
+def test_every_loss_and_measurement_is_one_finite_number_a_transition(
+    algorithm: type[OfflineRLModule], spec: Spec
+) -> None:
+    """They come unreduced, so that real and imagined ones can be weighed and logged apart; of windows, one a step."""
     policy = build(algorithm, spec)
-    losses = policy.losses(loss_batch(policy, num_rows=6))
+    losses, measured = policy._losses_and_measurements(loss_batch(policy, num_rows=6))
     assert losses
-    for loss in losses.values():
-        assert loss.shape == ((6,) if policy.sequence_length == 1 else (6, policy.sequence_length))
-        assert loss.isfinite().all()
+    for value in (*losses.values(), *measured.values()):
+        assert value.shape == ((6,) if policy.sequence_length == 1 else (6, policy.sequence_length))
+        assert value.isfinite().all()
 
 
 @each_case
