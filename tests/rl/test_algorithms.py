@@ -104,6 +104,14 @@ def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[Off
     assert not [name for name in moved if name.startswith("target_")]
 
 
+@each_algorithm
+def test_the_learning_rate_is_the_one_that_was_asked_for(algorithm: type[OfflineRLModule]) -> None:
+    """Some network learns at it; others may have rates of their own."""
+    spec = next(spec for other, spec in CASES if other is algorithm)
+    groups = build(algorithm, spec, learning_rate=0.0123).configure_optimizers().param_groups
+    assert 0.0123 in [group["lr"] for group in groups]
+
+
 @each_case
 def test_losses_do_not_change_the_batch(algorithm: type[OfflineRLModule], spec: Spec) -> None:
     """A batch may be used again."""
