@@ -17,13 +17,14 @@ import gymnasium as gym
 import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from kalm.core.errors import require
 from kalm.core.goal import FloatArray
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
+from kalm.envs.drawing import default_font
 from kalm.envs.simulation import EpisodeResult
 
 Color = tuple[int, int, int]
@@ -88,7 +89,7 @@ def rollout_gif(domain: Domain, panels: Sequence[Panel], instruction: str, style
     """
     columns = [_frames(domain, panel, instruction, style) for panel in panels]
     rows = ([column[min(index, len(column) - 1)] for column in columns] for index in range(max(map(len, columns))))
-    frames = [Image.fromarray(np.hstack(list(map(np.asarray, row)))) for row in rows]
+    frames = [_with_palette(Image.fromarray(np.hstack(list(map(np.asarray, row))))) for row in rows]
     milliseconds = [round(1000 * style.seconds_per_step)] * len(frames)
     milliseconds[-1] = round(1000 * _LAST_FRAME_SECONDS)
     content = BytesIO()
@@ -126,7 +127,13 @@ def _frames(domain: Domain, panel: Panel, instruction: str, style: GifStyle) -> 
     return frames
 
 
+def _with_palette(frame: Image.Image) -> Image.Image:
+    """At most 256 colours: exactly those of the frame if they are so few, else by octree, the cheapest of pillow's."""
+    is_exact = frame.getcolors(256) is not None
+    return frame.quantize(method=Image.Quantize.MEDIANCUT if is_exact else Image.Quantize.FASTOCTREE)
+
+
 def _write_below(frame: Image.Image, text: str, color: Color) -> None:
-    font = ImageFont.load_default(size=max(9, frame.height // 16))
+    font = default_font(max(9, frame.height // 16))
     place = 4, frame.height - 4
     ImageDraw.Draw(frame).text(place, text, fill="white", font=font, anchor="lb", stroke_width=3, stroke_fill=color)

@@ -107,6 +107,7 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
         _write_marker(marker_path, Marker(study.name, fingerprint, is_finished=True, seconds=seconds))
         outcomes.append((stage, outcome, seconds))
         gc.collect()  # a model and its optimizer hang in reference cycles until somebody looks
+        gc.freeze()  # what is left are modules and their likes, which stay: no later collection need look at them
     return _finish(study, outcomes, console)
 
 

@@ -87,6 +87,8 @@ def test_imagined_rollouts_may_keep_another_share(tmp_path: Path) -> None:
     assert (batch["rollout_id"][~is_real].unique() - 60).tolist() == expected.tolist()
     with pytest.raises(DataError, match="imagined.top_return_fraction is 0"):
         PolicyData(DOMAIN, WordEncoder(), real, ImaginedRollouts(folder, top_return_fraction=0.0))
+    with pytest.raises(DataError, match="imagined.return_discount is 1.5"):
+        PolicyData(DOMAIN, WordEncoder(), real, ImaginedRollouts(folder, return_discount=1.5))
 
 
 def test_each_source_keeps_its_own_share(tmp_path: Path) -> None:

@@ -81,3 +81,9 @@ def test_a_filter_may_cut_one_verdict_and_weights_the_other(stores: list[Rollout
     """Implausible rollouts are cut, missed ones count a quarter."""
     batch = policy_data(stores, RolloutFilter.plausible, {"missed": 0.25}).batch(0).view(-1)
     assert set(batch[WEIGHT].tolist()) == {1.0, 0.25}
+
+
+def test_a_weight_of_nothing_silences_what_it_weighs(stores: list[RolloutStore]) -> None:
+    """0 is allowed: missed rollouts are drawn and count nothing."""
+    batch = policy_data(stores, RolloutFilter.none, {"missed": 0.0}).batch(0).view(-1)
+    assert set(batch[WEIGHT].tolist()) == {1.0, 0.0}

@@ -49,7 +49,8 @@ def test_only_what_passes_the_filter_is_chosen(tmp_path: Path) -> None:
 def test_the_best_join_where_few_pass(tmp_path: Path) -> None:
     """Each task should have three. The centre's one success is joined by the two plausible misses that earned most.
 
-    Of its misses, 1 earned 2 in all, 2 earned 3, 3 earned 5 by a jump, 4 earned nothing and 5 earned 2 after 1 had.
+    Of its misses, 1 earned 2 in all, 2 earned 3, 3 earned 5 by a jump, 4 earned nothing, 5 earned 2 after 1 had, and 6
+    earned a half.
     The right end has three that pass already, so its miss stays out.
     """
     centre = [
@@ -59,10 +60,11 @@ def test_the_best_join_where_few_pass(tmp_path: Path) -> None:
         walk(2, [0, 4, 3], [5, 0]),
         walk(2, [0, 1, 0], [0, 0]),
         walk(2, [0, 1, 0], [1, 1]),
+        walk(2, [0, 1, 0], [0, 0.5]),
     ]
     end = [walk(4, [3, 4]), walk(4, [2, 3, 4]), walk(4, [3, 4]), walk(4, [1, 2], [9])]
     stores = [write_store(tmp_path / "a", centre), write_store(tmp_path / "b", end)]
     assert verified(stores, RolloutFilter.both, num_least=3) == [[0, 1, 2], [0, 1, 2]]
-    assert verified(stores, RolloutFilter.both, num_least=9)[0] == [0, 1, 2, 5]
+    assert verified(stores, RolloutFilter.both, num_least=9)[0] == [0, 1, 2, 5, 6]
     assert verified(stores, RolloutFilter.success, num_least=2)[0] == [0, 3]
     assert rollout_tasks(DOMAIN, Selection.whole(stores[1:])) == ["right_end"] * 4

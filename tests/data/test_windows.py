@@ -75,6 +75,7 @@ def test_windows_of_known_rollouts() -> None:
 def test_windows_without_padding_are_all_real() -> None:
     """TorchRL says nothing of padding where there is none."""
     _, is_step = draw([4, 3], 3, 5, update=0)
+    assert is_step.dtype == torch.bool
     assert is_step.tolist() == [True] * 15
 
 

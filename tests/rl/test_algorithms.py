@@ -67,14 +67,16 @@ def test_the_algorithms_are_found() -> None:
 
 
 @each_case
-def test_every_loss_is_one_finite_number_a_transition(algorithm: type[OfflineRLModule], spec: Spec) -> None:
-    """Losses come unreduced, so that real and imagined ones can be weighed and logged apart; of windows, one a step."""
+def test_every_loss_and_measurement_is_one_finite_number_a_transition(
+    algorithm: type[OfflineRLModule], spec: Spec
+) -> None:
+    """They come unreduced, so that real and imagined ones can be weighed and logged apart; of windows, one a step."""
     policy = build(algorithm, spec)
-    losses = policy.losses(loss_batch(policy, num_rows=6))
+    losses, measured = policy._losses_and_measurements(loss_batch(policy, num_rows=6))
     assert losses
-    for loss in losses.values():
-        assert loss.shape == ((6,) if policy.sequence_length == 1 else (6, policy.sequence_length))
-        assert loss.isfinite().all()
+    for value in (*losses.values(), *measured.values()):
+        assert value.shape == ((6,) if policy.sequence_length == 1 else (6, policy.sequence_length))
+        assert value.isfinite().all()
 
 
 @each_case
@@ -100,6 +102,14 @@ def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[Off
     optimized = {id(p) for group in policy.configure_optimizers().param_groups for p in group["params"]}
     assert moved == {name for name, parameter in policy.named_parameters() if id(parameter) in optimized}
     assert not [name for name in moved if name.startswith("target_")]
+
+
+@each_algorithm
+def test_the_learning_rate_is_the_one_that_was_asked_for(algorithm: type[OfflineRLModule]) -> None:
+    """Some network learns at it; others may have rates of their own."""
+    spec = next(spec for other, spec in CASES if other is algorithm)
+    groups = build(algorithm, spec, learning_rate=0.0123).configure_optimizers().param_groups
+    assert 0.0123 in [group["lr"] for group in groups]
 
 
 @each_case

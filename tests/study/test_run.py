@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,25 @@ def test_finished_study_says_so_at_once(commands: Commands, monkeypatch: pytest.
     monkeypatch.setattr("kalm.report.write_report", lambda *_, **__: pytest.fail("reported again"))
     assert "study letters is finished: all 3 stages are done" in run(commands)
     assert commands.asked == []
+
+
+def test_what_a_stage_leaves_in_reference_cycles_is_gone_before_the_next(commands: Commands) -> None:
+    """Each stage leaves an object that refers to itself, as models do; what was there before the study stays there."""
+
+    class Model:
+        def __init__(self) -> None:
+            self.itself = self
+
+    left: list[weakref.ref[Model]] = []
+
+    def call(command: list[str]) -> int:
+        assert [reference() for reference in left] == [None] * len(left)
+        left.append(weakref.ref(Model()))
+        return commands(command)
+
+    run(call)
+    gc.unfreeze()
+    assert len(left) == 3
 
 
 def test_failed_stage_stops_the_study_and_is_all_that_is_run_again(commands: Commands) -> None:

@@ -36,5 +36,5 @@ def draw_observation(observation: NDArray[Any], instruction: str = "", size: int
         center_x, center_y = to_pixel(x, y)
         box = (center_x - radius, center_y - radius, center_x + radius, center_y + radius)
         canvas.ellipse(box, fill=tuple(round(255 * part) for part in RGB[color]), outline=_EDGE, width=width)
-    image = image.resize((size, size), Image.Resampling.LANCZOS)
+    image = image.reduce(_OVERSAMPLING)
     return write_instruction(np.asarray(image), instruction)

@@ -54,5 +54,5 @@ def draw_observation(observation: NDArray[Any], instruction: str = "", size: int
         finger = observation[HAND] + np.array([0.0, side * half_opening, 0.0])
         mark(finger, _HAND, 0.018)
     canvas.line((width, pixels // 4, width, pixels), fill=_EDGE, width=2)
-    small = image.resize((size, size), Image.Resampling.LANCZOS)
+    small = image.reduce(_OVERSAMPLING)
     return write_instruction(np.asarray(small), instruction)

@@ -103,6 +103,14 @@ def test_a_success_needs_members_that_confirm_it(num_wrong: int, least: int, exp
     assert successes.abstained.tolist() == [False, True]
 
 
+def test_a_world_goes_no_further_than_real_steps_have_led() -> None:
+    """No real step has led to the right end, so no member's world gets there; to the cell before it they do."""
+    check = check_with(0)
+    check.greatest_outcome[4] = 0.0
+    rollouts = [walk(4, [2, 3, 4], [1, 1]), walk(3, [2, 3], [1])]
+    assert check.num_confirming(DOMAIN, rollouts).tolist() == [0, 3]
+
+
 def test_steps_beyond_the_limit_are_counted() -> None:
     """The second of three steps jumps; its error of 0.63 is above a half. The success owes itself to the jump."""
     steps, successes = judged(check_with(0), [walk(4, [0, 1, 3, 4], [1, 1, 1])], least_confirming=1)

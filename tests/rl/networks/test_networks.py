@@ -113,3 +113,14 @@ def test_each_member_reads_its_own_inputs() -> None:
     assert own.shape == (3, 6, 2)
     for member in range(3):
         torch.testing.assert_close(own[member], network(*(part[member] for part in parts))[member])
+
+
+@NETWORKS
+@pytest.mark.parametrize("num_rows", [3000, 5000])
+def test_rows_beyond_the_cache_answer_as_they_do_by_themselves(network: nn.Module, num_rows: int) -> None:
+    """Two pieces, and three, of which one is shorter; the last input is the same for all rows."""
+    first, second, _ = inputs(num_rows)
+    third = torch.randn(2)
+    together = network(first, second, third)
+    alone = [network(*part, third) for part in zip(first.split(1000), second.split(1000), strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone, dim=-2))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from tensordict import TensorDict
 
-from kalm.rl.training.batches import unstack
+from kalm.core.errors import KalmError
+from kalm.core.names import SOURCE, WEIGHT, Source
+from kalm.rl.training.batches import Normalizer, TransitionWeights, unstack
 from tests.rl.helpers import CONTINUOUS, stacked_batch
 
 
@@ -31,3 +35,40 @@ def test_every_row_gets_what_is_its_own() -> None:
         assert batch.weight is not None
         assert torch.equal(batch.weight, weight[number])
     assert (stacked == before).all()
+
+
+@pytest.mark.parametrize(
+    ("of_source", "of_transition", "expected"),
+    [
+        (None, None, None),
+        ({"real": 1.0}, None, None),
+        ({"imaginary": 0.5}, None, [1.0, 0.5]),
+        ({"real": 0.0, "imaginary": 2.0}, None, [0.0, 2.0]),
+        (None, [3.0, 4.0], [3.0, 4.0]),
+        ({"imaginary": 0.5}, [3.0, 4.0], [3.0, 2.0]),
+    ],
+)
+def test_the_weight_of_a_transition_is_that_of_its_source_times_its_own(
+    of_source: dict[str, float] | None, of_transition: list[float] | None, expected: list[float] | None
+) -> None:
+    """A real transition and an imagined one; nothing where all count alike."""
+    batch = TensorDict({SOURCE: torch.tensor([int(Source.REAL), int(Source.IMAGINARY)], dtype=torch.uint8)}, [2])
+    if of_transition:
+        batch[WEIGHT] = torch.tensor(of_transition)
+    weight = TransitionWeights(of_source)(batch)
+    assert (weight if weight is None else weight.tolist()) == expected
+
+
+@pytest.mark.parametrize("weights", [{"real": -1.0}, {"dreamt": 1.0}])
+def test_weights_of_sources_that_mean_nothing_are_refused(weights: dict[str, float]) -> None:
+    """Below 0, or of a source that there is not."""
+    with pytest.raises(KalmError, match="numbers of 0 or more for real and imaginary"):
+        TransitionWeights(weights)
+
+
+def test_normalised_is_offset_by_the_mean_over_the_spread() -> None:
+    """(5 - 1) / 2 = 2; a number that never changes is offset only; without statistics nothing happens."""
+    normalizer = Normalizer(2)
+    assert normalizer(torch.tensor([5.0, 5.0])).tolist() == [5.0, 5.0]
+    normalizer.set_statistics(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0]))
+    assert normalizer(torch.tensor([5.0, 5.0])).tolist() == [2.0, 4.0]
