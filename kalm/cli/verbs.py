@@ -16,7 +16,7 @@ from kalm.cli.usage import usage_error
 from kalm.core.errors import require
 from kalm.envs.base import Domain
 from kalm.judging.judge import Judge
-from kalm.runs.folder import find_checkpoint, run_folder
+from kalm.runs.folder import SOLVED_FILE, find_checkpoint, run_folder
 from kalm.study import definition, run
 
 
@@ -166,7 +166,7 @@ def _solve_parser() -> ArgumentParser:
 def _solve(config: Namespace) -> int:
     folder = run_folder(config.root, config.experiment, config.seed)
     made = _solve_parser().instantiate(config)
-    from kalm.rl.planning.solve import STATISTICS_FILE, PlanSettings, read_statistics, solve_store
+    from kalm.rl.planning.solve import PlanSettings, read_statistics, solve_store
     from kalm.store.collect import open_domain_store
 
     settings = PlanSettings(config.num_plans, config.max_length, config.is_completed, config.part_key, config.seed)
@@ -182,7 +182,7 @@ def _solve(config: Namespace) -> int:
         share, length = f"{row['solvable_share']:.1%} of states", f"{row['mean_length']:.1f}"
         table.add_row(task, *counts, share, f"{row['num_plans']:,}", length)
     Console().print(table)
-    _say(f"{plans.path}: {plans.num_rollouts:,} plans, {len(plans):,} steps; figures in {folder / STATISTICS_FILE}")
+    _say(f"{plans.path}: {plans.num_rollouts:,} plans, {len(plans):,} steps; figures in {folder / SOLVED_FILE}")
     if said["is_oracle"]:
         _say("the judge is the domain's own rule: what is learned from these plans is an upper bound")
     _say("next: let a student learn from the plans, `python -m kalm fit` with a file of conf/babyai")

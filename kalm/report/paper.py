@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 # --- KALM (Pang et al., NeurIPS 2024, arXiv:2404.09248) ---
 # From what the data hold to what they never showed (section 4); all but the first are novel.
@@ -88,3 +89,17 @@ BEHAVIOUR: dict[str, dict[str, dict[str, Cell]]] = {
     }
 }
 BEHAVIOUR_KINDS = ("pick_up", "go_to", "open", "put_next")  # tasks, in the order of ``Cell.of_kinds``
+
+# Table B.4: a proxy reward a goal, against the truth, in percent but for the area under the curve.
+PROXY_SCORES: dict[str, list[dict[str, Any]]] = {
+    "go_to": [
+        {"goal": "go to a box", "auc": 0.90, "accuracy": 89, "precision": 96, "recall": 38},
+        {"goal": "go to red door", "auc": 0.98, "accuracy": 94, "precision": 100, "recall": 0.2},
+    ],
+    "pick_up": [{"goal": "pick up a ball", "auc": 0.75, "accuracy": 98, "precision": 95, "recall": 83}],
+    "open": [{"goal": "open a door", "auc": 0.92, "accuracy": 85, "precision": 95, "recall": 85}],
+    "go_to_tile": [{"goal": "go to the tile (5,6)", "auc": 1.0, "accuracy": 100, "precision": 100, "recall": 100}],
+    "put_next": [
+        {"goal": "put a box next to a blue ball", "auc": 0.64, "accuracy": 100, "precision": 100, "recall": 25}
+    ],
+}

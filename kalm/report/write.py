@@ -43,6 +43,7 @@ from kalm.report.rollout_tables import (
 from kalm.report.study import belongs_to_study, compared_imagination, experiment_seeds, study_folders, study_rows
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown, html_page
+from kalm.report.teduo_tables import proxy_table, solved_table
 from kalm.runs.folder import METRICS_FILE, RESULTS_FILE
 from kalm.store.layout import MANIFEST
 
@@ -101,7 +102,8 @@ def write_report(
     rows = study_rows(study, results)
     results = [row for row in results if belongs_to_study(row, study, rows)]
     compared, tasks = match_rates(verdicts, compared_imagination(study)), load_task_verdicts(of_study, searched)
-    found = _Found(results, rows, verdicts, compared, tasks, logs)
+    steps = [table for table in (proxy_table(of_study, searched), solved_table(of_study, searched)) if table]
+    found = _Found(results, rows, verdicts, compared, tasks, logs, steps)
     missing = _missing(study, found) + problems
     tables = _tables(found, num_last_evaluations)
     output.mkdir(parents=True, exist_ok=True)
@@ -126,6 +128,7 @@ class _Found:
     compared: Mapping[str, Mapping[str, MatchRate]]
     tasks: Sequence[TaskVerdicts]
     logs: Sequence[MetricLog]
+    steps: Sequence[Table]  # of labelling and solving
 
     @property
     def has_imagined(self) -> bool:
@@ -152,7 +155,7 @@ def _missing(study: Mapping[str, Any] | None, found: _Found) -> list[str]:
     if not found.has_imagined:
         missing.append("imagined rollouts: no rollout store with imagined rollouts")
     missing += [f"{label}: no imagined rollouts" for label, of_split in found.compared.items() if not of_split]
-    if not found.logs:
+    if not found.logs and not found.steps:  # nothing was grounded where a judge's labels were solved
         missing.append(f"grounding: no {METRICS_FILE} with explain/ or imagine/ metrics")
     return missing
 
@@ -179,7 +182,7 @@ def _tables(found: _Found, num_last_evaluations: int) -> list[Table]:
         tables.append(plausibility_table(found.verdicts))
     if found.logs:
         tables.append(grounding_table(found.logs))
-    return tables
+    return [*tables, *found.steps]
 
 
 def _plots(found: _Found, output: Path) -> list[Path]:

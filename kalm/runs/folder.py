@@ -17,6 +17,8 @@ RESULTS_FILE = "results.jsonl"  # validation and test: one line an episode
 STORE = "store"  # imagination: the folder of the rollout store
 REJECTED_FILE = "rejected.json"  # beside it: shard -> reason -> rollouts that no store should hold
 TASKS_FILE = "tasks.json"  # beside it: verdicts task by task
+SOLVED_FILE = "solved.json"  # solve: how much of each kind of goal could be solved, beside a store of plans
+PROXY_FILE = "proxy_reward.json"  # test of a proxy reward: how often it is right
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _NUM_PARTS = 3

@@ -34,13 +34,12 @@ from kalm.judging.judge import Judge
 from kalm.rl.planning.empirical_graph import GRID, UNKNOWN, Part, RecordedParts
 from kalm.rl.planning.local_dynamics import CompletedPart, complete, learn_local_dynamics
 from kalm.rl.planning.solvers import Solution, Solver
-from kalm.runs.folder import STORE
+from kalm.runs.folder import SOLVED_FILE, STORE
 from kalm.store.labels import Labels
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.sealing import to_json
 from kalm.store.writer import RolloutStoreWriter
 
-STATISTICS_FILE = "solved.json"  # beside the store of plans: how much of it could be solved, by kind of goal
 _STATISTICS = "statistics"  # a file for each shard, while the store is unfinished
 _GOALS_PER_SHARD = 50  # what a kill can cost, and what is in memory at once
 _STATES_AT_ONCE = 8192  # that a judge sees
@@ -138,7 +137,7 @@ def solve_store(
                 progress.advance(bar, len(goals))
     plans = writer.finish()
     figures = [row for path in sorted((folder / _STATISTICS).glob("*.json")) for row in json.loads(path.read_bytes())]
-    write_durably(folder / STATISTICS_FILE, to_json({**made_by, "kinds": _by_kind(figures)}, indent=1) + b"\n")
+    write_durably(folder / SOLVED_FILE, to_json({**made_by, "kinds": _by_kind(figures)}, indent=1) + b"\n")
     return plans
 
 
@@ -345,7 +344,7 @@ def follow(
 
 def read_statistics(folder: str | Path) -> dict[str, Any]:
     """What ``solve_store`` wrote beside a store of plans: who judged, how it was solved, figures by kind of goal."""
-    return dict(json.loads((Path(folder) / STATISTICS_FILE).read_bytes()))
+    return dict(json.loads((Path(folder) / SOLVED_FILE).read_bytes()))
 
 
 def solver_facts(solver: Solver) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from torch import Tensor
 from kalm.core.durable import write_durably
 from kalm.core.errors import DataError, require
 from kalm.data.label_data import Examined, LabelData, Part
-from kalm.rl.rewards.scores import PAPER_SCORES, choose_threshold, scores
+from kalm.rl.rewards.scores import choose_threshold, scores
+from kalm.runs.folder import PROXY_FILE
 
 REWARD = "kalm_proxy_reward"  # key of a checkpoint: how the model is built, thresholds, whose labels it learned
-TABLE_FILE = "proxy_reward.json"
 _BLOCK = 4096  # states at once
 
 # (goal, probability, met by the judge, truth, whether the goal was learned)
@@ -115,8 +115,8 @@ class ProxyReward(LightningModule):
                 for figure in ("precision", "recall"):
                     if row[figure] is not None:
                         self.log(f"test/{row['task']}/{figure}", row[figure])
-        content = {"rows": table, "paper": PAPER_SCORES, "thresholds": self.thresholds, **self.data.description}
-        path = Path(self.trainer.default_root_dir) / TABLE_FILE
+        content = {"rows": table, "thresholds": self.thresholds, **self.data.description}
+        path = Path(self.trainer.default_root_dir) / PROXY_FILE
         write_durably(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     def table(self, rows: Sequence[_Row]) -> list[dict[str, Any]]:

@@ -10,20 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Table B.4 of arXiv:2412.06877, against the truth, in per cent but for the area: one goal of each kind.
-PAPER_SCORES: dict[str, list[dict[str, Any]]] = {
-    "go_to": [
-        {"goal": "go to a box", "auc": 0.90, "accuracy": 89, "precision": 96, "recall": 38},
-        {"goal": "go to red door", "auc": 0.98, "accuracy": 94, "precision": 100, "recall": 0.2},
-    ],
-    "pick_up": [{"goal": "pick up a ball", "auc": 0.75, "accuracy": 98, "precision": 95, "recall": 83}],
-    "open": [{"goal": "open a door", "auc": 0.92, "accuracy": 85, "precision": 95, "recall": 85}],
-    "go_to_tile": [{"goal": "go to the tile (5,6)", "auc": 1.0, "accuracy": 100, "precision": 100, "recall": 100}],
-    "put_next": [
-        {"goal": "put a box next to a blue ball", "auc": 0.64, "accuracy": 100, "precision": 100, "recall": 25}
-    ],
-}
-
 
 def choose_threshold(probability: NDArray[Any], met: NDArray[np.bool_], precision: float) -> float:
     """The probability from which states count as met: the best F1 of those with enough precision.

@@ -20,10 +20,11 @@ from kalm.data.label_data import LabelData, Part, StateForm
 from kalm.data.rollout_sources import RealRollouts
 from kalm.judging.judge import DomainRule
 from kalm.judging.noisy_judge import NoisyJudge
-from kalm.rl.rewards.base import TABLE_FILE, ProxyReward
+from kalm.rl.rewards.base import ProxyReward
 from kalm.rl.rewards.fact_reward import FactReward
 from kalm.rl.rewards.goal_networks import GoalNetworks
 from kalm.rl.rewards.trained_proxy import TrainedProxy
+from kalm.runs.folder import PROXY_FILE
 from kalm.store.labelling import Keep, label_store
 from kalm.store.reader import RolloutStore
 from tests.chain_run import kalm
@@ -80,7 +81,7 @@ def fit(folder: Path, model: ProxyReward, data: LabelData, num_updates: int) -> 
 
 def table(folder: Path, goals: str = "learned", against: str = "truth") -> dict[str, dict[str, Any]]:
     """Rows of the table that a test wrote, by task."""
-    rows = json.loads((folder / TABLE_FILE).read_text())["rows"]
+    rows = json.loads((folder / PROXY_FILE).read_text())["rows"]
     return {row["task"]: row for row in rows if (row["goals"], row["against"]) == (goals, against)}
 
 
@@ -208,7 +209,7 @@ def test_from_labels_to_a_judge_on_the_command_line(folder: Path, name: str) -> 
     assert kalm("fit", "--config", path) == 0
     assert kalm("test", "--config", path) == 0
     run = folder / "room" / "proxy" / name / "seed=0"
-    assert json.loads((run / TABLE_FILE).read_text())["labels_by"]["judge"] == "noisy"
+    assert json.loads((run / PROXY_FILE).read_text())["labels_by"]["judge"] == "noisy"
     judge = TrainedProxy(str(run), ROOM, TokenEncoder(64), f"proxy_{name}")
     labels = label_store(ROOM, RolloutStore(folder / "store"), judge, "", 5, show_progress=False)
     assert labels.provenance["judge"] == "proxy"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kalm.rl.rewards.scores import PAPER_SCORES, choose_threshold, scores
+from kalm.report.paper import PROXY_SCORES
+from kalm.rl.rewards.scores import choose_threshold, scores
 
 PROBABILITY = np.array([0.9, 0.8, 0.6, 0.3, 0.1])
 MET = np.array([True, True, False, True, False])
@@ -48,5 +49,5 @@ def test_scores_by_hand() -> None:
 
 def test_the_papers_figures_stand_by_kind() -> None:
     """Five kinds, six goals."""
-    assert sum(map(len, PAPER_SCORES.values())) == 6
-    assert PAPER_SCORES["put_next"][0]["recall"] == 25
+    assert sum(map(len, PROXY_SCORES.values())) == 6
+    assert PROXY_SCORES["put_next"][0]["recall"] == 25
