@@ -325,7 +325,7 @@ class PlanData(LightningDataModule):
         return torch.tensor([[answers[question] for question in grid.questions] for answers in found])
 
     def _first_batch(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step
+        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
 
     @property
     def _verb(self) -> str | None:

@@ -118,7 +118,7 @@ def solve_store(
         )
     flags = domain.plausibility_flags
     writer = RolloutStoreWriter(folder / STORE, domain.name, domain.spec, flags, made_by, has_optimal_actions=True)
-    work = _Work(domain, store, labels, solver, settings, judge)
+    work, written = _Work(domain, store, labels, solver, settings, judge), list[str]()
     own = {"label": label, "solver": made_by["solver"]["name"], "is_oracle": made_by["is_oracle"]}
     (folder / _STATISTICS).mkdir(exist_ok=True)
     columns = (TextColumn("solve"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -128,6 +128,7 @@ def solve_store(
             shards = {f"{number:06d}-{first:06d}": goals for first, goals in work.blocks}
             missing = [shard for shard in shards if shard not in writer.finished_shards]
             part = work.part(number) if missing else None
+            written += shards
             for shard, goals in shards.items():
                 if part is not None and shard in missing:
                     solved = list(pool.map(partial(work.solve, number, part), goals))
@@ -137,7 +138,8 @@ def solve_store(
                     writer.append(shard, [plan for one in solved for plan in work.rollouts(one, part, provenance)])
                 progress.advance(bar, len(goals))
     plans = writer.finish()
-    figures = [row for path in sorted((folder / _STATISTICS).glob("*.json")) for row in json.loads(path.read_bytes())]
+    # Of these shards alone: an earlier store in this folder, which was deleted, may have had more.
+    figures = [row for shard in written for row in json.loads((folder / _STATISTICS / f"{shard}.json").read_bytes())]
     write_durably(folder / STATISTICS_FILE, to_json({**made_by, "kinds": _by_kind(figures)}, indent=1) + b"\n")
     return plans
 
