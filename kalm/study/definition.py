@@ -41,7 +41,7 @@ from kalm.core.errors import KalmError
 from kalm.runs.folder import LAST, RESULTS_FILE, STORE, describe_folder, run_name
 
 # verb -> what it leaves in the folder of its run ("" for the folder itself); other verbs have no such folder
-_LEFT = {"collect": "", "solve": STORE, "fit": LAST, "predict": STORE, "validate": RESULTS_FILE, "test": RESULTS_FILE}
+_LEFT = {"collect": "", "fit": LAST, "predict": STORE, "validate": RESULTS_FILE, "test": RESULTS_FILE, "solve": STORE}
 _LABEL = "label"  # the verb that leaves this in a store, which says when it is finished:
 _LABEL_FILE = "labels/{name}/label.json"  # as ``kalm.store.labels`` has it, which would bring torch
 _SEED_VERBS = ("collect", _LABEL, "solve")  # that call it so
