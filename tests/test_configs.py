@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kalm.envs.babyai import BabyAI
 from kalm.store.reader import RolloutStore
 from kalm.study.definition import load_study
 from tests.chain_run import kalm
@@ -19,7 +20,8 @@ FILES = sorted(CONF.rglob("*.yaml"))
 STUDIES = [path for path in FILES if path.parent.name == "study"]
 OVERLAYS = [path for path in FILES if path.parent.name == "overlay"]
 STAGES = [path for path in FILES if path not in STUDIES + OVERLAYS]
-# These download a pretrained model; tests/llm/test_ground_configs.py runs them with a small local one.
+# These download a pretrained model; tests/llm runs them with a small local one (test_ground_configs.py, and for
+# BabyAI test_llm_student.py).
 PRETRAINED = [path for path in STAGES if "HuggingFaceBackbone" in path.read_text(encoding="utf-8")]
 SMOKE = CONF / "overlay" / "smoke.yaml"
 LIGHTNING_VERBS = ("fit", "predict")
@@ -29,6 +31,21 @@ COMMAND = re.compile(r"# python -m kalm (\w+) (.*)")
 def name(path: Path) -> str:
     """Path as it is typed in the checkout's root."""
     return path.relative_to(REPOSITORY).as_posix()
+
+
+def is_of(domain: str, path: Path) -> bool:
+    """Whether a stage is one of a world's."""
+    return path.parent.name == domain
+
+
+def every_stage_file(domain: str) -> set[str]:
+    """Of a world, those that download nothing."""
+    return {name(path) for path in STAGES if is_of(domain, path) and path not in PRETRAINED}
+
+
+def used_by(study: Path) -> set[str]:
+    """Configuration files of a study's stages."""
+    return {part for stage in load_study(study).stages for part in stage.command if part.startswith("conf/")}
 
 
 def announced_command(path: Path) -> list[str]:
@@ -46,10 +63,18 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_file_is_found() -> None:
     """The parametrised tests below cannot pass on an empty list."""
     assert {"collect", "ground", "imagine", "bc", "cql"} <= {path.stem for path in STAGES}
-    studies = {"clevr_robot_demo", "clevr_robot_smoke", "metaworld_paper", "metaworld_small", "metaworld_smoke"}
+    studies = {
+        "babyai_smoke",
+        "clevr_robot_demo",
+        "clevr_robot_smoke",
+        "metaworld_paper",
+        "metaworld_small",
+        "metaworld_smoke",
+    }
     assert studies <= {path.stem for path in STUDIES}
     assert SMOKE in OVERLAYS
-    assert len(PRETRAINED) == 5
+    assert len(PRETRAINED) == 6
+    assert {"collect", "label", "solve", "planner_student"} <= {path.stem for path in STAGES if is_of("babyai", path)}
     assert len(STAGES) + len(STUDIES) + len(OVERLAYS) == len(FILES) == len(list(CONF.rglob("*.y*ml")))
 
 
@@ -105,8 +130,7 @@ def test_every_command_of_a_study_parses(path: Path, capsys: pytest.CaptureFixtu
 def test_smoke_study_runs_every_stage_file(domain: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From nothing to a report; started again it has nothing left to do."""
     study = CONF / "study" / f"{domain}_smoke.yaml"
-    used = {part for stage in load_study(study).stages for part in stage.command if part.startswith("conf/")}
-    assert used >= {name(path) for path in STAGES if path.parent.name == domain and path not in PRETRAINED}
+    assert used_by(study) >= every_stage_file(domain)
     assert kalm("run", name(study), "--root", tmp_path) == 0
     imagined = RolloutStore(tmp_path / f"{domain}/imagine/tiny/seed=0/store", verify=True)
     assert imagined.num_rollouts > 0
@@ -119,3 +143,24 @@ def test_smoke_study_runs_every_stage_file(domain: str, tmp_path: Path, capsys: 
     capsys.readouterr()
     assert kalm("run", name(study), "--root", tmp_path) == 0
     assert f"study {domain}_smoke is finished" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(900)
+def test_the_smoke_study_of_babyai_runs_every_stage_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Collect, label, solve, a fit of each proxy and student, and tests; started again it has nothing left to do."""
+    study = CONF / "study" / "babyai_smoke.yaml"
+    assert used_by(study) >= every_stage_file("babyai")
+    assert kalm("run", name(study), "--root", tmp_path) == 0
+    plans = RolloutStore(tmp_path / "babyai/solve/completed/seed=0/store", verify=True)
+    assert plans.has_optimal_actions
+    assert plans.num_rollouts > 20
+    assert {row.goal["goal"] for row in plans.instructions} >= {"go_to", "open", "pick_up", "put_next"}
+    store = RolloutStore(tmp_path / "babyai/collect/bot/seed=0", verify=True)
+    assert store.labels("some").provenance["is_oracle"]
+    assert store.labels("proxy").provenance["judge"] == "proxy"
+    assert (tmp_path / "babyai/proxy/facts/seed=0/proxy_reward.json").is_file()
+    report = (tmp_path / "study/babyai_smoke/report/report.md").read_text(encoding="utf-8")
+    assert all(split in report for split in BabyAI.goal_splits)
+    capsys.readouterr()
+    assert kalm("run", name(study), "--root", tmp_path) == 0
+    assert "study babyai_smoke is finished" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def test_the_wheel_holds_every_data_file(wheel):
     data = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "kalm").rglob("*")
-        if path.is_file() and path.suffix not in {".py", ".pyc"}
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
     }
     assert any(name.endswith(".json") for name in data)
     with zipfile.ZipFile(wheel) as archive:

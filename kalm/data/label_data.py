@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,6 @@ class LabelData(RolloutData):
     its task, which is where a judge is most easily mistaken.
     """
 
-    undecided = frozenset({"encoder"})
     reading_verbs = frozenset({"fit", "validate", "test", "predict"})
 
     def __init__(
@@ -260,7 +260,7 @@ class LabelData(RolloutData):
 
     @cached_property
     def _label_sha256(self) -> str:
-        return hashlib.sha256(label_manifest(self.store.path, self._label)).hexdigest()
+        return hashlib.sha256(label_manifest(Path(self.real.path), self._label)).hexdigest()
 
     @cached_property
     def _facts(self) -> Tensor:

@@ -25,7 +25,7 @@ from torchrl.data.replay_buffers.storages import Storage
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter
 
 from kalm.core import names
-from kalm.core.errors import CheckpointError, DataError
+from kalm.core.errors import CheckpointError, DataError, require
 from kalm.core.goal import InstructedGoal
 from kalm.core.provenance import changes
 from kalm.core.specs import Spec
@@ -47,7 +47,7 @@ SENTENCE = "sentence"  # of each of the G, its place among ``all_sentences``, (G
 GOAL = "goal"  # which of the G sentences each of B states is with
 ANSWERS = "answers"  # to the questions about each of G goals, (G, Q)
 
-_GOAL_STREAM, _SENTENCE_STREAM, _STEP_STREAM = range(3)  # of random words
+_GOAL_STREAM, _SENTENCE_STREAM, _STEP_STREAM, _NOISE_STREAM = range(4)  # of random words
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class PlanData(LightningDataModule):
         num_goals: int = 32,
         num_states: int = 8,
         paraphrase: bool = False,
+        token_noise: float = 1.0,
         evaluation: EvaluationEpisodes = DEFAULT_EPISODES,
         seed: int = 0,
     ) -> None:
@@ -111,6 +112,8 @@ class PlanData(LightningDataModule):
             num_states: States of one update for each instruction, so that reading is shared by so many.
             paraphrase: Whether each instruction is shown in the domain's own or in one of its training paraphrases, a
                 random one each time.
+            token_noise: Standard deviation of the noise on the tokens' vectors that training reads, in units of the
+                spread of their numbers: what is near a word, as other words for the same are, then means the same.
             evaluation: The episodes to judge a student on.
             seed: Decides which steps each update gets.
 
@@ -121,7 +124,8 @@ class PlanData(LightningDataModule):
         found = locals()
         self._arguments = {name: found[name] for name in inspect.signature(type(self)).parameters}
         self.domain, self.encoder, self.evaluation, self.seed = domain, encoder, evaluation, seed
-        self._plans, self._paraphrase = plans, paraphrase
+        self._plans, self._paraphrase, self._token_noise = plans, paraphrase, token_noise
+        require(token_noise >= 0, "token_noise", token_noise, "0 or more")
         self._task_weights = task_weights
         self._num_goals, self._num_states = num_goals, num_states
         require_least(num_goals=(num_goals, 1), num_states=(num_states, 1), seed=(seed, 0))
@@ -131,7 +135,7 @@ class PlanData(LightningDataModule):
         if task_weights is not None and (not task_weights or min(task_weights.values()) < 0):
             raise DataError(f"task_weights is {task_weights}; give each task a weight of 0 or more, or null")
         grid = domain.agent_grid
-        base = domain.spec.with_goals(encoder.embedding_size)
+        base = domain.spec.with_goals(encoder.token_size)
         self.spec = StudentSpec(
             base.observation,
             base.action,
@@ -214,11 +218,18 @@ class PlanData(LightningDataModule):
                 names.OPTIMAL_ACTIONS: optimal_actions,
                 SENTENCE: shown,
                 GOAL: torch.arange(self._num_goals).repeat_interleave(self._num_states),
-                TOKENS: tokens[shown, :longest],
+                TOKENS: self._noisy(tokens[shown, :longest], updates),
                 TOKENS_PADDING: is_token[shown, :longest],
                 ANSWERS: self._answers[goals],
             }
         )
+
+    def _noisy(self, tokens: Tensor, updates: Updates) -> Tensor:
+        """Token vectors (G, L, E) with the noise of one update."""
+        if not self._token_noise:
+            return tokens
+        generator = torch.Generator().manual_seed(int(updates.numbers(_NOISE_STREAM, 1)))
+        return tokens + self._token_noise * self._token_spread * torch.randn(tokens.shape, generator=generator)
 
     def transitions(self, num_rows: int = 10_000) -> Iterator[list[Tensor]]:
         """Observation, action and next observation of every step of every plan, some at a time."""
@@ -315,6 +326,12 @@ class PlanData(LightningDataModule):
         return self.encoder.token_vectors(self.all_sentences)
 
     @cached_property
+    def _token_spread(self) -> float:
+        """Standard deviation of the numbers of all real tokens' vectors."""
+        tokens, is_token = self._tokens
+        return float(tokens[is_token].std())
+
+    @cached_property
     def _first_sentence(self) -> list[int]:
         return [0, *np.cumsum([len(own) for own in self.sentences]).tolist()]
 
@@ -325,7 +342,7 @@ class PlanData(LightningDataModule):
         return torch.tensor([[answers[question] for question in grid.questions] for answers in found])
 
     def _first_batch(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step
+        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
 
     @property
     def _verb(self) -> str | None:

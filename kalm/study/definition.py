@@ -19,8 +19,9 @@ seed, ``seeds: together`` once for all that follow each other, which are trained
 stage ``<name>-test``, once a seed, with the same configuration; a mapping in place of ``true`` is more ``with`` for it.
 ``${...}`` names a key of the file, or a stage before this one, for what that stage writes; ``${seed}``,
 ``${num_seeds}`` and ``${run}`` (name of the run's folder) can be used in stages with seeds. A stage reads whatever
-its configuration names of what earlier stages wrote, and ``reads``, files of other origin; it writes what its verb
-writes and ``writes``, paths in its run folder.
+its configuration names of what earlier stages wrote, a label by its name under a key ``label`` beside the store's
+folder, and ``reads``, files of other origin; it writes what its verb writes and ``writes``, paths in its run folder. A
+``test`` that is no episodes, as that of a proxy reward, says what it writes, and writes that alone.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ from kalm.core.errors import KalmError
 from kalm.runs.folder import LAST, RESULTS_FILE, STORE, describe_folder, run_name
 
 # verb -> what it leaves in the folder of its run ("" for the folder itself); other verbs have no such folder
-_LEFT = {"collect": "", "fit": LAST, "predict": STORE, "validate": RESULTS_FILE, "test": RESULTS_FILE}
+_LEFT = {"collect": "", "fit": LAST, "predict": STORE, "validate": RESULTS_FILE, "test": RESULTS_FILE, "solve": STORE}
+_LABEL = "label"  # the verb that leaves this in a store, which says when it is finished:
+_LABEL_FILE = "labels/{name}/label.json"  # as ``kalm.store.labels`` has it, which would bring torch
+_SEED_VERBS = ("collect", _LABEL, "solve")  # that call it so
 _FROM_CHECKPOINT = ("predict", "validate", "test")  # they take the last checkpoint of their own run, if not told which
 _TOGETHER = "together"
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
@@ -253,14 +257,15 @@ def _make_stage(entry: Mapping[str, Any], root: str, written: Sequence[str]) -> 
     Of what was ``written`` by the stages before it, it reads what its configuration names.
     """
     verb, configs, is_joint = entry["verb"], tuple(entry["config"]), entry["seeds"] == _TOGETHER
-    seed_option = "seed" if verb == "collect" else "seed_everything"
+    seed_option = "seed" if verb in _SEED_VERBS else "seed_everything"
     given = {
         "root": root,
         "experiment": entry["experiment"],
         seed_option: "${seed}" if entry["seeds"] else None,
         "model.num_seeds": "${num_seeds}" if is_joint else None,
     }
-    options = {key: value for key, value in given.items() if value is not None and verb in _LEFT} | entry["with"]
+    is_known = verb in _LEFT or verb == _LABEL
+    options = {key: value for key, value in given.items() if value is not None and is_known} | entry["with"]
     settings = {seed_option: 0, **_settings(configs, options)}
     folder, outputs = Path(), []
     if verb in _LEFT:
@@ -269,9 +274,17 @@ def _make_stage(entry: Mapping[str, Any], root: str, written: Sequence[str]) -> 
         runs = ("${run}", "seed=${seed}") if is_joint else (f"seed={settings[seed_option]}",)
         folders = [Path(root) / settings["experiment"] / run for run in runs]
         folder, outputs = folders[0], [str(one / _LEFT[verb]) for one in folders]
+        if verb == "test" and entry["writes"]:
+            outputs = []
+    elif verb == _LABEL:
+        for key in ("store", "name"):
+            if not settings.get(key):
+                raise KalmError(f"{key} is missing, which decides where a label lies; its config is {list(configs)}")
+        folder = Path(_filled(settings["store"], settings))
+        outputs = [_label_file(str(folder), settings["name"])]
     outputs += [str(folder / file) for file in entry["writes"]]
     if not outputs:
-        known = ", ".join(_LEFT)
+        known = ", ".join((*_LEFT, _LABEL))
         raise KalmError(f"nothing says what verb {verb!r} writes; give writes: [...], or one of the verbs {known}")
     inputs = _inputs(settings, written)
     if verb in _FROM_CHECKPOINT and settings.get("ckpt_path") in (None, "last"):
@@ -326,8 +339,20 @@ def _settings(configs: Sequence[str], options: Mapping[str, Any]) -> dict[str, A
 def _inputs(settings: Mapping[str, Any], written: Sequence[str]) -> list[str]:
     """The outputs of earlier stages that stand somewhere in the settings; a checkpoint's folder stands for it."""
     named = set(_strings(list(settings.values())))
-    named = {_INTERPOLATION.sub(lambda key: str(settings.get(key[1], key[0])), text) for text in named}
+    named = {_filled(text, settings) for text in named}
+    labels = [value for key, value in settings.items() if key.split(".")[-1] == _LABEL and isinstance(value, str)]
+    named |= {_label_file(store, label) for label in labels for store in named}
     return [path for path in written if {path, path.removesuffix(f"/{LAST}")} & named]
+
+
+def _filled(text: str, settings: Mapping[str, Any]) -> str:
+    """A text of a configuration with the settings that it names by ``${...}``."""
+    return _INTERPOLATION.sub(lambda key: str(settings.get(key[1], key[0])), text)
+
+
+def _label_file(store: str, name: str) -> str:
+    """What is there once a label of a store is finished."""
+    return str(Path(store) / _LABEL_FILE.format(name=name))
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -30,11 +30,12 @@ from kalm.core.errors import KalmError
 from kalm.runs.folder import LAST, describe_folder
 from kalm.study.definition import Stage, Study
 
-_MANIFEST = "manifest.json"  # of a rollout store
+_MANIFEST, _LABEL_MANIFEST = "manifest.json", "label.json"  # of a rollout store, of a label beside it
 Call = Callable[[list[str]], int]
 Outcome = Literal["done before", "done", "resumed"]
 
-_REMADE_VERBS = ("collect", "predict")  # they add to what they find; fit has --overwrite, test replaces its own lines
+# They add to what they find; fit has --overwrite, test replaces its own lines.
+_REMADE_VERBS = ("collect", "label", "solve", "predict")
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ def _prepare(stage: Stage, is_same: bool, is_own: bool) -> tuple[list[str], Outc
         return [*stage.command, "--overwrite", "true"], "done"
     if stage.verb in _REMADE_VERBS and is_own and not is_same:
         for path in map(Path, stage.outputs):
-            if path.is_dir():
-                shutil.rmtree(path)
+            made = path.parent if path.name == _LABEL_MANIFEST else path
+            if made.is_dir():
+                shutil.rmtree(made)
     return list(stage.command), "resumed" if is_same else "done"
 
 
@@ -201,7 +203,10 @@ def _fingerprint(stage: Stage) -> str:
 
 
 def _content_digest(stage: Stage, path: str) -> str:
-    """Digest of a file, or of a rollout store through its manifest, which holds the digest of every file."""
+    """Digest of a file, or of a rollout store through its manifest, which holds the digest of every file.
+
+    A label is its own manifest, which holds them, too.
+    """
     found = Path(path)
     for file in (found, found / _MANIFEST):
         if file.is_file():

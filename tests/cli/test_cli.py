@@ -77,7 +77,7 @@ def test_process_exits_with_the_errors_code_and_no_traceback(tmp_path: Path) -> 
 def test_unknown_verb_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2."""
     assert main(["train"]) == 2
-    assert "unknown verb 'train'; the verbs are collect, fit" in capsys.readouterr().err
+    assert "unknown verb 'train'; the verbs are collect, label, solve, fit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

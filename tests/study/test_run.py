@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from kalm.core.errors import KalmError
 from kalm.report.results import load_results
+from kalm.store.labels import LABEL_MANIFEST, label_folder
 from kalm.study.definition import Stage, Study, load_study
 from kalm.study.run import run_study
 from tests.chain_run import kalm, run_folder_of, write_config
@@ -255,6 +257,83 @@ class TestStages:
         assert stages["collect"].outputs == ("out/w/collect/expert/seed=0",)
         assert stages["ground"].inputs == stages["collect"].outputs
         assert stages["ground"].outputs == ("out/w/ground/tiny/seed=0/last.ckpt",)
+
+    def labelled(self, **label: Any) -> dict[str, Stage]:
+        """Stages that label, solve by the label, and learn from another one."""
+        Path("label.yaml").write_text(yaml.safe_dump({"store": "${root}/w/collect/expert/seed=0", "name": "rule"}))
+        solve = {"experiment": "w/solve/own", "store": "${root}/w/collect/expert/seed=0", "label": "rule"}
+        Path("solve.yaml").write_text(yaml.safe_dump(solve))
+        real = {"real": {"path": "${root}/w/collect/expert/seed=0"}, "label": "some"}
+        Path("proxy.yaml").write_text(yaml.safe_dump({"experiment": "w/proxy/own", "data": {"init_args": real}}))
+        other = {"name": "other", "verb": "label", "config": "label.yaml", "with": {"name": "some"}}
+        return self.stages(
+            {"name": "label", "verb": "label", "config": "label.yaml", **label},
+            other,
+            {"name": "solve", "verb": "solve", "config": "solve.yaml"},
+            {"name": "proxy", "config": "proxy.yaml"},
+            {"name": "examine", "verb": "test", "config": "proxy.yaml", "writes": ["table.json"]},
+            {"name": "student", "config": "bc.yaml", "with": {"data.imagined.stores": ["${solve}"]}},
+            {"name": "look", "verb": "look", "reads": ["${label}"], "writes": ["seen"]},
+        )
+
+    def test_labels_lie_in_stores_and_plans_in_run_folders(self) -> None:
+        """What each leaves, and who reads it: a label by its name beside its store, or by the stage that writes it."""
+        stages, store = self.labelled(), "out/w/collect/expert/seed=0"
+        assert stages["label"].command == ("label", "--config", "label.yaml", "--root=out")
+        rule, some = (f"{store}/labels/{name}/label.json" for name in ("rule", "some"))
+        assert Path(rule) == Path(store) / label_folder("rule") / LABEL_MANIFEST
+        assert (stages["label"].inputs, stages["label"].outputs) == ((store,), (rule,))
+        assert stages["other"].outputs == (some,)
+        assert stages["solve"].command == ("solve", "--config", "solve.yaml", "--root=out")
+        assert (stages["solve"].inputs, stages["solve"].outputs) == ((store, rule), ("out/w/solve/own/seed=0/store",))
+        assert stages["proxy"].inputs == (store, some)
+        assert stages["examine"].outputs == ("out/w/proxy/own/seed=0/table.json",)
+        assert "out/w/solve/own/seed=0/store" in stages["student"].inputs
+        assert stages["look"].inputs == (rule,)
+
+    def test_seeds_of_labels_and_plans_are_called_so(self) -> None:
+        """A label a seed, if its name says which."""
+        label = {"name": "label", "verb": "label", "config": "label.yaml", "seeds": True, "with": {"name": "r${seed}"}}
+        self.labelled()
+        stages = self.stages(label, {"name": "solve", "verb": "solve", "config": "solve.yaml", "seeds": True})
+        assert stages["label seed=1"].command[-2:] == ("--seed=1", "--name=r1")
+        assert stages["label seed=1"].outputs == ("out/w/collect/expert/seed=0/labels/r1/label.json",)
+        assert stages["solve seed=1"].command[-1] == "--seed=1"
+        assert stages["solve seed=1"].outputs == ("out/w/solve/own/seed=1/store",)
+
+    def test_a_label_without_a_name_is_refused(self) -> None:
+        """Nobody would know where it lies."""
+        with pytest.raises(KalmError, match="stage 'label': name is missing"):
+            self.labelled(**{"with": {"name": None}})
+
+    def test_what_reads_a_label_is_made_again_when_the_label_changes(self, commands: Commands) -> None:
+        """Stages of another label stay; an outdated label and outdated plans are removed before."""
+
+        def call(command: list[str]) -> int:
+            commands.asked.append(command)
+            stage = next(stage for stage in study.stages if list(stage.command) == command)
+            for path in map(Path, stage.outputs):
+                assert not path.exists()
+                assert command[0] != "label" or not path.parent.exists()
+                made = path / "manifest.json" if command[0] in ("collect", "solve") else path
+                made.parent.mkdir(parents=True, exist_ok=True)
+                made.write_text(f"{command}", encoding="utf-8")
+            return 0
+
+        def read(**label: Any) -> Study:
+            self.labelled(**label)
+            return load_study("study.yaml")
+
+        study = read()
+        names = [stage.name for stage in study.stages if stage.name != "ground"]
+        study = replace(study, stages=tuple(stage for stage in study.stages if stage.name in names[:5]))
+        run(call, study)
+        assert [command[0] for command in commands.asked] == ["collect", "label", "label", "solve", "fit"]
+        commands.asked.clear()
+        changed = read(**{"with": {"keep": "met"}})
+        study = replace(changed, stages=tuple(stage for stage in changed.stages if stage.name in names[:5]))
+        run(call, study)
+        assert [command[0] for command in commands.asked] == ["label", "solve"]
 
     def test_what_a_stage_overrides_counts(self) -> None:
         """The experiment and the seed decide the folder; a path that is replaced is not read; a run folder is."""

@@ -1,7 +1,8 @@
 """BabyAI's seven actions on batches of states: what minigrid does, some thousand times as fast.
 
 Turning and walking change the agent's plane alone; picking up, dropping and toggling change the tile in front too.
-Toggling a box destroys it, because the boxes of these grids are empty. An action that can do nothing does nothing.
+Toggling a box destroys it, because the boxes of these grids are empty. An action that can do nothing does nothing; so
+does every action towards the outside of the grid, and every action where there is no agent.
 
 Shape letters: B states, W columns, H rows, T steps.
 """
@@ -29,21 +30,29 @@ _OPEN, _CLOSED, _LOCKED = range(3)
 def step(states: NDArray[np.uint8], actions: NDArray[np.int64]) -> None:
     """Carry out one action, (B,), in each state, (B, W, H, 2), in place; the states are contiguous."""
     num, width, height = states.shape[0], states.shape[1], states.shape[2]
-    flat = states.reshape(num, width * height * 2)
+    size = width * height * 2
+    flat = states.reshape(num, size)
     # What one step forward adds to a place in a flat state, by direction.
     ahead = (2 * height, 2, -2 * height, -2)
     for row in range(num):
         state, action = flat[row], actions[row]
         here = 1
-        while state[here] == 0:
+        while here < size and state[here] == 0:
             here += 2
+        if here > size:  # numba reads on behind an array's end, so that nothing here may ask for it
+            continue
         agent = int(state[here]) - 1
         direction, carried = agent % 4, agent // 4
         if action in (_LEFT, _RIGHT):
             turned = (direction + (1 if action == _RIGHT else 3)) % 4
             state[here] = 1 + turned + 4 * carried
             continue
+        y = (here // 2) % height
+        if (direction == 1 and y == height - 1) or (direction == 3 and y == 0):
+            continue
         front = here - 1 + ahead[direction]
+        if not 0 <= front < size:
+            continue
         tile = int(state[front])
         is_door = _FIRST_DOOR <= tile < _NUM_CODES
         door_state = (tile - _FIRST_DOOR) % 3 if is_door else -1

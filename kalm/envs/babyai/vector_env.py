@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from kalm.core.errors import DataError
 from kalm.core.goal import Array, Goal
 from kalm.envs.babyai.goals import BabyAIGoal
-from kalm.envs.babyai.layout import AGENT, NUM_CODES, TILES, WALL, agent_of
+from kalm.envs.babyai.layout import AGENT, COLORS, EMPTY, NUM_CODES, TILES, WALL, agent_of, code_of
 from kalm.envs.babyai.simulator import next_states
 from kalm.envs.vector_env import DomainVectorEnv
 
 if TYPE_CHECKING:
     from kalm.envs.babyai.domain import BabyAI
+
+_STANDABLE = [EMPTY, *(code_of("door", color, "open") for color in COLORS)]  # codes of tiles under an agent
 
 
 class BabyAIVectorEnv(DomainVectorEnv):
@@ -67,10 +69,11 @@ def check_state(state: Array) -> None:
     """
     tiles, agents = state[..., TILES], np.argwhere(state[..., AGENT])
     edges = np.concatenate([tiles[[0, -1]].ravel(), tiles[:, [0, -1]].ravel()])
-    _, _, _, carried = agent_of(state)
+    x, y, _, carried = agent_of(state)
     for is_wrong, what in (
         (len(agents) != 1, f"has {len(agents)} agents; it must have one"),
         ((edges != WALL).any(), "has no wall all around, and an agent could leave it"),
+        (tiles[x, y] not in _STANDABLE, "has its agent on a tile that it cannot stand on"),
         ((tiles >= NUM_CODES).any() or carried >= NUM_CODES, f"has a code above {NUM_CODES - 1}"),
     ):
         if is_wrong:

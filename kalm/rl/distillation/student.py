@@ -59,18 +59,22 @@ def set_loss(logits: Tensor, optimal_actions: Tensor) -> Tensor:
     return torch.logsumexp(logits, dim=-1) - torch.logsumexp(best, dim=-1)
 
 
-def answer_loss(logits: Sequence[Tensor], answers: Tensor) -> Tensor:
+def answer_loss(logits: Sequence[Tensor], answers: Tensor, smoothing: float = 0.0) -> Tensor:
     """Make the answer to every question likely: the sum of their cross-entropies.
 
     Args:
         logits: For each question, shape (G, N).
         answers: Shape (G, number of questions), int64.
+        smoothing: Share of the target that all answers have alike (Szegedy et al. 2016, arXiv:1512.00567), in [0, 1).
 
     Returns:
         Loss per instruction, shape (G,), in nats, not reduced.
     """
     pairs = zip(logits, answers.unbind(1), strict=True)
-    return torch.stack([functional.cross_entropy(one, answer, reduction="none") for one, answer in pairs]).sum(0)
+    losses = [
+        functional.cross_entropy(one, answer, reduction="none", label_smoothing=smoothing) for one, answer in pairs
+    ]
+    return torch.stack(losses).sum(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Student(EvaluatedPolicy):
         self,
         spec: StudentSpec,
         auxiliary_weight: float = 1.0,
+        answer_smoothing: float = 0.1,
         temperature: float = 0.7,
         only_seen_actions: bool = False,
         learning_rate: float = 2e-3,
@@ -113,6 +118,8 @@ class Student(EvaluatedPolicy):
         Args:
             spec: Sizes of states, tokens and questions; the command line takes them from the data.
             auxiliary_weight: How much the questions' loss counts, 0 or more; at 0 nothing is asked.
+            answer_smoothing: Share of the questions' targets that all answers have alike, in [0, 1), so that it is not
+                sure of what a word means that it has never read.
             temperature: Actions are drawn from the softmax of logits over it (paper: 0.7); 0 takes the likeliest one,
                 which may go round in circles.
             only_seen_actions: Whether to draw only from the actions that did something in the plans where the same
@@ -137,7 +144,9 @@ class Student(EvaluatedPolicy):
         require(is_clip_norm, "gradient_clip_norm", gradient_clip_norm, "above 0")
         self.automatic_optimization = False
         self.spec = spec
-        self.auxiliary_weight, self.temperature = auxiliary_weight, temperature
+        require(0 <= answer_smoothing < 1, "answer_smoothing", answer_smoothing, "in [0, 1)")
+        self.auxiliary_weight, self.answer_smoothing = auxiliary_weight, answer_smoothing
+        self.temperature = temperature
         self.only_seen_actions = only_seen_actions
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.gradient_clip_norm = gradient_clip_norm
@@ -179,7 +188,9 @@ class Student(EvaluatedPolicy):
             )
         }
         if self.auxiliary_weight:
-            losses["answer_loss"] = self.auxiliary_weight * answer_loss(read.answers, batch[ANSWERS])[goal]
+            losses["answer_loss"] = (
+                self.auxiliary_weight * answer_loss(read.answers, batch[ANSWERS], self.answer_smoothing)[goal]
+            )
         return losses
 
     def setup(self, stage: str) -> None:

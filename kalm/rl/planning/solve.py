@@ -117,7 +117,7 @@ def solve_store(
         )
     flags = domain.plausibility_flags
     writer = RolloutStoreWriter(folder / STORE, domain.name, domain.spec, flags, made_by, has_optimal_actions=True)
-    work = _Work(domain, store, labels, solver, settings, judge)
+    work, written = _Work(domain, store, labels, solver, settings, judge), list[str]()
     own = {"label": label, "solver": made_by["solver"]["name"], "is_oracle": made_by["is_oracle"]}
     (folder / _STATISTICS).mkdir(exist_ok=True)
     columns = (TextColumn("solve"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -127,6 +127,7 @@ def solve_store(
             shards = {f"{number:06d}-{first:06d}": goals for first, goals in work.blocks}
             missing = [shard for shard in shards if shard not in writer.finished_shards]
             part = work.part(number) if missing else None
+            written += shards
             for shard, goals in shards.items():
                 if part is not None and shard in missing:
                     solved = list(pool.map(partial(work.solve, number, part), goals))

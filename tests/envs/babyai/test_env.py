@@ -110,16 +110,27 @@ def test_actions_that_change_nothing_are_invalid(world: BabyAI) -> None:
 
 
 def test_what_is_no_state_is_refused(world: BabyAI) -> None:
-    """No agent, two agents, a hole in the outer wall."""
+    """No agent, two agents, a hole or a door in the outer wall, an agent on a wall or in a closed door."""
     env = world.make_vector_env(1)
     good = put_agent(world.places("train").grids[0].tiles, 1, 1, 0)
     nobody, two, hole = good.copy(), good.copy(), good.copy()
     nobody[..., 1] = 0
     two[1, 2, 1] = 1
     hole[0, 1, 0] = EMPTY
-    for state, words in ((nobody, "0 agents"), (two, "2 agents"), (hole, "no wall all around")):
+    door, buried, stuck = good.copy(), put_agent(good[..., 0], 0, 1, 2), good.copy()
+    door[0, 1, 0], stuck[1, 1, 0] = code_of("door", "red", "open"), code_of("door", "red", "closed")
+    for state, words in (
+        (nobody, "0 agents"),
+        (two, "2 agents"),
+        (hole, "no wall all around"),
+        (door, "no wall all around"),
+        (buried, "on a tile that it cannot stand on"),
+        (stuck, "on a tile that it cannot stand on"),
+    ):
         with pytest.raises(DataError, match=words):
             env.reset(options={"goals": [GoToTile(2, 2)], "observations": [state]})
+    stuck[1, 1, 0] = code_of("door", "red", "open")
+    assert np.array_equal(env.reset(options={"goals": [GoToTile(2, 2)], "observations": [stuck]})[0][0], stuck)
 
 
 def test_settings_are_checked() -> None:

@@ -10,8 +10,12 @@ from kalm.envs.babyai.layout import (
     DROP,
     EMPTY,
     FIRST_DOOR,
+    FORWARD,
+    LEFT,
     NUM_ACTIONS,
     NUM_CODES,
+    RIGHT,
+    STEPS,
     TOGGLE,
     WALL,
     agent_of,
@@ -99,3 +103,28 @@ def test_a_box_that_is_toggled_is_gone_and_a_locked_door_wants_its_own_key() -> 
         assert in_front(after) == code_of("door", "blue", expected)
         assert agent_of(after)[3] == code_of("key", color)
         assert np.array_equal(next_states(state[None], [DROP])[0], state)
+
+
+def test_nobody_leaves_the_grid_and_where_nobody_is_nothing_happens() -> None:
+    """In open doors on each border, of grids that are wider than high, facing out: no action but turning does anything.
+
+    A state that the environments refuse, but that a model of the world may come to. From the inside, doors are entered.
+    """
+    doors = {0: (5, 2), 1: (2, 3), 2: (0, 2), 3: (2, 0)}  # by the direction that leads out
+    tiles = np.full((6, 4), WALL, dtype=np.uint8)
+    tiles[1:-1, 1:-1] = EMPTY
+    for x, y in doors.values():
+        tiles[x, y] = code_of("door", "red", "open")
+    corners = [(0, 0, 2), (0, 0, 3), (5, 3, 0), (5, 3, 1)]
+    facing_out = [
+        put_agent(tiles, *place, direction, carried) for direction, place in doors.items() for carried in (0, 9)
+    ]
+    states = np.stack([*facing_out, *(put_agent(tiles, *corner) for corner in corners)])
+    for action in range(NUM_ACTIONS):
+        assert np.array_equal(next_states(states, [action] * len(states)), states) == (action not in (LEFT, RIGHT))
+    inside = np.stack([put_agent(tiles, x - STEPS[way][0], y - STEPS[way][1], way) for way, (x, y) in doors.items()])
+    entered = np.stack([put_agent(tiles, *place, way) for way, place in doors.items()])
+    assert np.array_equal(next_states(inside, [FORWARD] * 4), entered)
+    empty = np.stack([tiles, np.zeros_like(tiles)], axis=-1)[None]
+    for action in range(NUM_ACTIONS):
+        assert np.array_equal(next_states(empty, [action]), empty)

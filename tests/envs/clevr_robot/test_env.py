@@ -71,7 +71,7 @@ def test_a_users_goal_needs_no_instruction(env: SingleEnv) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"goals": 1}, ValueError, "goals.*goal, instruction and observation"),
+        ({"goals": 1}, ValueError, "goals.*goal, goal_split, instruction and observation"),
         ({"observation": np.zeros(9)}, ValueError, r"\(9,\).*\(10,\)"),
         ({"observation": np.full(10, np.nan)}, ValueError, "finite"),
         ({"goal": {"goal": "fly"}}, DataError, "fly"),
@@ -124,7 +124,7 @@ def test_vector_environment_refuses_bad_arguments() -> None:
         env.step(np.zeros(2, dtype=int))
     with pytest.raises(ValueError, match="seed has 3 values; there are 2"):
         env.reset(seed=[1, 2, 3])
-    with pytest.raises(ValueError, match="goal.*goals, instructions"):
+    with pytest.raises(ValueError, match="goal.*goals, goal_splits, instructions"):
         env.reset(options={"goal": None})
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"\[0, 40\)"):

@@ -33,6 +33,7 @@ from tests.word_encoder import WordEncoder
 
 SIZE = 5
 MAX_STEPS = 40
+NUM_PLANS = 500  # enough for what has no notion of a map to learn the room, and not merely the plans
 WALKING = (0, 1, 2)  # turn left, turn right, go ahead
 
 
@@ -60,7 +61,7 @@ class RoomDomain(Domain):
 
     name: ClassVar[str] = "room"
     goal_splits: ClassVar[tuple[str, ...]] = ("train",)
-    goal_class: ClassVar[type[Any]] = GoTo
+    goal_class: ClassVar[type[Any]] = BabyAIGoal
     observation_space: Any = gym.spaces.Box(0, 255, (SIZE, SIZE, 2), np.uint8)
     action_space: Any = gym.spaces.Discrete(NUM_ACTIONS)
 
@@ -89,8 +90,12 @@ class RoomDomain(Domain):
 class RoomVectorEnv(DomainVectorEnv):
     """Many rooms in one array."""
 
-    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal) -> Array:
-        return random_state(rng)
+    def _lay_out(self, row: int, rng: np.random.Generator, goal: Goal, goal_split: str) -> Array:
+        assert isinstance(goal, BabyAIGoal)
+        state = random_state(rng)
+        while state.tobytes() not in steps_to_go(state, goal):  # where a thing stands on the tile that is to be gone to
+            state = random_state(rng)
+        return state
 
     def _restore(self, row: int, goal: Goal, observation: Array) -> Array:
         return observation
@@ -122,6 +127,8 @@ def steps_to_go(state: NDArray[np.uint8], goal: BabyAIGoal) -> dict[bytes, int]:
     steps = {name: 0 for name, one in states.items() if goal.success(one)}
     for number in range(1, len(states)):
         near = [name for name in states if name not in steps and any(steps.get(n) == number - 1 for n in after[name])]
+        if not near:
+            break
         steps |= dict.fromkeys(near, number)
     return steps
 
@@ -132,10 +139,9 @@ def plans(num_rollouts: int, seed: int = 0) -> Iterator[Rollout]:
     for number in range(num_rollouts):
         rng = np.random.default_rng([seed, number])
         instructed = domain.instructed_goals("train")[number % len(GOALS)]
-        steps: dict[bytes, int] = {}
-        while steps.get((state := random_state(rng)).tobytes(), 0) == 0:
+        state = random_state(rng)
+        while not (steps := steps_to_go(state, instructed.goal)).get(state.tobytes()):  # met, or out of reach
             state = random_state(rng)
-            steps = steps_to_go(state, instructed.goal)
         states, actions, optimal = [state], [], []
         while left := steps[states[-1].tobytes()]:
             reached = next_states(np.stack([states[-1]] * NUM_ACTIONS), np.arange(NUM_ACTIONS))
@@ -160,16 +166,21 @@ def plans(num_rollouts: int, seed: int = 0) -> Iterator[Rollout]:
 
 
 @functools.cache
-def _plans_to_learn_from() -> list[Rollout]:
-    return list(plans(90))
+def _plans_to_learn_from(seed: int) -> list[Rollout]:
+    return list(plans(NUM_PLANS, seed))
+
+
+def write_plans(folder: Path, seed: int = 0) -> None:
+    """A store of plans."""
+    writer = RolloutStoreWriter(folder, "room", RoomDomain().spec, (), {}, "make rooms", (), True)
+    writer.append("all", _plans_to_learn_from(seed))
+    writer.finish()
 
 
 def room_data(folder: Path, **options: Any) -> PlanData:
     """Plans of the room, written to ``folder`` on first use."""
     if not is_finished_store(folder / "plans"):
-        writer = RolloutStoreWriter(folder / "plans", "room", RoomDomain().spec, (), {}, "make rooms", (), True)
-        writer.append("all", _plans_to_learn_from())
-        writer.finish()
+        write_plans(folder / "plans")
     defaults: dict[str, Any] = {
         "num_goals": 4,
         "num_states": 4,

@@ -17,8 +17,8 @@ from torch import Tensor
 import kalm.rl.distillation
 from kalm.core.errors import CheckpointError
 from kalm.envs.evaluation import summarize
-from kalm.rl.distillation.student import Student, answer_loss, draw_actions, set_loss
-from kalm.rl.training.randomness import uniform_numbers
+from kalm.rl.distillation.student import Student, answer_loss, set_loss
+from kalm.runs.acting import draw_actions, uniform_numbers
 from tests.rl.distillation.room_domain import room_data
 from tests.rl.helpers import trainer
 
@@ -136,7 +136,7 @@ def test_actions_do_not_depend_on_how_many_episodes_run_side_by_side(student: ty
 
 @each_student
 def test_it_learns_a_small_world(student: type[Student], tmp_path: Path) -> None:
-    """From the plans of ninety starts it goes to three goals from other starts, in no more than twice the steps."""
+    """From plans it goes to three goals from other starts, in no more than twice the steps."""
     data = room_data(tmp_path, num_goals=8, num_states=8)
     module = build(student, data.spec, learning_rate=5e-3, learning_rate_schedule="cosine", schedule_updates=250)
     trainer(tmp_path, max_steps=250).fit(module, data)
