@@ -38,7 +38,7 @@ def test_a_name_lies_near_what_it_is_a_shade_of() -> None:
     """Of the basic colours blue is nearest to azure, red to crimson, purple to violet, each pair by its own tokens."""
     encoder = ColorWordEncoder(cache_dir=None)
     basic = ["red", "green", "blue", "purple", "yellow", "grey"]
-    vectors, _ = encoder.token_vectors([*basic, "cobalt", "crimson", "violet"])
+    vectors, _ = encoder.token_vectors([*basic, "sapphire", "crimson", "plum"])
     colors = vectors[:, 1, -4:]  # behind the token that begins a text
 
     nearest = torch.cdist(colors[6:], colors[:6]).argmin(dim=1)

@@ -137,7 +137,8 @@ def solve_store(
                     writer.append(shard, [plan for one in solved for plan in work.rollouts(one, part, provenance)])
                 progress.advance(bar, len(goals))
     plans = writer.finish()
-    figures = [row for path in sorted((folder / _STATISTICS).glob("*.json")) for row in json.loads(path.read_bytes())]
+    # Of these shards alone: an earlier store in this folder, which was deleted, may have had more.
+    figures = [row for shard in written for row in json.loads((folder / _STATISTICS / f"{shard}.json").read_bytes())]
     write_durably(folder / SOLVED_FILE, to_json({**made_by, "kinds": _by_kind(figures)}, indent=1) + b"\n")
     return plans
 
