@@ -76,8 +76,9 @@ class ShortestPath(Solver):
         """Actions that lead one step nearer."""
         steps = distances(graph, is_goal)
         optimal = _nearer(graph.successor, steps)
-        value = np.where(steps == _UNKNOWN, 0.0, self.discount ** np.maximum(steps - 1, 0))
-        return Solution(value, optimal)
+        worth = self.discount ** np.maximum(np.arange(steps.max(initial=0) + 2) - 1.0, 0.0)
+        worth[-1] = 0.0  # of a state that is ``UNKNOWN`` steps away
+        return Solution(worth[steps], optimal)
 
 
 class ValueIteration(Solver):
