@@ -12,6 +12,7 @@ Shape letters: S states, A actions, C configurations, P poses, F configurations 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -81,6 +82,20 @@ class Leaves(NamedTuple):
         return found
 
 
+class Representatives(NamedTuple):
+    """States that stand for others.
+
+    Attributes:
+        state: Their numbers, int64, shape (B,).
+        of_state: Which of them stands for each state, in [0, B), int64, shape (S,).
+        of_predicted: Those that stand for a predicted state.
+    """
+
+    state: NDArray[np.int64]
+    of_state: NDArray[np.int64]
+    of_predicted: NDArray[np.int64]
+
+
 @dataclass(frozen=True, eq=False)
 class CompletedPart(Part):
     """A part with all that a local model predicts: recorded states, predicted ones, leaves.
@@ -102,19 +117,62 @@ class CompletedPart(Part):
     situation: NDArray[np.int64]
     effects: NDArray[np.int64]
     leaves: Leaves
-    _found: dict[Aspect, tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
+    _found: dict[Aspect, Representatives] = field(default_factory=dict)
 
     @property
     def num_states(self) -> int:
         """How many there are without leaves, S."""
         return len(self.configuration)
 
-    def representatives(self, aspect: Aspect) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """States that stand for all others, as far as an aspect of a state matters; leaves are none of them.
+    @cached_property
+    def num_recorded(self) -> int:
+        """How many of its states were recorded; they come first."""
+        return int((self.states != UNKNOWN).sum())
 
-        Returns:
-            Numbers of these states, shape (B,), and which of them stands for each state, shape (S,).
+    @cached_property
+    def _carried(self) -> NDArray[np.int64]:
+        """In each configuration, shape (C,)."""
+        return self.locality.carried(self.configurations)
+
+    @cached_property
+    def _exchanges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """States before and after steps that change what is carried, leaves aside."""
+        states, next_states = [], []
+        for action in range(self.graph.num_actions):
+            target = self.graph.successor[: self.num_states, action]
+            state = np.flatnonzero((target != UNKNOWN) & (target < self.num_states))
+            hands = (self._carried[self.configuration[at]] for at in (state, target[state]))
+            state = state[np.not_equal(*hands)]
+            states.append(state)
+            next_states.append(target[state].astype(np.int64))
+        return np.concatenate(states), np.concatenate(next_states)
+
+    def used_for(self, is_goal: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """States that matter for a goal, shape (S + K,).
+
+        These are all but the predicted ones in which something is carried whose taking up or putting down does not meet
+        the goal: from there one could only bring it back first.
+
+        Args:
+            is_goal: Where the goal is met, shape (S + K,).
         """
+        before, after = self._exchanges
+        meets = np.flatnonzero(is_goal[after] & ~is_goal[before])
+        ends = is_goal[self.num_states + self.leaves.kind] & ~is_goal[self.leaves.state]
+        states = np.concatenate([before[meets], after[meets], self.leaves.state[ends]])
+        wanted = np.append(np.unique(self._carried[self.configuration[states]]), 0)
+        is_used = np.isin(self._carried, wanted)
+        is_used[: 1 + self.configuration[: self.num_recorded].max()] = True
+        return np.append(is_used[self.configuration], np.ones(self.leaves.num_kinds, dtype=np.bool_))
+
+    def prepare(self, aspects: Iterable[Aspect]) -> None:
+        """Work out what goals will need, once, before threads share it."""
+        _ = self.graph.predecessors, self.num_recorded, self._exchanges
+        for aspect in aspects:
+            self.representatives(aspect)
+
+    def representatives(self, aspect: Aspect) -> Representatives:
+        """States that stand for all others, as far as an aspect of a state matters; leaves are none of them."""
         if aspect not in self._found:
             every = np.arange(self.num_states)
             if aspect == "arrangement":
@@ -123,7 +181,7 @@ class CompletedPart(Part):
             else:
                 value = every if aspect == "state" else getattr(self, aspect)
             _, first, of_state = np.unique(value, return_index=True, return_inverse=True)
-            self._found[aspect] = first, of_state
+            self._found[aspect] = Representatives(first, of_state, np.unique(of_state[self.num_recorded :]))
         return self._found[aspect]
 
     def made_by(self, states: NDArray[np.int64], effects: NDArray[np.int64]) -> NDArray[Any]:

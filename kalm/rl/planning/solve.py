@@ -210,8 +210,7 @@ class _Work:
         if self._settings.is_completed:
             assert self._locality is not None
             part = complete(part, self._locality, self._dynamics, self._settings.max_configurations)
-            for goal in self.goals:
-                part.representatives(self._locality.aspect(goal.goal))
+            part.prepare({self._locality.aspect(goal.goal) for goal in self.goals})
         _ = part.graph.predecessors  # made once, before threads share it
         return part
 
@@ -222,8 +221,8 @@ class _Work:
         figures: dict[str, Any] = {"task": instructed.goal.task, "num_goal_states": int(is_goal.sum())}
         if not is_goal.any():
             return _Solved(instructed, figures)
-        solution = self._solver.solve(part.graph, is_goal)
-        can_start = np.asarray(solution.optimal.any(axis=1))
+        solution = self._solution(part, is_goal)
+        can_start = solution.has_best
         rng = np.random.default_rng([settings.seed, number, goal])
         starts = _starts(can_start, part.is_start, settings, rng)
         luck = int(rng.integers(2**63))
@@ -235,6 +234,14 @@ class _Work:
             "num_steps": sum(map(len, actions)),
         }
         return _Solved(instructed, figures, states, actions, [solution.optimal[path[:-1]] for path in states])
+
+    def _solution(self, part: Part, is_goal: NDArray[np.bool_]) -> Solution:
+        """By the states that matter for the goal; by all of them if those do not lead there from every start."""
+        if isinstance(part, CompletedPart):
+            solution = self._solver.solve(part.graph, is_goal, part.used_for(is_goal))
+            if (solution.has_best | is_goal)[part.is_start].all():
+                return solution
+        return self._solver.solve(part.graph, is_goal)
 
     def rollouts(self, solved: _Solved, part: Part, provenance: dict[str, Any]) -> Iterator[Rollout]:
         """Plans as imaginary rollouts: rewards by the label, ``is_success`` by the domain's rule."""
@@ -280,12 +287,10 @@ class _Work:
             return is_goal
         wanted = self.goals[goal].goal
         aspect = part.locality.aspect(wanted)
-        chosen, of_state = part.representatives(aspect)
-        of_predicted = of_state[~is_recorded[: part.num_states]]
-        asked = np.unique(of_predicted)
-        met = np.zeros(len(chosen), dtype=np.bool_)
-        met[asked] = self._judged(wanted, part.observe(chosen[asked]))
-        is_goal[: part.num_states][~is_recorded[: part.num_states]] = met[of_predicted]
+        chosen = part.representatives(aspect)
+        met = np.zeros(len(chosen.state), dtype=np.bool_)
+        met[chosen.of_predicted] = self._judged(wanted, part.observe(chosen.state[chosen.of_predicted]))
+        is_goal[part.num_recorded : part.num_states] = met[chosen.of_state[part.num_recorded :]]
         if aspect != "state":
             interactions = part.leaves.chosen(is_goal)
             kinds = np.flatnonzero(interactions != UNKNOWN)

@@ -91,7 +91,7 @@ def test_states_come_apart_and_together_again(tmp_path: Path) -> None:
         assert np.array_equal(LOCALITY.join(configurations, poses), states)
         assert np.array_equal(LOCALITY.situation(states), part.situation)
         for goal, _ in GOALS:
-            first, of_state = part.representatives(LOCALITY.aspect(goal))
+            first, of_state, _ = part.representatives(LOCALITY.aspect(goal))
             assert len(first) < len(states)
             assert np.array_equal(goal.success(states[first])[of_state], goal.success(states))
 
