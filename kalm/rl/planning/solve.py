@@ -1,9 +1,10 @@
 """TEDUO's second step from end to end: a store and a label of it become a store of plans (section 3.2, appendix C.6).
 
-Part by part (grid by grid) every goal that is met somewhere is solved, and its solution is followed from many starts:
-in each state one of the best actions, in each next state the most frequent successor, until the label says that the
-goal is met. A plan is an imaginary rollout; with each step stand all actions that were equally good. Nothing asks an
-environment what an action does, and only plans that reach their goal are kept.
+Part by part (grid by grid) every goal that is met somewhere is solved, and its solution is followed from many starts,
+a share of them where recorded rollouts begin: in each state one of the best actions, in each next state the most
+frequent successor, until the label says that the goal is met. A plan is an imaginary rollout; with each step stand all
+actions that were equally good. Nothing asks an environment what an action does, and only plans that reach their goal
+are kept.
 
 Shape letters: S states of a part, A actions, B plans, T steps.
 """
@@ -31,7 +32,8 @@ from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.judging.judge import Judge
-from kalm.rl.planning.completion import MAX_CONFIGURATIONS, CompletedPart, complete
+from kalm.rl.planning.completed_part import CompletedPart
+from kalm.rl.planning.completion import MAX_CONFIGURATIONS, complete
 from kalm.rl.planning.empirical_graph import GRID, UNKNOWN, Part, RecordedParts
 from kalm.rl.planning.local_dynamics import learn_local_dynamics
 from kalm.rl.planning.solvers import Solution, Solver

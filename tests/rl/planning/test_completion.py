@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kalm.envs.babyai.layout import NUM_ACTIONS
+from kalm.envs.babyai.layout import NUM_ACTIONS, code_of
 from kalm.envs.babyai.simulator import next_states
-from kalm.rl.planning.completion import CompletedPart, complete
+from kalm.rl.planning.completed_part import CompletedPart
+from kalm.rl.planning.completion import complete
 from kalm.rl.planning.empirical_graph import UNKNOWN, Part, RecordedParts
 from kalm.rl.planning.local_dynamics import learn_local_dynamics
 from kalm.rl.planning.solvers import distances
@@ -129,3 +130,41 @@ def test_what_is_carried_is_let_go_of_only_at_the_end(tmp_path: Path) -> None:
         is_taken = predicted[:, :-1] == 0
         differs = (predicted[:, :-1] != begin[:, :-1]) & is_taken
         assert np.array_equal(differs.sum(axis=1), (predicted[:, -1] != 0).astype(np.int64))
+
+
+def test_a_leaf_is_a_goal_wherever_its_kind_is_reached(tmp_path: Path) -> None:
+    """One interaction of each kind is asked about; the answer holds for all others from where the goal is unmet."""
+    num_met = 0
+    _, completed = parts_of(tmp_path / "store", num_rollouts=12, num_steps=60)
+    for more in completed:
+        states = more.observe(np.arange(more.num_states))
+        state, action = np.nonzero(more.graph.successor[: more.num_states] >= more.num_states)
+        node = more.graph.successor[state, action].astype(np.int64)
+        made = more.observe_next(state, action, node)
+        for goal, _ in GOALS:
+            is_goal = goal.success(states)
+            chosen = more.leaves.chosen(np.append(is_goal, np.zeros(more.leaves.num_kinds, np.bool_)))
+            kinds = np.flatnonzero(chosen != UNKNOWN)
+            said = np.zeros(more.leaves.num_kinds, dtype=np.bool_)
+            said[kinds] = goal.success(more.made_by(*(array[chosen[kinds]] for array in more.leaves[1:3])))
+            unmet = ~is_goal[state]
+            assert np.array_equal(said[node - more.num_states][unmet], goal.success(made)[unmet])
+            num_met += int(said.sum())
+    assert num_met > 0
+
+
+def test_a_goal_is_solved_without_what_does_not_matter_for_it(tmp_path: Path) -> None:
+    """To take up the ball no key is carried but where that was recorded; elsewhere nothing is farther away for it."""
+    _, completed = parts_of(tmp_path / "store", num_rollouts=12, num_steps=60)
+    for more in completed:
+        is_goal = np.append(
+            GOALS[0][0].success(more.observe(np.arange(more.num_states))), [False] * more.leaves.num_kinds
+        )
+        is_used = more.used_for(is_goal)
+        carried = LOCALITY.carried(more.configurations)[more.configuration]
+        key = carried == code_of("key", "blue")
+        recorded = np.isin(more.configuration, more.configuration[: more.num_recorded])
+        assert np.array_equal(is_used[: more.num_states], ~key | recorded)
+        steps = distances(more.graph, is_goal, is_used)
+        assert (steps[~is_used] == UNKNOWN).all()
+        assert np.array_equal(steps[more.is_start], distances(more.graph, is_goal)[more.is_start])
