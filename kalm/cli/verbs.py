@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -151,9 +152,13 @@ def _solve_parser() -> ArgumentParser:
     asked = "Who says whether goals are met in states that were never recorded (is_completed), by class_path."
     parser.add_argument("--judge", type=Judge | None, default=None, help=asked)
     parser.add_argument("--num_plans", type=int, default=8, help="Starts for each goal in each part of the store.")
+    starts = "Share of the starts in configurations in which recorded rollouts begin; the others may be anywhere."
+    parser.add_argument("--start_share", type=float, default=0.5, help=starts)
     parser.add_argument("--max_length", type=int, default=500, help="Steps; longer plans are left out.")
     completed = "Complete the graph by a local model of the dynamics, learned from the store."
     parser.add_argument("--is_completed", type=bool, default=False, help=completed)
+    predicted = "Configurations predicted in each part at most, where the graph is completed."
+    parser.add_argument("--max_configurations", type=int, default=3000, help=predicted)
     key = "Key in the provenance of rollouts: equal values, equal part. If absent, parts are what is connected."
     parser.add_argument("--part_key", type=str, default="grid", help=key)
     parser.add_argument("--seed", type=int, default=0, help="Decides starts, and actions among equally good ones.")
@@ -169,18 +174,18 @@ def _solve(config: Namespace) -> int:
     from kalm.rl.planning.solve import PlanSettings, read_statistics, solve_store
     from kalm.store.collect import open_domain_store
 
-    settings = PlanSettings(config.num_plans, config.max_length, config.is_completed, config.part_key, config.seed)
+    settings = PlanSettings(**{field.name: config[field.name] for field in fields(PlanSettings)})
     store = open_domain_store(made.domain, config.store)
     plans = solve_store(
         made.domain, store, config.label, made.solver, folder, settings, made.judge, config.num_threads,
         config.show_progress,
     )  # fmt: skip
     said = read_statistics(folder)
-    table = Table("task", "goals x parts", "met somewhere", "solvable from", "plans", "mean length")
+    table = Table("task", "goals x parts", "met somewhere", "solvable from", "from starts", "plans", "mean length")
     for task, row in said["kinds"].items():
         counts = (f"{row[key]:,}" for key in ("num_pairs", "num_pairs_met"))
-        share, length = f"{row['solvable_share']:.1%} of states", f"{row['mean_length']:.1f}"
-        table.add_row(task, *counts, share, f"{row['num_plans']:,}", length)
+        shares = (f"{row[key]:.1%} of states" for key in ("solvable_share", "solvable_share_at_start"))
+        table.add_row(task, *counts, *shares, f"{row['num_plans']:,}", f"{row['mean_length']:.1f}")
     Console().print(table)
     _say(f"{plans.path}: {plans.num_rollouts:,} plans, {len(plans):,} steps; figures in {folder / SOLVED_FILE}")
     if said["is_oracle"]:

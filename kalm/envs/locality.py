@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from kalm.core.goal import Goal
 
-# What a goal may depend on; ``state`` is everything.
-Aspect = Literal["situation", "configuration", "pose", "state"]
+# What a goal may depend on; ``state`` is everything, and ``arrangement`` where things are, whatever state they are in.
+Aspect = Literal["situation", "arrangement", "configuration", "pose", "state"]
 
 NOWHERE = -1  # the situation of a pose in which the agent would face something outside of the world
 NOT_LOCAL = -1  # the effect of a step that changed something else than what is before the agent
@@ -76,6 +76,28 @@ class Locality(ABC):
             Names of the configurations and the poses after it, each of shape (C, P).
         """
 
+    @abstractmethod
+    def after(
+        self, configurations: NDArray[np.uint8], poses: NDArray[np.int64], effects: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Configurations, (B, K), that known effects (B,) make of configurations (B, K) in poses (B,)."""
+
+    @abstractmethod
+    def carried(self, configurations: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """What is carried in configurations, shape (C,); 0 is nothing."""
+
+    @abstractmethod
+    def arrangements(self, configurations: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        """A number for where the things are in each configuration, (C,), whatever state they are in."""
+
+    @abstractmethod
+    def surroundings(self, configurations: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """What is beside the tile that each pose faces, as an integer, shape (C, P), equal where that is alike."""
+
     def aspect(self, goal: Goal) -> Aspect:
-        """What of a state decides whether a goal is met in it; a judge is asked once for each value of that."""
+        """What of a state decides whether a goal is met in it; a judge is asked once for each value of that.
+
+        Unless it is ``state``, what an interaction changes and what is around that decide whether it meets a goal that
+        was not met before.
+        """
         return "state"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kalm.core.goal import Goal
 from kalm.envs.babyai.goals import GoTo, GoToTile, Open, PickUp, PutNext
-from kalm.envs.babyai.layout import AGENT, STEPS, TILES, agent_of, in_front
+from kalm.envs.babyai.layout import AGENT, EMPTY, FIRST_DOOR, NUM_CODES, STEPS, TILES, WALL, agent_of, in_front
 from kalm.envs.locality import NOT_LOCAL, NOWHERE, Aspect, Locality
 
 _CODES = 64  # more than there are codes of tiles
@@ -24,9 +24,13 @@ _ASPECTS: dict[type[Goal], Aspect] = {
     PickUp: "situation",  # what is carried
     GoTo: "situation",  # what is in front
     Open: "configuration",
-    PutNext: "configuration",
+    PutNext: "arrangement",
     GoToTile: "pose",
 }
+# Codes of things, whether open or not; a wall is like an empty tile.
+_THINGS = np.arange(_CODES, dtype=np.uint8)
+_THINGS[FIRST_DOOR:NUM_CODES] -= (_THINGS[FIRST_DOOR:NUM_CODES] - FIRST_DOOR) % 3
+_THINGS[WALL] = EMPTY
 
 
 class GridLocality(Locality):
@@ -50,6 +54,9 @@ class GridLocality(Locality):
         ahead_x, ahead_y = x + STEPS[self._direction, 0], y + STEPS[self._direction, 1]
         self._faces_world = (ahead_x >= 0) & (ahead_x < width) & (ahead_y >= 0) & (ahead_y < height)
         self._place, self._ahead = place, np.where(self._faces_world, ahead_x * height + ahead_y, 0)
+        beside = np.stack([ahead_x, ahead_y], axis=-1)[:, None] + STEPS  # of each pose, shape (P, 4, 2)
+        is_inside = ((beside >= 0) & (beside < (width, height))).all(axis=-1)
+        self._beside = np.where(is_inside, beside @ (height, 1), self._ahead[:, None])
 
     def situation(self, states: NDArray[Any]) -> NDArray[np.int64]:  # noqa: D102
         return in_front(states) * _CODES + agent_of(states)[3]
@@ -99,6 +106,25 @@ class GridLocality(Locality):
         of_front = self._numbers[self._ahead, front] ^ self._numbers[self._ahead, front_after]
         of_carried = self._numbers[-1, carried] ^ self._numbers[-1, carried_after]
         return names[:, None] ^ of_front ^ of_carried, pose
+
+    def after(  # noqa: D102
+        self, configurations: NDArray[np.uint8], poses: NDArray[np.int64], effects: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        carried_after, front_after = np.divmod(effects // (2 * _DIRECTIONS), _CODES)
+        made = configurations.copy()
+        made[np.arange(len(made)), self._ahead[poses]] = front_after
+        made[:, -1] = carried_after
+        return made
+
+    def carried(self, configurations: NDArray[np.uint8]) -> NDArray[np.int64]:  # noqa: D102
+        return configurations[:, -1].astype(np.int64)
+
+    def arrangements(self, configurations: NDArray[np.uint8]) -> NDArray[np.uint64]:  # noqa: D102
+        return self.names(_THINGS[configurations])
+
+    def surroundings(self, configurations: NDArray[np.uint8]) -> NDArray[np.int64]:  # noqa: D102
+        things = np.sort(_THINGS[configurations[:, self._beside]], axis=-1).astype(np.int64)
+        return things @ _CODES ** np.arange(len(STEPS))
 
     def aspect(self, goal: Goal) -> Aspect:  # noqa: D102
         return _ASPECTS.get(type(goal), "state")

@@ -86,10 +86,7 @@ class Graph:
     @cached_property
     def predecessors(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The states that have state s as a successor: ``[1][[0][s] : [0][s + 1]]``."""
-        state, action = np.nonzero(self.changes)
-        target = self.successor[state, action]
-        order = np.argsort(target, kind="stable")
-        return _starts(target, self.num_states), state[order].astype(np.int32)
+        return _turned_round(self.successor)
 
 
 def graph_of(
@@ -123,13 +120,22 @@ class Part:
         graph: What is known of it.
         states: Row of each of its states in the store's state table, int64, shape (S,); ``UNKNOWN`` for one that was
             never recorded.
+        is_start: Whether an agent may set out from a state: recorded rollouts begin in it, or, where more is known of
+            states, in one that differs by the agent's pose alone; shape (S,).
         observe: Turns numbers of its states, int64 of shape (B,), into what is seen there, shape (B, ...).
     """
 
     name: str
     graph: Graph
     states: NDArray[np.int64]
+    is_start: NDArray[np.bool_]
     observe: Callable[[NDArray[np.int64]], NDArray[Any]]
+
+    def observe_next(
+        self, states: NDArray[np.int64], actions: NDArray[np.int64], next_states: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """What is seen after steps from ``states`` that lead to ``next_states``, each (B,)."""
+        return self.observe(next_states)
 
 
 class RecordedParts:
@@ -193,7 +199,9 @@ class RecordedParts:
         def observe(chosen: NDArray[np.int64]) -> NDArray[Any]:
             return self._store.observations(torch.from_numpy(states[chosen]))
 
-        return Part(self.names[number], graph, states, observe)
+        starts = self._store.rollouts["start"].numpy()[self._part_of_rollout == number]
+        first = self._store.read((names.STATE,), torch.from_numpy(starts))[0].long().numpy()
+        return Part(self.names[number], graph, states, np.isin(states, first), observe)
 
     def _transitions(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """State, action and next state of each transition of a part, by rows of the state table."""
@@ -225,6 +233,27 @@ def _connected(store: RolloutStore) -> NDArray[np.int64]:
     of_state = _components(state, next_state, store.num_states)
     numbers: NDArray[np.int64] = of_state[state[store.rollouts["start"].numpy()]]
     return numbers
+
+
+@numba.njit(cache=True)
+def _turned_round(successor: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Where the predecessors of each state begin, (S + 1,), and all of them, each in the order of their numbers."""
+    num_states, num_actions = successor.shape
+    start = np.zeros(num_states + 2, dtype=np.int64)
+    for state in range(num_states):
+        for action in range(num_actions):
+            target = successor[state, action]
+            if target >= 0 and target != state:
+                start[target + 2] += 1
+    start = np.cumsum(start)
+    predecessor = np.empty(start[-1], dtype=np.int32)
+    for state in range(num_states):
+        for action in range(num_actions):
+            target = successor[state, action]
+            if target >= 0 and target != state:
+                predecessor[start[target + 1]] = state
+                start[target + 1] += 1  # ends as the start of the state after it
+    return start[:-1], predecessor
 
 
 @numba.njit(cache=True)

@@ -1,9 +1,10 @@
 """TEDUO's second step from end to end: a store and a label of it become a store of plans (section 3.2, appendix C.6).
 
-Part by part (grid by grid) every goal that is met somewhere is solved, and its solution is followed from many starts:
-in each state one of the best actions, in each next state the most frequent successor, until the label says that the
-goal is met. A plan is an imaginary rollout; with each step stand all actions that were equally good. Nothing asks an
-environment what an action does, and only plans that reach their goal are kept.
+Part by part (grid by grid) every goal that is met somewhere is solved, and its solution is followed from many starts,
+a share of them where recorded rollouts begin: in each state one of the best actions, in each next state the most
+frequent successor, until the label says that the goal is met. A plan is an imaginary rollout; with each step stand all
+actions that were equally good. Nothing asks an environment what an action does, and only plans that reach their goal
+are kept.
 
 Shape letters: S states of a part, A actions, B plans, T steps.
 """
@@ -26,13 +27,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kalm.core.durable import write_durably
 from kalm.core.errors import DataError, require
-from kalm.core.goal import InstructedGoal
+from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.judging.judge import Judge
+from kalm.rl.planning.completed_part import CompletedPart
+from kalm.rl.planning.completion import MAX_CONFIGURATIONS, complete
 from kalm.rl.planning.empirical_graph import GRID, UNKNOWN, Part, RecordedParts
-from kalm.rl.planning.local_dynamics import CompletedPart, complete, learn_local_dynamics
+from kalm.rl.planning.local_dynamics import learn_local_dynamics
 from kalm.rl.planning.solvers import Solution, Solver
 from kalm.runs.folder import SOLVED_FILE, STORE
 from kalm.store.labels import Labels
@@ -52,22 +55,29 @@ class PlanSettings:
     Attributes:
         num_plans: Starts for each goal in each part, drawn among the states from which the goal can be reached; all of
             them where there are fewer.
+        start_share: Share of them where an agent may set out at test time, as far as the data tell: in the
+            configurations in which recorded rollouts begin; the others may be anywhere.
         max_length: Steps; longer plans are left out.
         is_completed: Whether the graph is completed by a local model of the dynamics that is learned from the store.
+        max_configurations: Predicted for each part, at most, where the graph is completed.
         part_key: In the provenance of the recorded rollouts: equal values, equal part. Where it is absent, rollouts
             that share a state belong together.
         seed: Decides starts, and which of several best actions is taken.
     """
 
     num_plans: int = 8
+    start_share: float = 0.5
     max_length: int = 500
     is_completed: bool = False
+    max_configurations: int = MAX_CONFIGURATIONS
     part_key: str = GRID
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         require(self.num_plans >= 1, "num_plans", self.num_plans, "at least 1")
+        require(0 <= self.start_share <= 1, "start_share", self.start_share, "in [0, 1]")
+        require(self.max_configurations >= 0, "max_configurations", self.max_configurations, "at least 0")
         require(self.max_length >= 1, "max_length", self.max_length, "at least 1")
         require(self.seed >= 0, "seed", self.seed, "at least 0")
 
@@ -202,9 +212,9 @@ class _Work:
         part = self.parts[number]
         if self._settings.is_completed:
             assert self._locality is not None
-            part = complete(part, self._locality, self._dynamics)
-            part.representatives("state")
-        _ = part.graph.predecessors, part.graph.edges  # made once, before threads share them
+            part = complete(part, self._locality, self._dynamics, self._settings.max_configurations)
+            part.prepare({self._locality.aspect(goal.goal) for goal in self.goals})
+        _ = part.graph.predecessors  # made once, before threads share it
         return part
 
     def solve(self, number: int, part: Part, goal: int) -> _Solved:
@@ -214,19 +224,27 @@ class _Work:
         figures: dict[str, Any] = {"task": instructed.goal.task, "num_goal_states": int(is_goal.sum())}
         if not is_goal.any():
             return _Solved(instructed, figures)
-        solution = self._solver.solve(part.graph, is_goal)
-        can_start = solution.optimal.any(axis=1)
+        solution = self._solution(part, is_goal)
+        can_start = solution.has_best
         rng = np.random.default_rng([settings.seed, number, goal])
-        candidates = np.flatnonzero(can_start)
-        starts = rng.choice(candidates, min(settings.num_plans, len(candidates)), replace=False, shuffle=False)
+        starts = _starts(can_start, part.is_start, settings, rng)
         luck = int(rng.integers(2**63))
         states, actions = _follow_all(part, solution, is_goal, starts, settings.max_length, luck)
         figures |= {
-            "solvable": float((can_start | is_goal)[is_recorded].mean()),
+            "solvable": _share(can_start | is_goal, is_recorded),
+            "solvable_at_start": _share(can_start | is_goal, part.is_start),
             "num_plans": len(actions),
             "num_steps": sum(map(len, actions)),
         }
         return _Solved(instructed, figures, states, actions, [solution.optimal[path[:-1]] for path in states])
+
+    def _solution(self, part: Part, is_goal: NDArray[np.bool_]) -> Solution:
+        """By the states that matter for the goal; by all of them if those do not lead there from every start."""
+        if isinstance(part, CompletedPart):
+            solution = self._solver.solve(part.graph, is_goal, part.used_for(is_goal))
+            if (solution.has_best | is_goal)[part.is_start].all():
+                return solution
+        return self._solver.solve(part.graph, is_goal)
 
     def rollouts(self, solved: _Solved, part: Part, provenance: dict[str, Any]) -> Iterator[Rollout]:
         """Plans as imaginary rollouts: rewards by the label, ``is_success`` by the domain's rule."""
@@ -234,7 +252,11 @@ class _Work:
             return
         goal = solved.instructed.goal
         ends = np.cumsum([0, *map(len, solved.states)])
-        observations = part.observe(np.concatenate(solved.states))
+        path, lasts = np.concatenate(solved.states), ends[1:] - 1
+        last_actions = np.array([actions[-1] for actions in solved.actions])
+        observations = part.observe(np.delete(path, lasts))
+        seen_last = part.observe_next(path[lasts - 1], last_actions, path[lasts])
+        observations = np.insert(observations, lasts - np.arange(len(lasts)), seen_last, axis=0)
         for (start, end), actions, optimal in zip(pairwise(ends), solved.actions, solved.optimal, strict=True):
             seen = observations[start:end]
             is_last = np.arange(len(actions)) == len(actions) - 1
@@ -264,14 +286,45 @@ class _Work:
         is_goal = np.zeros(len(part.states), dtype=np.bool_)
         recorded = part.states[is_recorded]
         is_goal[np.searchsorted(recorded, self._met_state[first:last])] = True
-        if self._judge is not None and isinstance(part, CompletedPart) and self._locality is not None:
-            chosen, of_state = part.representatives(self._locality.aspect(self.goals[goal].goal))
-            met = [
-                self._judge.judge_states(self.goals[goal].goal, part.observe(chosen[at : at + _STATES_AT_ONCE])).met
-                for at in range(0, len(chosen), _STATES_AT_ONCE)
-            ]
-            is_goal[~is_recorded] = np.concatenate(met)[of_state[~is_recorded]]
+        if self._judge is None or not isinstance(part, CompletedPart):
+            return is_goal
+        wanted = self.goals[goal].goal
+        aspect = part.locality.aspect(wanted)
+        chosen = part.representatives(aspect)
+        met = np.zeros(len(chosen.state), dtype=np.bool_)
+        met[chosen.of_predicted] = self._judged(wanted, part.observe(chosen.state[chosen.of_predicted]))
+        is_goal[part.num_recorded : part.num_states] = met[chosen.of_state[part.num_recorded :]]
+        if aspect != "state":
+            interactions = part.leaves.chosen(is_goal)
+            kinds = np.flatnonzero(interactions != UNKNOWN)
+            states, effects = (array[interactions[kinds]] for array in (part.leaves.state, part.leaves.effect))
+            is_goal[part.num_states + kinds] = self._judged(wanted, part.made_by(states, effects))
         return is_goal
+
+    def _judged(self, goal: Goal, states: NDArray[Any]) -> NDArray[np.bool_]:
+        """In which states (B, ...) the judge says that a goal is met, shape (B,)."""
+        assert self._judge is not None
+        blocks = [states[first : first + _STATES_AT_ONCE] for first in range(0, len(states), _STATES_AT_ONCE)]
+        met = [self._judge.judge_states(goal, block).met for block in blocks]
+        return np.concatenate([np.zeros(0, dtype=np.bool_), *met])
+
+
+def _starts(
+    can_start: NDArray[np.bool_], is_start: NDArray[np.bool_], settings: PlanSettings, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """States from which plans start, all different: their share where an agent may set out, the others anywhere."""
+    at_start = np.flatnonzero(can_start & is_start)
+    num_at_start = min(round(settings.start_share * settings.num_plans), len(at_start))
+    first = rng.choice(at_start, num_at_start, replace=False, shuffle=False)
+    left = can_start.copy()
+    left[first] = False
+    elsewhere = np.flatnonzero(left)
+    num_elsewhere = min(settings.num_plans - num_at_start, len(elsewhere))
+    return np.append(first, rng.choice(elsewhere, num_elsewhere, replace=False, shuffle=False))
+
+
+def _share(found: NDArray[np.bool_], among: NDArray[np.bool_]) -> float:
+    return float(found[among].mean()) if among.any() else 0.0
 
 
 def _follow_all(
@@ -386,6 +439,7 @@ def _by_kind(figures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "num_pairs": len(rows),
             "num_pairs_met": len(met),
             "solvable_share": float(np.mean([row["solvable"] for row in met])) if met else 0.0,
+            "solvable_share_at_start": float(np.mean([row["solvable_at_start"] for row in met])) if met else 0.0,
             "num_plans": num_plans,
             "mean_length": sum(row["num_steps"] for row in met) / num_plans if num_plans else 0.0,
         }

@@ -30,6 +30,7 @@ from kalm.core.errors import require
 from kalm.rl.planning.empirical_graph import UNKNOWN, Graph
 
 _SAME = 1e-9  # values of actions that differ by less, relatively, are equal but for rounding
+_NOT_USED = -2
 _UNKNOWN = UNKNOWN  # numba takes globals of this file only
 
 
@@ -46,17 +47,24 @@ class Solution:
     value: NDArray[np.floating[Any]]
     optimal: NDArray[np.bool_]
 
+    @property
+    def has_best(self) -> NDArray[np.bool_]:
+        """In which states there is something to do that leads to the goal, shape (S,)."""
+        return _any(self.optimal)
+
 
 class Solver(ABC):
     """Solves one goal on one graph."""
 
     @abstractmethod
-    def solve(self, graph: Graph, is_goal: NDArray[np.bool_]) -> Solution:
+    def solve(self, graph: Graph, is_goal: NDArray[np.bool_], is_used: NDArray[np.bool_] | None = None) -> Solution:
         """Find the best actions.
 
         Args:
             graph: What is known.
             is_goal: Which states meet the goal, shape (S,).
+            is_used: States that a solution may go through, shape (S,); all of them by default. Nothing is said of the
+                others.
         """
 
 
@@ -72,12 +80,13 @@ class ShortestPath(Solver):
         require(0 < discount < 1, "discount", discount, "in (0, 1)")
         self.discount = discount
 
-    def solve(self, graph: Graph, is_goal: NDArray[np.bool_]) -> Solution:
+    def solve(self, graph: Graph, is_goal: NDArray[np.bool_], is_used: NDArray[np.bool_] | None = None) -> Solution:
         """Actions that lead one step nearer."""
-        steps = distances(graph, is_goal)
+        steps = distances(graph, is_goal, is_used)
         optimal = _nearer(graph.successor, steps)
-        value = np.where(steps == _UNKNOWN, 0.0, self.discount ** np.maximum(steps - 1, 0))
-        return Solution(value, optimal)
+        worth = self.discount ** np.maximum(np.arange(steps.max(initial=0) + 2) - 1.0, 0.0)
+        worth[-1] = 0.0  # of a state that is ``UNKNOWN`` steps away
+        return Solution(worth[steps], optimal)
 
 
 class ValueIteration(Solver):
@@ -94,11 +103,12 @@ class ValueIteration(Solver):
         require(max_sweeps >= 1, "max_sweeps", max_sweeps, "1 or more")
         self.discount, self.max_sweeps = discount, max_sweeps
 
-    def solve(self, graph: Graph, is_goal: NDArray[np.bool_]) -> Solution:
+    def solve(self, graph: Graph, is_goal: NDArray[np.bool_], is_used: NDArray[np.bool_] | None = None) -> Solution:
         """Actions of the greatest expected value."""
         # A learning rate of 1 puts the target in place of the value; far values are tiny, so change is relative.
         q = np.zeros(graph.successor.shape)
-        _sweep(q, *graph.edges, is_goal, 1.0, self.discount, 0.0, _SAME, self.max_sweeps)
+        pairs = _taken(graph, is_used)
+        _sweep(q, *graph.edges, pairs, is_goal, 1.0, self.discount, 0.0, _SAME, self.max_sweeps)
         return _greedy(q, is_goal)
 
 
@@ -130,26 +140,40 @@ class TabularQLearning(Solver):
         self.learning_rate, self.discount, self.tolerance = learning_rate, discount, tolerance
         self.max_sweeps, self.dtype = max_sweeps, np.dtype(dtype)
 
-    def solve(self, graph: Graph, is_goal: NDArray[np.bool_]) -> Solution:
+    def solve(self, graph: Graph, is_goal: NDArray[np.bool_], is_used: NDArray[np.bool_] | None = None) -> Solution:
         """Actions of the greatest learned value."""
         q = np.zeros(graph.successor.shape, dtype=self.dtype)
-        _sweep(q, *graph.edges, is_goal, self.learning_rate, self.discount, self.tolerance, 0.0, self.max_sweeps)
+        pairs, rate = _taken(graph, is_used), self.learning_rate
+        _sweep(q, *graph.edges, pairs, is_goal, rate, self.discount, self.tolerance, 0.0, self.max_sweeps)
         return _greedy(q, is_goal)
 
 
-def distances(graph: Graph, is_goal: NDArray[np.bool_]) -> NDArray[np.int32]:
+def distances(graph: Graph, is_goal: NDArray[np.bool_], is_used: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
     """Fewest steps from each state to the goal by the most frequent successors, (S,); ``UNKNOWN`` if there are none."""
-    return _search(*graph.predecessors, is_goal)
+    return _search(*graph.predecessors, is_goal, np.ones_like(is_goal) if is_used is None else is_used)
+
+
+def _taken(graph: Graph, is_used: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """Pairs of a state that is used and an action that was taken there, as ``state * A + action``."""
+    pairs = np.flatnonzero(np.diff(graph.edges.start) > 0)
+    return pairs if is_used is None else pairs[is_used[pairs // graph.num_actions]]
 
 
 @numba.njit(cache=True, nogil=True)
-def _search(start: NDArray[np.int64], predecessor: NDArray[np.int32], is_goal: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _search(
+    start: NDArray[np.int64],
+    predecessor: NDArray[np.int32],
+    is_goal: NDArray[np.bool_],
+    is_used: NDArray[np.bool_],
+) -> NDArray[np.int32]:
     num_states = len(is_goal)
     steps = np.full(num_states, _UNKNOWN, dtype=np.int32)
     queue = np.empty(num_states, dtype=np.int32)
     end = 0
     for state in range(num_states):
-        if is_goal[state]:
+        if not is_used[state]:
+            steps[state] = _NOT_USED
+        elif is_goal[state]:
             steps[state] = 0
             queue[end] = state
             end += 1
@@ -163,7 +187,22 @@ def _search(start: NDArray[np.int64], predecessor: NDArray[np.int32], is_goal: N
                 steps[before] = steps[state] + 1
                 queue[end] = before
                 end += 1
+    for state in range(num_states):
+        if steps[state] == _NOT_USED:
+            steps[state] = _UNKNOWN
     return steps
+
+
+@numba.njit(cache=True, nogil=True)
+def _any(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows in which something is marked; numpy takes ten times as long for rows that short."""
+    found = np.zeros(len(marked), dtype=np.bool_)
+    for row in range(len(marked)):
+        for column in range(marked.shape[1]):
+            if marked[row, column]:
+                found[row] = True
+                break
+    return found
 
 
 @numba.njit(cache=True, nogil=True)
@@ -183,6 +222,7 @@ def _sweep(
     start: NDArray[np.int64],
     next_state: NDArray[np.int32],
     probability: NDArray[np.float64],
+    pairs: NDArray[np.int64],
     is_goal: NDArray[np.bool_],
     learning_rate: float,
     discount: float,
@@ -192,7 +232,6 @@ def _sweep(
 ) -> None:
     """Update ``q``, (S, A), in place, until no entry changes by more than the greater of the tolerances."""
     num_states, num_actions = q.shape
-    pairs = np.flatnonzero(start[1:] > start[:-1])  # of a state and an action that was taken there
     worth = np.empty(num_states, dtype=q.dtype)  # of being in a state, with the values before the sweep
     for _ in range(max_sweeps):
         worth[:] = 0.0

@@ -17,7 +17,7 @@ from kalm.rl.planning import solve
 from kalm.rl.planning.solve import PlanSettings, read_statistics, solve_store
 from kalm.rl.planning.solvers import ShortestPath, TabularQLearning
 from kalm.store.reader import RolloutStore
-from tests.rl.planning.room import GOALS, Room, label_by_rule, walks
+from tests.rl.planning.room import GOALS, Room, label_by_rule, tiles, walks
 from tests.store.test_store import digests
 
 DOMAIN = Room()
@@ -120,6 +120,41 @@ def test_a_completed_graph_solves_more_and_is_right(store: RolloutStore, tmp_pat
     assert plans.manifest["made_by"]["judge_of_predicted_states"]["is_oracle"] is True
 
 
+def test_one_thing_is_put_beside_the_other_though_nobody_ever_did(tmp_path: Path) -> None:
+    """Things were carried and put down, never beside each other: it is planned from all poses of where walks begin."""
+    store = walks(tmp_path / "recorded", num_rollouts=12, num_steps=60)
+    label_by_rule(store)
+    states = store.observations(torch.arange(store.num_states))
+    goal, sentence = GOALS[3]
+    assert not goal.success(states).any()
+    settings = PlanSettings(num_plans=20, is_completed=True, start_share=1.0)
+    plans = solve_store(DOMAIN, store, "truth", ShortestPath(), tmp_path / "plans", settings, DomainRule(DOMAIN))
+    figures = read_statistics(tmp_path / "plans")["kinds"]["put_next"]
+    assert (figures["num_pairs"], figures["num_pairs_met"], figures["solvable_share_at_start"]) == (2, 2, 1.0)
+    made = [plan for index in range(plans.num_rollouts) if (plan := plans.rollout(index)).instruction == sentence]
+    assert len(made) == 2 * 20
+    for plan in made:
+        assert np.array_equal(next_states(plan.observations[:-1], plan.actions), plan.observations[1:])
+        assert goal.success(plan.observations).tolist() == [False] * len(plan) + [True]
+
+
+@pytest.mark.parametrize(("share", "least"), [(1.0, 8), (0.5, 4), (0.0, 0)])
+def test_plans_start_where_an_agent_may_set_out(store: RolloutStore, tmp_path: Path, share: float, least: int) -> None:
+    """The share of them that was asked for at least, where so many such starts can be solved."""
+    settings = PlanSettings(num_plans=8, is_completed=True, start_share=share)
+    plans = solve_store(DOMAIN, store, "truth", ShortestPath(), tmp_path, settings, DomainRule(DOMAIN))
+    begin = {number: tiles(number) for number in range(2)}
+    num_at_start: dict[tuple[str, str], int] = {}
+    for index in range(plans.num_rollouts):
+        plan = plans.rollout(index)
+        pair, first = (plan.instruction, plan.provenance["grid"]), plan.observations[0]
+        is_begin = np.array_equal(first[..., 0], begin[int(plan.provenance["grid"])]) and first[..., 1].max() <= 4
+        num_at_start[pair] = num_at_start.get(pair, 0) + int(is_begin)
+    assert min(num_at_start.values()) >= least
+    if share == 0.0:
+        assert sum(num_at_start.values()) < 4 * len(num_at_start)
+
+
 def test_without_a_judge_only_recorded_states_are_goals(store: RolloutStore, tmp_path: Path) -> None:
     """A predicted state has no label: the end of every plan was recorded."""
     plans = solve_store(DOMAIN, store, "truth", ShortestPath(), tmp_path, PlanSettings(is_completed=True))
@@ -146,4 +181,6 @@ def test_what_cannot_be_solved_is_refused(store: RolloutStore, tmp_path: Path) -
         solve_store(Elsewhere(), store, "truth", ShortestPath(), tmp_path, PlanSettings(is_completed=True))
     with pytest.raises(KalmError, match="num_plans is 0"):
         PlanSettings(num_plans=0)
+    with pytest.raises(KalmError, match="start_share is 1.5"):
+        PlanSettings(start_share=1.5)
     assert json.dumps(solve.solver_facts(TabularQLearning()))

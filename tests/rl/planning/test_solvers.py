@@ -92,6 +92,23 @@ def test_all_solvers_agree_on_random_graphs(seed: int) -> None:
     assert shortest.value[steps > 0] == pytest.approx(0.7 ** (steps[steps > 0] - 1.0))
 
 
+def test_a_solution_goes_only_through_states_that_are_used() -> None:
+    """A long way round where the short one is closed; all solvers agree, and say nothing of what is not used."""
+    both = graph((0, 0, 1), (1, 0, 4), (0, 1, 2), (2, 0, 3), (3, 0, 4), num_states=5)
+    is_used = np.array([True, False, True, True, True])
+    for solver in SOLVERS:
+        assert solver.solve(both, only(4, 5)).optimal[0].tolist() == [True, False]
+        solution = solver.solve(both, only(4, 5), is_used)
+        assert solution.optimal.tolist() == [
+            [False, True],
+            [False, False],
+            [True, False],
+            [True, False],
+            [False, False],
+        ]
+        assert solution.has_best.tolist() == [True, False, True, True, False]
+
+
 def test_a_goal_far_away_is_lost_in_32_bits() -> None:
     """A corridor of 199 steps: in 32 bits what is more than 102 steps away has the value 0 when learning ends.
 
