@@ -79,8 +79,8 @@ class Locality(ABC):
     @abstractmethod
     def after(
         self, configurations: NDArray[np.uint8], poses: NDArray[np.int64], effects: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
-        """Configurations, (B, K), that known effects (B,) make of configurations (B, K) in poses (B,)."""
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """What known effects (B,) make of configurations (B, K) and poses (B,): both afterwards."""
 
     @abstractmethod
     def carried(self, configurations: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -109,12 +109,15 @@ class GridLocality(Locality):
 
     def after(  # noqa: D102
         self, configurations: NDArray[np.uint8], poses: NDArray[np.int64], effects: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
-        carried_after, front_after = np.divmod(effects // (2 * _DIRECTIONS), _CODES)
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        rest, turned = np.divmod(effects, _DIRECTIONS)
+        rest, has_stepped = np.divmod(rest, 2)
+        carried_after, front_after = np.divmod(rest, _CODES)
         made = configurations.copy()
         made[np.arange(len(made)), self._ahead[poses]] = front_after
         made[:, -1] = carried_after
-        return made
+        place = np.where(has_stepped, self._ahead[poses], self._place[poses])
+        return made, place * _DIRECTIONS + (self._direction[poses] + turned) % _DIRECTIONS
 
     def carried(self, configurations: NDArray[np.uint8]) -> NDArray[np.int64]:  # noqa: D102
         return configurations[:, -1].astype(np.int64)

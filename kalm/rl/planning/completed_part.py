@@ -178,9 +178,9 @@ class CompletedPart(Part):
         return self._found[aspect]
 
     def made_by(self, states: NDArray[np.int64], effects: NDArray[np.int64]) -> NDArray[Any]:
-        """What effects (B,) make of states (B,), if the agent stays where it is."""
-        made = self.locality.after(self.configurations[self.configuration[states]], self.pose[states], effects)
-        return self.locality.join(made, self.pose[states])
+        """What effects (B,) make of states (B,)."""
+        configurations = self.configurations[self.configuration[states]]
+        return self.locality.join(*self.locality.after(configurations, self.pose[states], effects))
 
     def observe_next(
         self, states: NDArray[np.int64], actions: NDArray[np.int64], next_states: NDArray[np.int64]

@@ -105,7 +105,7 @@ def _with_predicted(
         names, first_of, outcome = np.unique(made["name"], return_index=True, return_inverse=True)
         first = made[first_of]
         before = configurations[frontier[first["source"]]]
-        after = locality.after(before, first["pose"], first["effect"])
+        after, _ = locality.after(before, first["pose"], first["effect"])
         before_hand, after_hand = locality.carried(before), locality.carried(after)
         wanted = np.flatnonzero((before_hand == after_hand) | (before_hand == 0))
         wanted = wanted[np.argsort(first_of[wanted])]
@@ -193,7 +193,7 @@ def _leaves(
     """Leaves of states in places (S,), a number for each pose in each configuration; and the kind of each of them."""
     state, action = np.nonzero(is_leaf)
     effect = dynamics.effect[situation[state], action]
-    around = np.concatenate([locality.surroundings(block).astype(np.int32) for block in _blocks(configurations)])
+    around = np.concatenate([locality.surroundings(block) for block in _blocks(configurations)])
     num_poses = around.shape[1]
     around = around.reshape(-1)[place[state]]
     _, of_effect = np.unique(effect, return_inverse=True)

@@ -157,9 +157,8 @@ def test_a_goal_is_solved_without_what_does_not_matter_for_it(tmp_path: Path) ->
     """To take up the ball no key is carried but where that was recorded; elsewhere nothing is farther away for it."""
     _, completed = parts_of(tmp_path / "store", num_rollouts=12, num_steps=60)
     for more in completed:
-        is_goal = np.append(
-            GOALS[0][0].success(more.observe(np.arange(more.num_states))), [False] * more.leaves.num_kinds
-        )
+        states = more.observe(np.arange(more.num_states))
+        is_goal = np.append(GOALS[0][0].success(states), np.zeros(more.leaves.num_kinds, np.bool_))
         is_used = more.used_for(is_goal)
         carried = LOCALITY.carried(more.configurations)[more.configuration]
         key = carried == code_of("key", "blue")
