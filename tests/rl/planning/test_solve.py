@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_starts_differ_and_figures_tell_what_was_solved(store: RolloutStore, tmp
     lengths = plans.rollouts["length"].numpy()
     steps = sum(kind["mean_length"] * kind["num_plans"] for kind in kinds.values())
     assert steps == pytest.approx(lengths.sum())
+
+
+def test_what_an_earlier_solving_left_is_not_counted(store: RolloutStore, tmp_path: Path) -> None:
+    """Figures of a store that was deleted, which had a part more."""
+    solve_store(DOMAIN, store, "truth", ShortestPath(), tmp_path, PlanSettings(num_plans=2))
+    said = read_statistics(tmp_path)
+    (earlier,) = (tmp_path / "statistics").glob("000001-*.json")
+    shutil.copy(earlier, earlier.with_name("000002-000000.json"))
+    shutil.rmtree(tmp_path / "store")
+    solve_store(DOMAIN, store, "truth", ShortestPath(), tmp_path, PlanSettings(num_plans=2))
+    assert read_statistics(tmp_path) == said
 
 
 def test_an_interrupted_solving_goes_on_and_ends_the_same(
