@@ -287,7 +287,7 @@ def _make_stage(entry: Mapping[str, Any], root: str, written: Sequence[str]) -> 
         known = ", ".join((*_LEFT, _LABEL))
         raise KalmError(f"nothing says what verb {verb!r} writes; give writes: [...], or one of the verbs {known}")
     inputs = _inputs(settings, written)
-    if verb in _FROM_CHECKPOINT and settings.get("ckpt_path") in (None, "last"):
+    if verb in _FROM_CHECKPOINT and settings.get("ckpt_path", "last") == "last":  # null is for what has no weights
         inputs.append(str(folder / LAST))
     words = [word for config in configs for word in ("--config", config)]
     words += [f"--{key}={_typed(value)}" for key, value in options.items()]
