@@ -20,7 +20,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -35,6 +34,7 @@ from kalm.judging.judge import Judge
 from kalm.rl.planning.completed_part import CompletedPart
 from kalm.rl.planning.completion import MAX_CONFIGURATIONS, complete
 from kalm.rl.planning.empirical_graph import GRID, UNKNOWN, Part, RecordedParts
+from kalm.rl.planning.following import choose_starts, follow_all
 from kalm.rl.planning.local_dynamics import learn_local_dynamics
 from kalm.rl.planning.solvers import Solution, Solver
 from kalm.runs.folder import SOLVED_FILE, STORE
@@ -227,9 +227,9 @@ class _Work:
         solution = self._solution(part, is_goal)
         can_start = solution.has_best
         rng = np.random.default_rng([settings.seed, number, goal])
-        starts = _starts(can_start, part.is_start, settings, rng)
+        starts = choose_starts(can_start, part.is_start, settings.num_plans, settings.start_share, rng)
         luck = int(rng.integers(2**63))
-        states, actions = _follow_all(part, solution, is_goal, starts, settings.max_length, luck)
+        states, actions = follow_all(part, solution, is_goal, starts, settings.max_length, luck)
         figures |= {
             "solvable": _share(can_start | is_goal, is_recorded),
             "solvable_at_start": _share(can_start | is_goal, part.is_start),
@@ -309,92 +309,8 @@ class _Work:
         return np.concatenate([np.zeros(0, dtype=np.bool_), *met])
 
 
-def _starts(
-    can_start: NDArray[np.bool_], is_start: NDArray[np.bool_], settings: PlanSettings, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """States from which plans start, all different: their share where an agent may set out, the others anywhere."""
-    at_start = np.flatnonzero(can_start & is_start)
-    num_at_start = min(round(settings.start_share * settings.num_plans), len(at_start))
-    first = rng.choice(at_start, num_at_start, replace=False, shuffle=False)
-    left = can_start.copy()
-    left[first] = False
-    elsewhere = np.flatnonzero(left)
-    num_elsewhere = min(settings.num_plans - num_at_start, len(elsewhere))
-    return np.append(first, rng.choice(elsewhere, num_elsewhere, replace=False, shuffle=False))
-
-
 def _share(found: NDArray[np.bool_], among: NDArray[np.bool_]) -> float:
     return float(found[among].mean()) if among.any() else 0.0
-
-
-def _follow_all(
-    part: Part,
-    solution: Solution,
-    is_goal: NDArray[np.bool_],
-    starts: NDArray[np.int64],
-    max_length: int,
-    seed: int,
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """States and actions of every plan that reaches the goal."""
-    graph, luck = part.graph, np.uint64(seed)
-    length, states, actions = follow(graph.successor, solution.optimal, is_goal, starts, max_length, luck)
-    arrived = np.flatnonzero(length > 0)
-    paths = [states[row, : length[row] + 1].astype(np.int64) for row in arrived]
-    return paths, [actions[row, : length[row]].astype(np.int64) for row in arrived]
-
-
-@numba.njit(cache=True, nogil=True)
-def follow(
-    successor: NDArray[np.int32],
-    optimal: NDArray[np.bool_],
-    is_goal: NDArray[np.bool_],
-    starts: NDArray[np.int64],
-    max_length: int,
-    seed: np.uint64,
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-    """Act by best actions from several starts; of equally good ones any is taken, as the seed has it.
-
-    Args:
-        successor: Shape (S, A).
-        optimal: Shape (S, A).
-        is_goal: Shape (S,).
-        starts: Shape (B,); none of them a goal.
-        max_length: Steps after which it is given up.
-        seed: Of the luck.
-
-    Returns:
-        Steps to the goal, 0 where it was not reached, shape (B,); states, shape (B, max_length + 1); and actions, shape
-        (B, max_length).
-    """
-    length = np.zeros(len(starts), dtype=np.int64)
-    states = np.zeros((len(starts), max_length + 1), dtype=np.int32)
-    actions = np.zeros((len(starts), max_length), dtype=np.int32)
-    luck = seed
-    for row in range(len(starts)):
-        state = starts[row]
-        states[row, 0] = state
-        for step in range(max_length):
-            num_best = 0
-            for action in range(optimal.shape[1]):
-                num_best += optimal[state, action]
-            if num_best == 0:
-                break
-            luck += np.uint64(0x9E3779B97F4A7C15)  # SplitMix64: the same numbers on every machine
-            mixed = (luck ^ (luck >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            chosen = int((mixed ^ (mixed >> np.uint64(31))) % np.uint64(num_best))
-            taken = 0
-            for action in range(optimal.shape[1]):
-                if optimal[state, action]:
-                    if chosen == 0:
-                        taken = action
-                    chosen -= 1
-            state = successor[state, taken]
-            actions[row, step], states[row, step + 1] = taken, state
-            if is_goal[state]:
-                length[row] = step + 1
-                break
-    return length, states, actions
 
 
 def read_statistics(folder: str | Path) -> dict[str, Any]:
