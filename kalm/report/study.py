@@ -11,6 +11,7 @@ from kalm.report.paper import ABLATIONS
 from kalm.report.results import EpisodeRow
 from kalm.report.rollout_tables import ComparedImagination
 from kalm.report.success_table import ReportRow
+from kalm.runs.folder import STORE
 
 _ROW_KEYS = ("experiment", "label", "baseline")
 _COMPARED_KEYS = ("experiment", "label", "paper")
@@ -79,5 +80,6 @@ def study_folders(study: Mapping[str, Any] | None) -> list[Path]:
         for output in stage.get("outputs") or []:
             for seed in study_seeds(study) or [0]:
                 path = Path(str(output).replace("${seed}", str(seed)))
-                folders.append(path if path.is_dir() else path.parent)
+                # Beside a store made by a run stands what the run says of it.
+                folders.append(path if path.is_dir() and path.name != STORE else path.parent)
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
