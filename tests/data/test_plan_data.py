@@ -100,6 +100,17 @@ def test_stores_that_are_no_plans_are_refused(tmp_path: Path) -> None:
         PlanData(RoomDomain(), RoomEncoder(), Plans([str(tmp_path / "rollouts")])).batch(0)
 
 
+def test_noise_on_tokens_is_decided_by_seed_and_update(tmp_path: Path) -> None:
+    """Its spread is what was asked for, in units of the vectors' own; the same update is shown the same."""
+    plain, noisy = room_data(tmp_path), room_data(tmp_path, token_noise=0.5)
+    batches = [plain.batch(update) for update in range(100)]
+    noise = [noisy.batch(update)["tokens"] - batch["tokens"] for update, batch in enumerate(batches)]
+    spread = torch.cat([batch["tokens"][batch["tokens_padding"]] for batch in batches]).std()
+    assert torch.cat([one.flatten() for one in noise]).std() == pytest.approx(0.5 * spread, rel=0.1)
+    assert torch.equal(noisy.batch(3)["tokens"], room_data(tmp_path, token_noise=0.5).batch(3)["tokens"])
+    assert noise[3][0, 0].tolist() != noise[4][0, 0].tolist()
+
+
 def test_a_world_that_is_no_grid_is_refused() -> None:
     """The message says what students read."""
     with pytest.raises(DataError, match="no grid"):

@@ -184,6 +184,7 @@ def room_data(folder: Path, **options: Any) -> PlanData:
     defaults: dict[str, Any] = {
         "num_goals": 4,
         "num_states": 4,
+        "token_noise": 0.0,
         "evaluation": EvaluationEpisodes(num_validation_episodes=6, num_test_episodes=24),
     }
     return PlanData(RoomDomain(), RoomEncoder(), Plans([str(folder / "plans")]), **{**defaults, **options})
