@@ -105,8 +105,8 @@ def test_noise_on_tokens_is_decided_by_seed_and_update(tmp_path: Path) -> None:
     plain, noisy = room_data(tmp_path), room_data(tmp_path, token_noise=0.5)
     batches = [plain.batch(update) for update in range(100)]
     noise = [noisy.batch(update)["tokens"] - batch["tokens"] for update, batch in enumerate(batches)]
-    spread = torch.cat([batch["tokens"][batch["tokens_padding"]] for batch in batches]).std()
-    assert torch.cat([one.flatten() for one in noise]).std() == pytest.approx(0.5 * spread, rel=0.1)
+    spread = float(torch.cat([batch["tokens"][batch["tokens_padding"]] for batch in batches]).std())
+    assert float(torch.cat([one.flatten() for one in noise]).std()) == pytest.approx(0.5 * spread, rel=0.1)
     assert torch.equal(noisy.batch(3)["tokens"], room_data(tmp_path, token_noise=0.5).batch(3)["tokens"])
     assert noise[3][0, 0].tolist() != noise[4][0, 0].tolist()
 
