@@ -16,6 +16,7 @@ from torch import Tensor
 
 import kalm.rl.distillation
 from kalm.core.errors import CheckpointError
+from kalm.data.policy_data import EvaluationEpisodes
 from kalm.envs.evaluation import summarize
 from kalm.rl.distillation.student import Student, answer_loss, set_loss
 from kalm.runs.acting import draw_actions, uniform_numbers
@@ -136,12 +137,14 @@ def test_actions_do_not_depend_on_how_many_episodes_run_side_by_side(student: ty
 
 @each_student
 def test_it_learns_a_small_world(student: type[Student], tmp_path: Path) -> None:
-    """From plans it goes to three goals from other starts, in no more than twice the steps."""
-    data = room_data(tmp_path, num_goals=8, num_states=8)
-    module = build(student, data.spec, learning_rate=5e-3, learning_rate_schedule="cosine", schedule_updates=250)
+    """From plans it goes to three goals from 200 other starts, in no more than twice the steps."""
+    episodes = EvaluationEpisodes(num_validation_episodes=6, num_test_episodes=200)
+    data = room_data(tmp_path, num_goals=8, num_states=8, evaluation=episodes)
+    schedule = {"learning_rate": 5e-3, "learning_rate_schedule": "cosine", "schedule_updates": 250}
+    module = build(student, data.spec, temperature=0.5, **schedule)
     trainer(tmp_path, max_steps=250).fit(module, data)
     trainer(tmp_path, -1).test(module, data, verbose=False)
-    assert summarize(module.episode_results)["train"].success_rate >= 0.95
+    assert summarize(module.episode_results)["train"].success_rate >= 0.92
     lengths = [result.num_steps for result in module.episode_results]
     assert np.mean(lengths) < 12
 
