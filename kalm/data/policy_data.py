@@ -45,6 +45,8 @@ class EvaluationEpisodes:
         num_validation_episodes: Episodes a split in validation.
         num_test_episodes: Episodes a split in test.
         goal_splits: Splits to evaluate on; null takes all of the domain's.
+        validation_splits: Splits to validate on, where some are not to be seen before the test; null takes all that are
+            tested.
         goals_file: JSON lines of your own goals to evaluate on, in place of the domain's.
     """
 
@@ -52,17 +54,21 @@ class EvaluationEpisodes:
     num_test_episodes: int = 200
     goal_splits: Sequence[str] | None = None
     goals_file: str | None = None
+    validation_splits: Sequence[str] | None = None
 
     def validation_loader(self, domain: Domain) -> DataLoader[list[Episode]]:
         """Lists of validation episodes."""
-        return self._loader(domain, self.num_validation_episodes, _VALIDATION_SEED)
+        splits = self.goal_splits if self.validation_splits is None else self.validation_splits
+        return self._loader(domain, splits, self.num_validation_episodes, _VALIDATION_SEED)
 
     def test_loader(self, domain: Domain) -> DataLoader[list[Episode]]:
         """Lists of test episodes, none of them used in validation."""
-        return self._loader(domain, self.num_test_episodes, _TEST_SEED)
+        return self._loader(domain, self.goal_splits, self.num_test_episodes, _TEST_SEED)
 
-    def _loader(self, domain: Domain, num_episodes: int, seed: int) -> DataLoader[list[Episode]]:
-        splits = domain.check_goal_splits(self.goal_splits)
+    def _loader(
+        self, domain: Domain, goal_splits: Sequence[str] | None, num_episodes: int, seed: int
+    ) -> DataLoader[list[Episode]]:
+        splits = domain.check_goal_splits(goal_splits)
         episodes = evaluation_episodes(domain, splits, num_episodes, seed, self.goals_file)
         dataset = cast("Dataset[list[Episode]]", episodes)  # a list serves, but PyTorch's types know only its own class
         return DataLoader(dataset, batch_size=_EPISODES_A_BATCH, shuffle=False, collate_fn=list)

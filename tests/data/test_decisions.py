@@ -120,6 +120,7 @@ def another(module: type[LightningDataModule], name: str, value: Any, folder: Pa
         "files": str(folder / "text2"),
         "goals_file": str(folder / "goals2"),
         "goal_splits": ["easy"],
+        "validation_splits": ["train"],
         "verdict_weights": {"missed": 0.5},
         "num_rollouts": {"easy": 4},
         "tokens_per_prompt": 24,

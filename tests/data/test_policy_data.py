@@ -395,3 +395,14 @@ def test_a_domain_without_symmetries_cannot_show_them() -> None:
     """The error names the domain."""
     with pytest.raises(DataError, match="symmetry is names, but the domain line has none of that kind"):
         PolicyData(LineDomain(), WordEncoder(), RealRollouts("nowhere"), symmetry=SymmetryKind.names)
+
+
+def test_splits_that_are_kept_for_the_test_are_not_validated(tmp_path: Path) -> None:
+    """Validation has episodes of the splits that it names, the test of all."""
+    data = make_data(tmp_path, evaluation=EvaluationEpisodes(6, 9, validation_splits=["train"]))
+    validated, tested = (
+        {episode.instructed.goal_split for batch in loader for episode in batch}
+        for loader in (data.val_dataloader(), data.test_dataloader())
+    )
+    assert validated == {"train"}
+    assert tested == set(ChainDomain.goal_splits)
