@@ -129,7 +129,7 @@ class PlanData(LightningDataModule):
         self._task_weights = task_weights
         self._num_goals, self._num_states = num_goals, num_states
         require_least(num_goals=(num_goals, 1), num_states=(num_states, 1), seed=(seed, 0))
-        domain.check_goal_splits(evaluation.goal_splits)
+        evaluation.check(domain)
         if not plans.stores:
             raise DataError("plans.stores names none; name the folders that python -m kalm solve wrote")
         if task_weights is not None and (not task_weights or min(task_weights.values()) < 0):

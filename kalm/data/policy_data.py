@@ -56,6 +56,11 @@ class EvaluationEpisodes:
     goals_file: str | None = None
     validation_splits: Sequence[str] | None = None
 
+    def check(self, domain: Domain) -> None:
+        """Refuse with a ``DataError`` splits that a domain does not have, before anything is read."""
+        domain.check_goal_splits(self.goal_splits)
+        domain.check_goal_splits(self.validation_splits)
+
     def validation_loader(self, domain: Domain) -> DataLoader[list[Episode]]:
         """Lists of validation episodes."""
         splits = self.goal_splits if self.validation_splits is None else self.validation_splits
@@ -136,7 +141,7 @@ class PolicyData(RolloutData):
         self.seed, self.num_seeds = seed, 1
         require_least(batch_size=(batch_size, 1), sequence_length=(sequence_length, 1))
         require_least(updates_per_step=(updates_per_step, 1))
-        domain.check_goal_splits(evaluation.goal_splits)
+        evaluation.check(domain)
         self._num_imagined_rows = 0
         if imagined:
             check_verdict_weights(self._verdict_weights, imagined.filter)

@@ -61,7 +61,7 @@ class ReturnConditionedData(RolloutData):
         self.evaluation = evaluation
         require_least(batch_size=(batch_size, 1))
         check_shown_rollouts(tokens_per_prompt, crop_probability, num_held_out)
-        domain.check_goal_splits(evaluation.goal_splits)
+        evaluation.check(domain)
         self._batch_size, self._seed = batch_size, seed
         self._shown: Any = {"tokens_per_prompt": tokens_per_prompt, "crop_probability": crop_probability}
 

@@ -1,7 +1,7 @@
 """Token vectors that also say what colour a word names, by public lists of colour names.
 
 Small text encoders know colour words badly: to all-MiniLM-L6-v2 "azure" is nearer to green than to blue. What a name
-looks like was asked of people (the XKCD survey, 954 names) and is part of CSS; matplotlib brings both lists. So each
+looks like was asked of people (the XKCD survey, 949 names) and is part of CSS; matplotlib brings both lists. So each
 token of such a name gets the colour's coordinates in CIELAB (CIE 1976) beside its vector. Nothing in the lists is about
 any world of ours.
 

@@ -405,4 +405,6 @@ def test_splits_that_are_kept_for_the_test_are_not_validated(tmp_path: Path) -> 
         for loader in (data.val_dataloader(), data.test_dataloader())
     )
     assert validated == {"train"}
+    with pytest.raises(DataError, match="'esay'; the splits are"):
+        make_data(tmp_path, evaluation=EvaluationEpisodes(6, 9, validation_splits=["esay"]))
     assert tested == set(ChainDomain.goal_splits)
