@@ -135,7 +135,7 @@ class PlanData(LightningDataModule):
         if task_weights is not None and (not task_weights or min(task_weights.values()) < 0):
             raise DataError(f"task_weights is {task_weights}; give each task a weight of 0 or more, or null")
         grid = domain.agent_grid
-        base = domain.spec.with_goals(encoder.token_size)
+        base = domain.spec.with_goals(encoder.embedding_size)
         self.spec = StudentSpec(
             base.observation,
             base.action,

@@ -66,11 +66,6 @@ class SentenceEncoder:
         """Numbers in a vector, E; read from the model's configuration, without its weights."""
         return int(self._config["hidden_size"])
 
-    @property
-    def token_size(self) -> int:
-        """Numbers in a token's vector."""
-        return self.embedding_size
-
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the weights: their SHA-256, or the commit of a model on the Hugging Face hub."""

@@ -1,4 +1,4 @@
-"""Tokens of colour words carry the colour that people see in them; other tokens carry none."""
+"""A colour word is read as the known colour that people see in it; everything else is the encoder's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from kalm.core.errors import DataError
 from kalm.language.color_words import ColorWordEncoder, lab_of_rgb
 from kalm.language.encoder import SentenceEncoder
+
+BASIC = ["red", "green", "blue", "purple", "yellow", "grey"]
 
 
 def test_known_colours_in_cielab() -> None:
@@ -16,31 +19,38 @@ def test_known_colours_in_cielab() -> None:
     assert lab_of_rgb(np.array([1.0, 0.0, 0.0])) == pytest.approx([53.2, 80.1, 67.2], abs=0.1)
 
 
-def test_vectors_stand_beside_those_of_the_encoder() -> None:
-    """The first numbers and the sentence vectors are the encoder's; tokens that name no colour have four zeros."""
-    texts = ["go to an azure ball", "open a door"]
-    encoder, plain = ColorWordEncoder(cache_dir=None), SentenceEncoder(cache_dir=None)
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("go to a Sapphire ball", "go to a blue ball"),
+        ("put a maroon key next to a plum box", "put a red key next to a purple box"),
+        ("open a slate door", "open a grey door"),
+        ("lift a mustard box", "lift a yellow box"),
+        ("fetch a moss-coloured key", "fetch a green-coloured key"),
+        ("pick up a grey ball", "pick up a grey ball"),
+        ("go to the tile (3, 4)", "go to the tile (3, 4)"),
+    ],
+)
+def test_a_colour_is_read_as_the_known_one_that_looks_like_it(said: str, read: str) -> None:
+    """By hue, whatever the lightness; greys are grey; other words stay."""
+    assert ColorWordEncoder(BASIC, cache_dir=None).in_known_colors([said]) == [read]
 
-    vectors, mask = encoder.token_vectors(texts)
 
-    expected, expected_mask = plain.token_vectors(texts)
+def test_vectors_are_those_of_the_sentence_in_known_colours() -> None:
+    """Both vectors of the sentence and of its tokens; the fingerprint tells the two encoders apart."""
+    encoder, plain = ColorWordEncoder(BASIC, cache_dir=None), SentenceEncoder(cache_dir=None)
+
+    vectors, mask = encoder.token_vectors(["go to an indigo ball", "open a sapphire door"])
+
+    expected, expected_mask = plain.token_vectors(["go to an purple ball", "open a blue door"])
     assert torch.equal(mask, expected_mask)
-    assert torch.equal(vectors[..., :-4], expected)
-    assert vectors.shape[-1] == encoder.token_size == plain.embedding_size + 4
-    words = encoder.tokenizer(texts[0]).word_ids()
-    is_azure = torch.tensor([word == 3 for word in words])
-    assert torch.equal(vectors[0, :, -4] > 0, is_azure)
-    assert not vectors[1, :, -4:].any()
-    assert torch.equal(encoder.encode(texts), plain.encode(texts))
+    assert torch.equal(vectors, expected)
+    assert torch.equal(encoder.encode(["open a sapphire door"]), plain.encode(["open a blue door"]))
+    assert encoder.fingerprint != plain.fingerprint != ColorWordEncoder(["red"], cache_dir=None).fingerprint
 
 
-def test_a_name_lies_near_what_it_is_a_shade_of() -> None:
-    """Of the basic colours blue is nearest to azure, red to crimson, purple to violet, each pair by its own tokens."""
-    encoder = ColorWordEncoder(cache_dir=None)
-    basic = ["red", "green", "blue", "purple", "yellow", "grey"]
-    vectors, _ = encoder.token_vectors([*basic, "sapphire", "crimson", "plum"])
-    colors = vectors[:, 1, -4:]  # behind the token that begins a text
-
-    nearest = torch.cdist(colors[6:], colors[:6]).argmin(dim=1)
-
-    assert [basic[place] for place in nearest.tolist()] == ["blue", "red", "purple"]
+@pytest.mark.parametrize("known", [[], ["red", "ball"]])
+def test_a_known_colour_stands_in_the_lists(known: list[str]) -> None:
+    """What is no colour word is refused, and so is none at all."""
+    with pytest.raises(DataError, match="known_colors"):
+        ColorWordEncoder(known)

@@ -199,8 +199,7 @@ class Student(EvaluatedPolicy):
             if not self._has_weights:
                 initialize(self, self._data.seed, ())
                 self._has_weights = True
-            if self.only_seen_actions:
-                self._see_actions()
+            self._see_actions()
 
     def _see_actions(self) -> None:
         """Remember which actions changed anything in the plans, by what was in front and in the hand."""
