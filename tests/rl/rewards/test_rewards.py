@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +28,19 @@ from kalm.data.label_data import LabelData, StateForm
 from kalm.data.labelled_goals import Part
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.babyai.layout import EMPTY, agent_of
-from kalm.judging.judge import DomainRule
+from kalm.judging.judge import DomainRule, Judge, Verdict
 from kalm.judging.noisy_judge import NoisyJudge
+from kalm.rl import rewards
 from kalm.rl.rewards.base import ProxyReward
 from kalm.rl.rewards.fact_reward import FactReward
 from kalm.rl.rewards.goal_networks import GoalNetworks
-from kalm.rl.rewards.trained_proxy import TrainedProxy
+from kalm.rl.rewards.trained_proxy import MODELS, TrainedProxy
 from kalm.runs.folder import PROXY_FILE
 from kalm.store.labelling import Keep, label_store
 from kalm.store.reader import RolloutStore
 from tests.chain_run import kalm
 from tests.rl.rewards.rooms import Room, write_looks
+from tests.store.test_store import digests
 from tests.word_encoder import WordEncoder
 
 ROOM = Room()
@@ -232,6 +242,67 @@ def config(folder: Path, name: str, model: str, model_args: dict[str, Any], data
     return path
 
 
+class Dies(Judge):
+    """Another judge, which counts the goals that it is asked about and kills its process at the 25th."""
+
+    def __init__(self, judge: Judge, lives: bool = False) -> None:
+        """Choose."""
+        self.name, self._judge, self._lives = judge.name, judge, lives
+        self.asked: list[Any] = []
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The other's."""
+        return self._judge.provenance
+
+    def judge(self, goals: Any, rollouts: Any) -> Verdict:
+        """The other's."""
+        return self._judge.judge(goals, rollouts)
+
+    def judge_states(self, goal: Any, states: Any) -> Verdict:
+        """The other's, as long as it lives."""
+        self.asked.append(goal)
+        if len(self.asked) == 25 and not self._lives:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._judge.judge_states(goal, states)
+
+
+_KILLED = """
+import sys
+from kalm.rl.rewards.trained_proxy import TrainedProxy
+from kalm.store.labelling import Keep, label_store
+from kalm.store.reader import RolloutStore
+from tests.rl.rewards.test_rewards import ROOM, Dies, TokenEncoder
+judge = Dies(TrainedProxy(sys.argv[2], ROOM, TokenEncoder(64)))
+label_store(ROOM, RolloutStore(sys.argv[1]), judge, "killed", 20, Keep.alike, show_progress=False)
+"""
+
+
+def check_that_nothing_is_repeated_or_lost(store: Path, run: Path) -> None:
+    """A labelling by a proxy that was killed goes on behind its finished shards, and ends with equal files."""
+    killed = subprocess.run([sys.executable, "-c", _KILLED, store, run], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    proxy = TrainedProxy(str(run), ROOM, TokenEncoder(64))
+    judges = [Dies(proxy, lives=True) for _ in range(2)]
+    for name, judge in zip(("killed", "whole"), judges, strict=True):
+        label_store(ROOM, RolloutStore(store), judge, name, 20, Keep.alike, show_progress=False)
+        assert RolloutStore(store).labels(name).provenance.items() >= proxy.provenance.items()
+    assert len(judges[0].asked) == len(judges[1].asked) - 20
+    assert digests(store / "labels" / "killed") == digests(store / "labels" / "whole")
+    for name in ("killed", "whole"):
+        shutil.rmtree(store / "labels" / name)
+
+
+def test_every_proxy_reward_is_labelled_with() -> None:
+    """All that there are can be judges, and each is under the tests below."""
+    files = (
+        importlib.import_module(f"kalm.rl.rewards.{entry.name}") for entry in pkgutil.iter_modules(rewards.__path__)
+    )
+    members = {member for file in files for _, member in inspect.getmembers(file, inspect.isclass)}
+    found = {member for member in members if issubclass(member, ProxyReward) and member is not ProxyReward}
+    assert found == set(MODELS.values()) == {FactReward, GoalNetworks}
+
+
 @pytest.mark.parametrize("name", ["facts", "networks"])
 def test_from_labels_to_a_judge_on_the_command_line(folder: Path, name: str) -> None:
     """Fit, test, and label with the checkpoint: provenance says which weights, thresholds, and whose labels."""
@@ -256,6 +327,7 @@ def test_from_labels_to_a_judge_on_the_command_line(folder: Path, name: str) -> 
         assert int((~labels.abstained).sum()) == 15
     else:
         assert not labels.abstained.any()
+    check_that_nothing_is_repeated_or_lost(folder / "store", run)
     other = TokenEncoder(64)
     other.__dict__["fingerprint"] = "ab"
     with pytest.raises(CheckpointError, match="learned with the encoder .*, not ab"):
