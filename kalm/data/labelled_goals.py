@@ -86,8 +86,8 @@ def parts_of_states(chosen: Selection, held_out: float, seed: int) -> NDArray[np
     num_each = max(round(number * held_out / 2), 1)
     if number < 3 or 2 * num_each >= number:
         raise DataError(
-            f"{number} rollouts of {store.path} are in use; held_out_states {held_out} needs more of them to hold out "
-            "some for thresholds and some for the test. Collect more, or raise real.max_rollouts"
+            f"{number} rollouts of {store.path} are in use; held_out_states {held_out} needs more, so that some choose "
+            "thresholds and some are tested on. Collect more, or let real.filter and real.max_rollouts pass more"
         )
     of_chosen = np.full(number, Part.training.value, dtype=np.int8)
     luck = np.random.default_rng([seed, 1]).permutation(number)
