@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -159,6 +160,8 @@ def test_the_smoke_study_of_babyai_runs_every_stage_file(tmp_path: Path, capsys:
     assert store.labels("some").provenance["is_oracle"]
     assert store.labels("proxy").provenance["judge"] == "proxy"
     assert (tmp_path / "babyai/proxy/facts/seed=0/proxy_reward.json").is_file()
+    solved = json.loads((tmp_path / "babyai/solve/proxy/seed=0/solved.json").read_text(encoding="utf-8"))
+    assert solved["judge_of_predicted_states"]["labels_by"] == store.labels("some").provenance
     report = (tmp_path / "study/babyai_smoke/report/report.md").read_text(encoding="utf-8")
     assert all(split in report for split in BabyAI.goal_splits)
     capsys.readouterr()

@@ -93,8 +93,11 @@ def _label_parser() -> ArgumentParser:
     )
     most = "States asked about each goal at most, none of which are alike to it (paper: 5000); null asks about all."
     parser.add_argument("--max_states_per_goal", type=int | None, default=5000, help=most)
-    kept = "all: a row for each question. met: a row for each state that meets the goal, asked or like one that was."
-    parser.add_argument("--keep", type=Literal["all", "met"], default="all", help=kept)
+    kept = (
+        "all: a row for each question. alike: also for states like those asked, max_states_per_goal rows at most. met: "
+        "a row for each state that meets the goal, asked or like one that was."
+    )
+    parser.add_argument("--keep", type=Literal["all", "alike", "met"], default="all", help=kept)
     parser.add_argument("--seed", type=int, default=0, help="Decides which states are asked about.")
     parser.add_argument("--show_progress", type=bool, default=True, help="Draw a progress bar.")
     return parser
@@ -123,8 +126,10 @@ def _label(config: Namespace) -> int:
     return 0
 
 
+_LEARN_A_PROXY = "learn a proxy of this judge with `python -m kalm fit --config conf/babyai/proxy_reward.yaml`"
 _AFTER_LABELS = {
-    "all": "learn a proxy of this judge with `python -m kalm fit --config conf/babyai/proxy_reward.yaml`",
+    "all": _LEARN_A_PROXY,
+    "alike": _LEARN_A_PROXY,
     "met": "solve each goal that was met with `python -m kalm solve --config conf/babyai/solve.yaml`",
 }
 

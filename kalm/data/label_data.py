@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from kalm.core.errors import DataError
-from kalm.core.goal import Goal
+from kalm.data.label_draws import LabelDraws
+from kalm.data.labelled_goals import LabelledGoal, Part, Rows, labelled_goals, parts_of_states
 from kalm.data.rollout_data import RolloutData, require_least
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.labels import Labels, label_manifest
 
-Rows = NDArray[np.int64]
 _MOST_EXAMINED = 20_000  # states of one goal
 
 
@@ -37,33 +37,6 @@ class StateForm(Enum):
 
     facts = "facts"  # the domain's facts, int64
     grid = "grid"  # the observation itself
-
-
-class Part(Enum):
-    """What a state is for: to learn from, to choose thresholds by, or to be tested on."""
-
-    training = 0
-    calibration = 1
-    test = 2
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledGoal:
-    """A goal, its sentence, and the states that its judge spoke of.
-
-    Attributes:
-        number: Row of the label's table of goals.
-        goal: What should be true.
-        instruction: The sentence that the network reads.
-        met: States of which the judge said that they meet it.
-        unmet: States of which it said that they do not; None for all others, where only those that do were kept.
-    """
-
-    number: int
-    goal: Goal
-    instruction: str
-    met: Rows
-    unmet: Rows | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +61,7 @@ class _Once(IterableDataset[Examined]):
 
 
 class LabelData(RolloutData):
-    """A judge's labels for whoever learns to answer in its place.
-
-    Of each goal half of the states of a batch meet it and half do not; half of those that do not meet another goal of
-    its task, which is where a judge is most easily mistaken.
-    """
+    """A judge's labels for whoever learns to answer in its place; ``LabelDraws`` says what a batch holds."""
 
     reading_verbs = frozenset({"fit", "validate", "test", "predict"})
 
@@ -115,14 +84,14 @@ class LabelData(RolloutData):
         Args:
             domain: The world.
             encoder: Gives the vectors of an instruction's tokens.
-            real: The store that was labelled.
+            real: The store that was labelled, and which of its rollouts are used.
             label: Name of its label of goals and states.
             form: What of a state the model reads.
             goals_per_batch: Goals of one update, B; with ``max_goals`` those, in turn.
             states_per_goal: States of each, N.
             max_goals: Learn so many goals only, as many of each task; those that were met most often.
-            held_out_states: Share of the store's states that nothing is learned from: half of them choose the
-                thresholds, half are tested on (paper: 0.1).
+            held_out_states: Share of the rollouts whose states nothing is learned from: half of them choose the
+                thresholds, half are tested on (paper: 0.1 of the states).
             held_out_goals: Share of the goals of each task that nothing is learned from.
             seed: Decides what is held out, and what each update gets.
 
@@ -152,29 +121,14 @@ class LabelData(RolloutData):
         if labels.provenance.get("keep") == "met" and labels.provenance.get("max_states_per_goal") is not None:
             raise DataError(
                 f"label {self._label!r} of {self.real.path} kept only what was met of some states; which were asked is "
-                "lost. Label with keep: all, or with max_states_per_goal: null"
+                "lost. Label with keep: alike, or with max_states_per_goal: null"
             )
         return labels
 
     @cached_property
     def goals(self) -> list[LabelledGoal]:
         """Every goal that was asked about."""
-        labels = self.labels
-        assert labels.goal is not None
-        assert labels.state is not None
-        keep_all = labels.provenance.get("keep") != "met"
-        answered = ~labels.abstained.numpy()
-        goal, state, met = (column.numpy()[answered] for column in (labels.goal, labels.state, labels.met))
-        order = np.argsort(goal, kind="stable")
-        ends = np.searchsorted(goal[order], np.arange(len(labels.goals) + 1))
-        found = []
-        for number, row in enumerate(labels.goals):
-            own = order[ends[number] : ends[number + 1]]
-            states, is_met = state[own].astype(np.int64), met[own]
-            unmet = np.sort(states[~is_met]) if keep_all else None
-            goal_of = self.domain.goal_from_json(row["goal"])
-            found.append(LabelledGoal(number, goal_of, row["instruction"], np.sort(states[is_met]), unmet))
-        return found
+        return labelled_goals(self.domain, self.labels)
 
     @cached_property
     def known_goals(self) -> list[LabelledGoal]:
@@ -194,6 +148,16 @@ class LabelData(RolloutData):
         ranked.sort(key=lambda row: row[:2])
         return [goal for _, _, goal in ranked[: self.max_goals]]
 
+    @cached_property
+    def part_of(self) -> NDArray[np.int8]:
+        """Part of each state, -1 for one that is not used, shape (S,)."""
+        return parts_of_states(self._chosen, self._held_out[0], self._seed)
+
+    @cached_property
+    def draws(self) -> LabelDraws:
+        """What the updates learn from."""
+        return LabelDraws(self.known_goals, self.learned_goals, self.part_of, in_turn=self.max_goals is not None)
+
     def batch(self, index: int) -> dict[str, Tensor]:
         """Goals and states of update ``index``, a pure function of seed and index.
 
@@ -202,8 +166,8 @@ class LabelData(RolloutData):
             ``attention_mask`` (B, L), ``state`` (B, N, ...) and ``met``, bool of shape (B, N).
         """
         rng = np.random.default_rng([self._seed, index])
-        chosen = [self._draw_goal(rng, slot) for slot in range(self._goals_per_batch)]
-        drawn = [self._draw_states(rng, goal) for goal in chosen]
+        chosen = [self.draws.draw_goal(rng, slot) for slot in range(self._goals_per_batch)]
+        drawn = [self.draws.draw_states(rng, goal, self._states_per_goal) for goal in chosen]
         states, met = (np.stack(column) for column in zip(*drawn, strict=True))
         return {**self.sentences(chosen), "state": self.read(states), "met": torch.from_numpy(met)}
 
@@ -230,7 +194,7 @@ class LabelData(RolloutData):
         """A goal with at most 20,000 states of a part on which the judge spoke; None if there is no such state."""
         unmet = goal.unmet
         if unmet is None:
-            unmet = np.setdiff1d(np.flatnonzero(self._part_of == part.value), goal.met, assume_unique=True)
+            unmet = np.setdiff1d(np.flatnonzero(self.part_of == part.value), goal.met, assume_unique=True)
         states = np.concatenate([self._of_part(goal.met, part), self._of_part(unmet, part)])[:_MOST_EXAMINED]
         if not len(states):
             return None
@@ -270,15 +234,6 @@ class LabelData(RolloutData):
         return torch.from_numpy(facts)
 
     @cached_property
-    def _part_of(self) -> NDArray[np.int8]:
-        """Part of each state, shape (S,)."""
-        luck = np.random.default_rng([self._seed, 1]).random(self.store.num_states)
-        share = self._held_out[0]
-        return np.where(luck < share / 2, Part.calibration.value, np.where(luck < share, Part.test.value, 0)).astype(
-            np.int8
-        )
-
-    @cached_property
     def _new_goals(self) -> set[int]:
         """Numbers of the goals that nothing is learned from."""
         rng = np.random.default_rng([self._seed, 2])
@@ -295,69 +250,5 @@ class LabelData(RolloutData):
     def _places(self) -> dict[int, int]:
         return {goal.number: place for place, goal in enumerate(self.learned_goals)}
 
-    @cached_property
-    def _by_task(self) -> list[list[LabelledGoal]]:
-        tasks: dict[str, list[LabelledGoal]] = {}
-        for goal in self.learned_goals:
-            tasks.setdefault(goal.goal.task, []).append(goal)
-        return [goals for _, goals in sorted(tasks.items())]
-
-    @cached_property
-    def _met_by_task(self) -> dict[str, Rows]:
-        """States to learn from that meet some goal of a task."""
-        return {
-            goals[0].goal.task: np.unique(np.concatenate([self._of_part(goal.met, Part.training) for goal in goals]))
-            for goals in self._by_task
-        }
-
-    @cached_property
-    def _hard(self) -> dict[int, Rows]:
-        """Of each goal, states to learn from that the judge says do not meet it, but another goal of its task."""
-        found = {}
-        for goal in self.known_goals:
-            others = self._met_by_task.get(goal.goal.task, np.zeros(0, dtype=np.int64))
-            if goal.unmet is not None:
-                found[goal.number] = np.intersect1d(others, goal.unmet)
-            else:
-                found[goal.number] = np.setdiff1d(others, goal.met)
-        return found
-
-    @cached_property
-    def _training_rows(self) -> dict[int, tuple[Rows, Rows | None]]:
-        """Of each goal, the states to learn from that do and do not meet it; None: all others."""
-        return {
-            goal.number: (
-                self._of_part(goal.met, Part.training),
-                None if goal.unmet is None else self._of_part(goal.unmet, Part.training),
-            )
-            for goal in self.known_goals
-        }
-
-    @cached_property
-    def _training_states(self) -> Rows:
-        return np.flatnonzero(self._part_of == Part.training.value)
-
     def _of_part(self, states: Rows, part: Part) -> Rows:
-        return states[self._part_of[states] == part.value]
-
-    def _draw_goal(self, rng: np.random.Generator, slot: int) -> LabelledGoal:
-        """With ``max_goals`` each in turn; else half of them by task, so that none is rare, and half from all."""
-        if self.max_goals is not None:
-            return self.learned_goals[slot % len(self.learned_goals)]
-        if slot % 2:
-            return self.known_goals[rng.integers(len(self.known_goals))]
-        task = self._by_task[rng.integers(len(self._by_task))]
-        return task[rng.integers(len(task))]
-
-    def _draw_states(self, rng: np.random.Generator, goal: LabelledGoal) -> tuple[Rows, NDArray[np.bool_]]:
-        """States of a goal, shape (N,), and whether they meet it."""
-        met, unmet = self._training_rows[goal.number]
-        hard, easy = self._hard[goal.number], self._training_states if unmet is None else unmet
-        num_met = self._states_per_goal // 2 if len(met) else 0
-        num_hard = (self._states_per_goal - num_met) // 2 if len(hard) else 0
-        num_easy = self._states_per_goal - num_met - num_hard
-        if not len(easy):
-            easy = met
-        parts = [pool[rng.integers(len(pool), size=size)] for pool, size in ((met, num_met), (hard, num_hard)) if size]
-        states = np.concatenate([*parts, easy[rng.integers(len(easy), size=num_easy)]])
-        return states, np.isin(states, met) if unmet is None or easy is met else np.arange(len(states)) < num_met
+        return states[self.part_of[states] == part.value]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -33,7 +33,8 @@ PAPER_MAX_STATES = 5000  # TEDUO, appendix C.5
 class Keep(Enum):
     """Which verdicts are written."""
 
-    all = "all"  # a row for each question: what a proxy network learns from
+    all = "all"  # a row for each question
+    alike = "alike"  # and, while the limit has room, for states like those asked: what a proxy network learns from
     met = "met"  # a row for each state, asked or equal to one that was, that meets the goal: what a solver reads
 
 
@@ -72,9 +73,9 @@ def label_store(
         store: Whose states.
         judge: Who is asked.
         name: The label's; the judge's by default.
-        max_states_per_goal: Questions about one goal at most (paper: 5000); None asks all.
+        max_states_per_goal: Questions about one goal at most (paper: 5000), of ``alike`` also rows; None asks all.
         keep: Which verdicts are written.
-        seed: Decides which states are asked about where not all are.
+        seed: Decides which states stand for those like them, and which are asked about where not all are.
         goals: What is asked; by default the distinct goals of the training split.
         show_progress: Draw a progress bar.
 
@@ -105,9 +106,20 @@ def label_store(
         bar = progress.add_task("label", total=len(goals), completed=len(goals) - left)
         states = store.observations(torch.arange(store.num_states)) if missing else np.zeros(0)
         features = domain.goal_features(states) if missing else None
+        # The first recorded of like states share more than what makes them alike: hands are empty before they are full.
+        order = np.random.default_rng(seed).permutation(len(states))
         for shard, some in missing.items():
             asked = [
-                _ask(judge, goal, states, features, max_states_per_goal, keep, _luck(seed, goal.goal)) for goal in some
+                _ask(
+                    judge,
+                    goal.goal,
+                    states,
+                    _questions(order, features and features(goal.goal)),
+                    max_states_per_goal,
+                    keep,
+                    _luck(seed, goal.goal),
+                )
+                for goal in some
             ]
             _write(writer, shard, some, asked)
             progress.advance(bar, len(some))
@@ -132,22 +144,52 @@ class _Asked:
     counts: Mapping[str, int]
 
 
+@dataclass(frozen=True, eq=False)
+class _Questions:
+    """The questions that there are about a goal.
+
+    Attributes:
+        asked: A state that stands for each, shape (Q,).
+        of_state: Which one each state poses, shape (S,).
+        order: All states in the order in which they are taken, shape (S,).
+    """
+
+    asked: NDArray[np.int64]
+    of_state: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def alike(self, chosen: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
+        """At most so many states that pose one of the chosen questions, as many of each as there are."""
+        question = self.of_state[self.order]
+        grouped = np.argsort(question, kind="stable")
+        rank = np.empty(len(question), dtype=np.int64)
+        rank[grouped] = np.arange(len(question)) - np.searchsorted(question[grouped], question[grouped])
+        turns = np.argsort(rank, kind="stable")
+        turns = turns[np.isin(question[turns], chosen)]
+        return np.sort(self.order[turns[:most]])
+
+
+def _questions(order: NDArray[np.int64], features: NDArray[np.integer[Any]] | None) -> _Questions:
+    """States with equal features pose one question; without features no two do."""
+    if features is None:
+        return _Questions(np.arange(len(order)), np.arange(len(order)), order)
+    _, first, found = np.unique(features[order], return_index=True, return_inverse=True)
+    of_state = np.empty(len(order), dtype=np.int64)
+    of_state[order] = found
+    return _Questions(order[first], of_state, order)
+
+
 def _ask(
     judge: Judge,
-    instructed: InstructedGoal,
+    goal: Goal,
     states: NDArray[Any],
-    features: Callable[[Any], NDArray[np.integer[Any]]] | None,
+    questions: _Questions,
     max_states: int | None,
     keep: Keep,
     luck: np.random.Generator,
 ) -> _Asked:
     """Put every question about one goal, or ``max_states`` of them, to the judge."""
-    goal = instructed.goal
-    if features is None:
-        question = asked = np.arange(len(states))
-    else:
-        # ``question`` has the number of each state's question, ``asked`` a state that stands for each question.
-        _, asked, question = np.unique(features(goal), return_index=True, return_inverse=True)
+    asked = questions.asked
     chosen = np.arange(len(asked))
     if max_states is not None and max_states < len(asked):
         chosen = np.sort(luck.choice(len(asked), max_states, replace=False))
@@ -155,11 +197,12 @@ def _ask(
     counts = {"num_asked": len(said), "num_met": int(said.met.sum()), "num_abstained": int(said.abstained.sum())}
     if keep is Keep.all:
         return _Asked(said, asked[chosen], counts)
-    is_met = np.zeros(len(asked), dtype=np.bool_)
-    score = np.zeros(len(asked), dtype=np.float32)
-    is_met[chosen], score[chosen] = said.met, said.score
-    (state,) = np.nonzero(is_met[question])
-    return _Asked(verdict(np.ones(len(state), np.bool_), score[question[state]]), state, counts)
+    if keep is Keep.alike:
+        state = questions.alike(chosen, max_states)
+    else:
+        state = np.flatnonzero(np.isin(questions.of_state, chosen[said.met]))
+    answer = np.searchsorted(chosen, questions.of_state[state])
+    return _Asked(verdict(said.met[answer], said.score[answer], said.abstained[answer]), state, counts)
 
 
 def _write(writer: LabelWriter, shard: str, goals: Sequence[InstructedGoal], asked: Sequence[_Asked]) -> None:

@@ -102,6 +102,17 @@ def test_rollouts_come_back_and_states_stand_once(tmp_path: Path, spec: Spec) ->
     assert store.fingerprint == other.fingerprint
 
 
+@pytest.mark.parametrize("spec", [PLAIN, WITH_NUMBERS, TEXT], ids=["grid", "grid with numbers", "text"])
+def test_a_shard_that_nothing_came_of_leaves_the_others_alone(tmp_path: Path, spec: Spec) -> None:
+    """As when no goal of a shard can be solved: the store is that of its other shards."""
+    store_writer = RolloutStoreWriter(tmp_path / "gap", "elsewhere", spec, (), {}, command="walk")
+    for shard, some in (("0", walks(spec, 2)), ("1", []), ("2", walks(spec, 4)[2:])):
+        store_writer.append(shard, some)
+    assert store_writer.finish().num_states == 4
+    stored(tmp_path / "whole", spec, walks(spec, 4))
+    assert digests(tmp_path / "gap") == digests(tmp_path / "whole")
+
+
 def test_read_looks_states_up(tmp_path: Path) -> None:
     """Grids and numbers of both sides of a transition, at rows of any shape."""
     rollouts = walks(WITH_NUMBERS, 10)

@@ -96,6 +96,37 @@ def test_kept_rows_that_meet_a_goal_are_all_states_like_them(store: RolloutStore
     }
 
 
+def test_states_like_those_asked_take_their_answers_while_there_is_room(store: RolloutStore) -> None:
+    """Five questions and 23 rows: as many of each as there are, four or five; the judge is asked five times."""
+    judge = Counting(abstains=True)
+    labels = label_store(CellsMatter(), store, judge, "some", 23, Keep.alike, show_progress=False)
+    assert len(judge.asked) == 10
+    assert labels.state is not None
+    cells, states = cells_of(store), labels.state.numpy()
+    for goal, end in enumerate((0, 4)):
+        own = (labels.goal == goal).numpy()
+        assert len(set(states[own].tolist())) == own.sum() == 23
+        assert sorted(np.bincount(cells[states[own]], minlength=5).tolist()) == [4, 4, 5, 5, 5]
+        assert labels.met.numpy()[own].tolist() == (cells[states[own]] == end).tolist()
+        assert labels.abstained.numpy()[own].tolist() == (cells[states[own]] == 2).tolist()
+    whole = label_store(CellsMatter(), store, Counting(), "whole", None, Keep.alike, show_progress=False)
+    assert len(whole) == 2 * store.num_states
+    few = label_store(CellsMatter(), store, Counting(), "few", 3, Keep.alike, show_progress=False)
+    assert len(few) == 6  # three questions, and no room for more
+
+
+def test_any_of_like_states_may_stand_for_them(store: RolloutStore) -> None:
+    """Not the first that was recorded: what else is true of those would be learned along with what matters."""
+    labels = label_store(CellsMatter(), store, Counting(), "ends", None, show_progress=False)
+    assert labels.state is not None
+    cells = cells_of(store)
+    first = [int(np.flatnonzero(cells == cell)[0]) for cell in range(5)]
+    assert sorted(labels.state[labels.goal == 0].tolist()) != sorted(first)
+    again = label_store(CellsMatter(), store, Counting(), "other", None, seed=1, show_progress=False)
+    assert again.state is not None
+    assert labels.state.tolist() != again.state.tolist()
+
+
 def test_a_limit_takes_some_questions_by_the_seed(store: RolloutStore) -> None:
     """Three of five; equal seeds the same ones, and other goals beside it change nothing for a goal."""
     judges = [Counting() for _ in range(3)]

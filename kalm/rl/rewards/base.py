@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kalm.core.durable import write_durably
 from kalm.core.errors import DataError, require
-from kalm.data.label_data import Examined, LabelData, Part
+from kalm.data.label_data import Examined, LabelData
+from kalm.data.labelled_goals import Part
 from kalm.rl.rewards.scores import choose_threshold, scores
 from kalm.runs.folder import PROXY_FILE
 

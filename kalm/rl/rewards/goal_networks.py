@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from kalm.core.errors import DataError, require
 from kalm.core.specs import GridObservation, Spec
-from kalm.data.label_data import Part
+from kalm.data.labelled_goals import Part
 from kalm.rl.rewards.base import REWARD, ProxyReward
 
 _KERNEL, _BITS = 2, 8

@@ -23,7 +23,7 @@ from kalm.rl.rewards.goal_networks import GoalNetworks
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from kalm.runs.folder import find_checkpoint
 
-_MODELS: dict[str, type[FactReward | GoalNetworks]] = {"FactReward": FactReward, "GoalNetworks": GoalNetworks}
+MODELS: dict[str, type[FactReward | GoalNetworks]] = {"FactReward": FactReward, "GoalNetworks": GoalNetworks}
 
 
 class TrainedProxy(ProxyJudge):
@@ -96,7 +96,7 @@ def _built(content: dict[str, Any], domain: Domain, path: Path) -> ProxyReward:
     facts = content[REWARD]
     sizes = dict(facts["sizes"])
     spec = domain.spec.with_goals(sizes.pop("embedding_size", 0))
-    reward = _MODELS[facts["model"]](spec, **sizes)
+    reward = MODELS[facts["model"]](spec, **sizes)
     if isinstance(reward, FactReward):
         reward.use_facts(domain.possible_facts)
     try:

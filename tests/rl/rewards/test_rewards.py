@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +24,23 @@ from lightning import Trainer
 from torch import Tensor
 
 from kalm.core.errors import CheckpointError, DataError
-from kalm.data.label_data import LabelData, Part, StateForm
+from kalm.data.label_data import LabelData, StateForm
+from kalm.data.labelled_goals import Part
 from kalm.data.rollout_sources import RealRollouts
-from kalm.judging.judge import DomainRule
+from kalm.envs.babyai.layout import EMPTY, agent_of
+from kalm.judging.judge import DomainRule, Judge, Verdict
 from kalm.judging.noisy_judge import NoisyJudge
+from kalm.rl import rewards
 from kalm.rl.rewards.base import ProxyReward
 from kalm.rl.rewards.fact_reward import FactReward
 from kalm.rl.rewards.goal_networks import GoalNetworks
-from kalm.rl.rewards.trained_proxy import TrainedProxy
+from kalm.rl.rewards.trained_proxy import MODELS, TrainedProxy
 from kalm.runs.folder import PROXY_FILE
 from kalm.store.labelling import Keep, label_store
 from kalm.store.reader import RolloutStore
 from tests.chain_run import kalm
 from tests.rl.rewards.rooms import Room, write_looks
+from tests.store.test_store import digests
 from tests.word_encoder import WordEncoder
 
 ROOM = Room()
@@ -109,10 +121,10 @@ def test_batches_are_half_met_and_as_the_judge_said(folder: Path) -> None:
     data = data_of(folder, states_per_goal=8)
     store = data.store
     states = store.observations(torch.arange(store.num_states))
-    part = data._part_of
-    drawn = [data._draw_goal(np.random.default_rng([0, 3]), slot) for slot in range(20)]
+    part = data.part_of
+    drawn = [data.draws.draw_goal(np.random.default_rng([0, 3]), slot) for slot in range(20)]
     for goal in drawn:
-        rows, met = data._draw_states(np.random.default_rng(5), goal)
+        rows, met = data.draws.draw_states(np.random.default_rng(5), goal, 8)
         assert met.tolist() == goal.goal.success(states[rows]).tolist()
         assert (part[rows] == Part.training.value).all()
         if goal in data.learned_goals:
@@ -122,6 +134,40 @@ def test_batches_are_half_met_and_as_the_judge_said(folder: Path) -> None:
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert one["met"].shape == (32, 8)
     assert (part == Part.test.value).mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_no_state_of_a_rollout_that_is_learned_from_is_tested_on(folder: Path) -> None:
+    """Of nine rollouts one chooses thresholds, one is tested on, seven are learned from; others are unused."""
+    data = LabelData(ROOM, TokenEncoder(64), RealRollouts(str(folder / "store"), max_rollouts=9), "met")
+    store, part = data.store, data.part_of
+    of_rollout = [
+        {int(state) for key in ("state", ("next", "state")) for state in store.transitions[key][rows]}
+        for rows in (store.transitions["rollout_id"] == number for number in range(store.num_rollouts))
+    ]
+    used = set().union(*of_rollout[:9])
+    assert {int(state) for state in np.flatnonzero(part >= 0)} == used
+    learned = set(np.flatnonzero(part == Part.training.value).tolist())
+    assert sum(states <= learned for states in of_rollout[:9]) == 7
+    for rest in (Part.calibration, Part.test):
+        own = set(np.flatnonzero(part == rest.value).tolist())
+        assert [bool(own & states) for states in of_rollout[:9]].count(True) == 1
+    with pytest.raises(DataError, match="2 rollouts of .* are in use; held_out_states 0.2 needs more"):
+        LabelData(ROOM, TokenEncoder(64), RealRollouts(str(folder / "store"), max_rollouts=2), "met").setup("fit")
+
+
+def test_every_part_of_labels_of_like_states_meets_each_kind_of_goal(folder: Path) -> None:
+    """One question a tile has many states; states that do not meet a goal hold things, too, as the others do."""
+    store = RolloutStore(folder / "store")
+    label_store(ROOM, store, DomainRule(ROOM), "alike", 1200, Keep.alike, show_progress=False)
+    data = data_of(folder, "alike")
+    for part in Part:
+        met = {goal.goal.task for goal in data.learned_goals if (data.part_of[goal.met] == part.value).any()}
+        assert met == {"pick_up", "go_to", "open", "put_next", "go_to_tile"}
+    holds = agent_of(store.observations(torch.arange(store.num_states)))[3] != EMPTY
+    for goal in data.goals:
+        if goal.goal.task == "pick_up":
+            assert goal.unmet is not None
+            assert holds[goal.unmet].mean() > 0.2
 
 
 def test_labels_of_which_the_unmet_are_lost_are_refused(folder: Path) -> None:
@@ -135,12 +181,12 @@ def test_labels_of_which_the_unmet_are_lost_are_refused(folder: Path) -> None:
 
 
 def test_the_reward_of_facts_learns_all_kinds_and_new_pairs(folder: Path, tmp_path: Path) -> None:
-    """In 250 updates nearly everything about learned goals, and pairs of things that it never learned together."""
-    lightning.seed_everything(0, verbose=False)
+    """In 400 updates nearly everything about learned goals, and pairs of things that it never learned together."""
+    lightning.seed_everything(1, verbose=False)
     data = data_of(folder, states_per_goal=16)
-    fit(tmp_path, FactReward(data.spec, schedule_updates=250), data, 250)
+    fit(tmp_path, FactReward(data.spec, schedule_updates=400), data, 400)
     found = table(tmp_path)
-    for task in ("pick_up", "go_to", "open", "put_next"):
+    for task in ("pick_up", "go_to", "open", "put_next", "go_to_tile"):
         assert found[task]["precision"] >= 95, found[task]
         assert found[task]["recall"] >= 90, found[task]
     assert table(tmp_path, goals="held_out")["put_next"]["recall"] >= 80
@@ -196,6 +242,67 @@ def config(folder: Path, name: str, model: str, model_args: dict[str, Any], data
     return path
 
 
+class Dies(Judge):
+    """Another judge, which counts the goals that it is asked about and kills its process at the 25th."""
+
+    def __init__(self, judge: Judge, lives: bool = False) -> None:
+        """Choose."""
+        self.name, self._judge, self._lives = judge.name, judge, lives
+        self.asked: list[Any] = []
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The other's."""
+        return self._judge.provenance
+
+    def judge(self, goals: Any, rollouts: Any) -> Verdict:
+        """The other's."""
+        return self._judge.judge(goals, rollouts)
+
+    def judge_states(self, goal: Any, states: Any) -> Verdict:
+        """The other's, as long as it lives."""
+        self.asked.append(goal)
+        if len(self.asked) == 25 and not self._lives:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._judge.judge_states(goal, states)
+
+
+_KILLED = """
+import sys
+from kalm.rl.rewards.trained_proxy import TrainedProxy
+from kalm.store.labelling import Keep, label_store
+from kalm.store.reader import RolloutStore
+from tests.rl.rewards.test_rewards import ROOM, Dies, TokenEncoder
+judge = Dies(TrainedProxy(sys.argv[2], ROOM, TokenEncoder(64)))
+label_store(ROOM, RolloutStore(sys.argv[1]), judge, "killed", 20, Keep.alike, show_progress=False)
+"""
+
+
+def check_that_nothing_is_repeated_or_lost(store: Path, run: Path) -> None:
+    """A labelling by a proxy that was killed goes on behind its finished shards, and ends with equal files."""
+    killed = subprocess.run([sys.executable, "-c", _KILLED, store, run], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    proxy = TrainedProxy(str(run), ROOM, TokenEncoder(64))
+    judges = [Dies(proxy, lives=True) for _ in range(2)]
+    for name, judge in zip(("killed", "whole"), judges, strict=True):
+        label_store(ROOM, RolloutStore(store), judge, name, 20, Keep.alike, show_progress=False)
+        assert RolloutStore(store).labels(name).provenance.items() >= proxy.provenance.items()
+    assert len(judges[0].asked) == len(judges[1].asked) - 20
+    assert digests(store / "labels" / "killed") == digests(store / "labels" / "whole")
+    for name in ("killed", "whole"):
+        shutil.rmtree(store / "labels" / name)
+
+
+def test_every_proxy_reward_is_labelled_with() -> None:
+    """All that there are can be judges, and each is under the tests below."""
+    files = (
+        importlib.import_module(f"kalm.rl.rewards.{entry.name}") for entry in pkgutil.iter_modules(rewards.__path__)
+    )
+    members = {member for file in files for _, member in inspect.getmembers(file, inspect.isclass)}
+    found = {member for member in members if issubclass(member, ProxyReward) and member is not ProxyReward}
+    assert found == set(MODELS.values()) == {FactReward, GoalNetworks}
+
+
 @pytest.mark.parametrize("name", ["facts", "networks"])
 def test_from_labels_to_a_judge_on_the_command_line(folder: Path, name: str) -> None:
     """Fit, test, and label with the checkpoint: provenance says which weights, thresholds, and whose labels."""
@@ -220,6 +327,7 @@ def test_from_labels_to_a_judge_on_the_command_line(folder: Path, name: str) -> 
         assert int((~labels.abstained).sum()) == 15
     else:
         assert not labels.abstained.any()
+    check_that_nothing_is_repeated_or_lost(folder / "store", run)
     other = TokenEncoder(64)
     other.__dict__["fingerprint"] = "ab"
     with pytest.raises(CheckpointError, match="learned with the encoder .*, not ab"):
