@@ -117,7 +117,7 @@ class CQL(OfflineRLModule):
     def act(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
         """The action of the greatest value, or the policy's likeliest before squashing."""
         if self.spec.is_discrete:
-            return self.critic(observation, goal_embedding).argmax(dim=-1)
+            return self.choose(self.critic(observation, goal_embedding))
         return SquashedGaussian.from_output(self.policy(observation, goal_embedding)).mode
 
     # --- discrete actions --------------------------------------------------------------------------------------------

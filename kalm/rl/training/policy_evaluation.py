@@ -46,7 +46,10 @@ def evaluate_policy(
     @torch.no_grad()
     def act(observations: NDArray[Any], rows: list[int], info: dict[str, Any]) -> NDArray[Any]:
         num_padding = -len(rows) % _ROWS
-        observation = torch.from_numpy(np.pad(observations.astype(np.float32), ((0, num_padding), (0, 0))))
+        if observations.dtype.kind == "f":
+            observations = observations.astype(np.float32)
+        padding = [(0, num_padding), *[(0, 0)] * (observations.ndim - 1)]
+        observation = torch.from_numpy(np.pad(observations, padding))
         goal_embedding = embeddings[rows + [0] * num_padding]
         episode = torch.tensor(rows + [-1] * num_padding)
         chunks = zip(observation.split(_ROWS), goal_embedding.split(_ROWS), episode.split(_ROWS), strict=True)
