@@ -27,11 +27,11 @@ from kalm.core.specs import Spec, VectorObservation
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, check_fit, unstack
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind, WeightAverage
-from kalm.rl.training.policy_evaluation import EpisodePolicy, evaluate_policy
+from kalm.rl.training.policy_evaluation import EpisodeLuck, EpisodePolicy, evaluate_policy
 from kalm.rl.training.randomness import initialize, update_noise
 from kalm.rl.training.recorded import is_finite, raise_non_finite, source_means, stack_recorded
 from kalm.rl.training.side_by_side import MethodCall, policy_of, side_by_side, stack_parameters
-from kalm.runs.acting import draw_actions, uniform_numbers
+from kalm.runs.acting import draw_actions
 from kalm.runs.checkpoint_io import POLICY, require_same_policy
 from kalm.runs.evaluated import EvaluatedPolicy
 
@@ -318,7 +318,7 @@ class OfflineRLModule(EvaluatedPolicy):
         def run() -> list[EpisodeResult]:
             policy, encoder = self.start_episodes(episodes), self._data.encoder
             if self.acting_temperature:
-                policy = self._drawing(policy, episodes, self._seeds[number])
+                policy = self._drawing(policy, EpisodeLuck(self._seeds[number], episodes, self.spec.action_size))
             return evaluate_policy(policy, self.device, encoder, domain, episodes, self.num_evaluation_envs)
 
         return cast("list[EpisodeResult]", MethodCall(self, run).using(self.acting_weights(number)))
@@ -334,16 +334,11 @@ class OfflineRLModule(EvaluatedPolicy):
         """The policy as ``episodes`` will ask it; one that remembers overrides it and keeps a history for each."""
         return lambda observation, goal_embedding, episode: self(observation, goal_embedding)
 
-    def _drawing(self, policy: EpisodePolicy, episodes: Sequence[Episode], seed: int) -> EpisodePolicy:
-        """The same policy with luck for what it draws: a function of the seeds of run and episode and of the step."""
-        # The last row is for rows that belong to no episode, whose number is -1.
-        seeds = np.array([*(episode.seed for episode in episodes), 0], dtype=np.uint64)
-        num_taken = np.zeros(len(seeds), dtype=np.uint64)
+    def _drawing(self, policy: EpisodePolicy, luck: EpisodeLuck) -> EpisodePolicy:
+        """The same policy with luck for what it draws."""
 
         def act(observation: Tensor, goal_embedding: Tensor, episode: Tensor) -> Tensor:
-            rows = episode.numpy()
-            self._luck = uniform_numbers(seed, seeds[rows], num_taken[rows], self.spec.action_size)
-            num_taken[rows] += 1
+            self._luck = luck.next(episode)
             try:
                 return policy(observation, goal_embedding, episode)
             finally:

@@ -15,11 +15,14 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from kalm.core.errors import DataError, KalmError
+from kalm.envs.agent_grid import AgentGrid
+from kalm.envs.base import Domain
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
 from kalm.runs.loggers import MetricsFileLogger
+from tests.corridor_domain import CorridorDomain
 from tests.rl.constant_networks import make_constant
-from tests.rl.helpers import CONTINUOUS, DISCRETE, FixedData, chain_data, stacked_batch, trainer
+from tests.rl.helpers import CONTINUOUS, DISCRETE, GRID, FixedData, chain_data, stacked_batch, trainer
 
 
 def fit_fixed(policy: Any, folder: Path, batch: Any = None, num_steps: int = 1, **options: Any) -> Any:
@@ -224,6 +227,20 @@ def test_a_policy_for_other_sizes_than_the_datas_is_refused(tmp_path: Path) -> N
     """The error shows both."""
     with pytest.raises(DataError, match=r"built for Spec\(.*but the data have Spec"):
         trainer(tmp_path, 5).fit(BC(DISCRETE), chain_data(tmp_path))
+
+
+def test_a_grid_without_an_agent_is_refused(tmp_path: Path) -> None:
+    """It has the right shape, but the world does not say that its planes are tiles and an agent."""
+
+    class Picture(CorridorDomain):
+        @property
+        def agent_grid(self) -> AgentGrid:
+            return Domain.agent_grid.__get__(self)  # type: ignore[no-any-return]
+
+    data = FixedData(GRID, stacked_batch(GRID))
+    data.domain = Picture()
+    with pytest.raises(DataError, match="corridor is no grid that one agent walks on"):
+        trainer(tmp_path, 2).fit(BC(GRID), data)
 
 
 def test_bare_data_loaders_are_refused(tmp_path: Path) -> None:
