@@ -45,10 +45,17 @@ def supports(algorithm: type[OfflineRLModule], spec: Spec) -> bool:
 
 KINDS = {"discrete": DISCRETE, "continuous": CONTINUOUS, "grid": GRID}
 CASES = [(algorithm, spec) for algorithm in algorithms() for spec in KINDS.values() if supports(algorithm, spec)]
+
+
+def kind_of(spec: Spec) -> str:
+    """What a kind of world is called."""
+    return next(kind for kind, other in KINDS.items() if other is spec)
+
+
 each_case = pytest.mark.parametrize(
     ("algorithm", "spec"),
     CASES,
-    ids=[f"{a.__name__}-{kind}" for a, spec in CASES for kind, other in KINDS.items() if other is spec],
+    ids=[f"{algorithm.__name__}-{kind_of(spec)}" for algorithm, spec in CASES],
 )
 each_algorithm = pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.__name__)
 
