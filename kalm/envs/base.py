@@ -118,12 +118,12 @@ class Domain(ABC):
 
     @property
     def agent_grid(self) -> AgentGrid:
-        """What students of plans are told of the world.
+        """What students of plans are told of the world, and whoever reads its grids relies on.
 
         Raises:
             DataError: Unless the world is a grid that one agent walks on.
         """
-        raise DataError(f"the domain {self.name} is no grid that one agent walks on, which is what students read")
+        raise DataError(f"the domain {self.name} is no grid that one agent walks on, which is what is read here")
 
     def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
         """Other sentences for a training instruction that training may show; no word is new to the tests by them."""

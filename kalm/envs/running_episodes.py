@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kalm.core.goal import Goal
-from kalm.core.specs import Spec
+from kalm.core.specs import GridObservation, Spec
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,11 @@ class RunningEpisodes:
         self._goals, self._target_return = goals, target_return
         # The last row is for rows of a call that belong to no episode, whose number is -1.
         size = (len(goals) + 1, num_kept_steps)
-        self._observation = torch.zeros(*size, spec.observation_size)
+        self._observation = (
+            torch.zeros(*size, *spec.observation.shape, dtype=torch.uint8)
+            if isinstance(spec.observation, GridObservation)
+            else torch.zeros(*size, spec.observation_size)
+        )
         self._action = (
             torch.zeros(*size, dtype=torch.int64) if spec.is_discrete else torch.zeros(*size, spec.action_size)
         )

@@ -88,7 +88,7 @@ class AWAC(OfflineRLModule):
     def act(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
         """The likeliest action, or the mean of a continuous one."""
         output = self.policy(observation, goal_embedding)
-        return output.argmax(dim=-1) if self.spec.is_discrete else torch.tanh(output)
+        return self.choose(output) if self.spec.is_discrete else torch.tanh(output)
 
     def _discrete_values(self, batch: TransitionBatch, output: Tensor) -> tuple[Tensor, Tensor]:
         """Each critic's value of the recorded action, (N, B), and its advantage over the policy, (B,)."""

@@ -60,4 +60,4 @@ class BC(OfflineRLModule):
     def act(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
         """The likeliest action, or the mean of a continuous one."""
         output = self.policy(observation, goal_embedding)
-        return output.argmax(dim=-1) if self.spec.is_discrete else torch.tanh(output)
+        return self.choose(output) if self.spec.is_discrete else torch.tanh(output)

@@ -107,7 +107,7 @@ class BCQ(OfflineRLModule):
         """The action of the greatest value among those that the data might hold."""
         if self.spec.is_discrete:
             q, logits = self.critic(observation, goal_embedding), self.behavior(observation, goal_embedding)
-            return self._constrained(q, logits).argmax(dim=-1)
+            return self.choose(self._constrained(q, logits))
         inputs = observation.unsqueeze(1), goal_embedding.unsqueeze(1)
         action = self._perturbed(self.perturbation, *inputs, self.autoencoder.sample(*inputs, self.acting_noise))
         best = self.critic(*inputs, action, num_members=1)[0].argmax(dim=1, keepdim=True)  # shape (B, 1, 1)

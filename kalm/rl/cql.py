@@ -8,6 +8,8 @@ Equation -> function: Bellman error of eq. 1 -> ``td_target``, ``huber_td_loss``
 ``cql_penalty``, or by samples, appendix F, ``sampled_cql_penalty``; its weight by dual descent, section 3.2 and
 appendix F -> ``lagrange_loss``; policy and temperature -> ``soft_policy_loss``, ``temperature_loss``.
 
+With discrete actions and ``conservative_weight`` 0 it is double DQN and nothing else (``conf/babyai/dqn.yaml``).
+
 Differences from the paper, discrete: 1. the Bellman error is Huber's, as in DQN and in d3rlpy, which KALM used; 2. one
 critic, whose target is copied whole every ``target_update_interval`` updates, again as there. Continuous, 1 to 4 as in
 the authors' code: 1. the squared error without the half; 2. the next observation's action is valued without its
@@ -117,7 +119,7 @@ class CQL(OfflineRLModule):
     def act(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
         """The action of the greatest value, or the policy's likeliest before squashing."""
         if self.spec.is_discrete:
-            return self.critic(observation, goal_embedding).argmax(dim=-1)
+            return self.choose(self.critic(observation, goal_embedding))
         return SquashedGaussian.from_output(self.policy(observation, goal_embedding)).mode
 
     # --- discrete actions --------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from kalm.envs.running_episodes import RunningEpisodes
 from kalm.envs.simulation import Episode
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import imitation_loss, squared_action_error
+from kalm.rl.networks.grid_encoder import observation_token
 from kalm.rl.networks.transformer import CausalTransformer
 from kalm.rl.training.batches import Normalizer, WindowBatch, split
 from kalm.rl.training.policy_evaluation import EpisodePolicy
@@ -103,7 +104,7 @@ class DecisionTransformer(OfflineRLModule):
         self.target_return_quantile = target_return_quantile
         self.goal_token = nn.Linear(spec.goal_embedding_size, embedding_size)
         self.return_token = nn.Linear(1, embedding_size)
-        self.observation_token = nn.Linear(spec.observation_size, embedding_size)
+        self.observation_token = observation_token(spec, embedding_size)
         self.action_token = (nn.Embedding if spec.is_discrete else nn.Linear)(spec.action_size, embedding_size)
         self.step_embedding = nn.Embedding(max_timesteps, embedding_size)
         self.token_norm = nn.LayerNorm(embedding_size)
@@ -130,7 +131,7 @@ class DecisionTransformer(OfflineRLModule):
         """The action at the first step of an episode, before there is a history."""
         wanted = self.return_normalizer(self.target_return).expand(len(observation), 1)
         step = torch.zeros_like(wanted, dtype=torch.int64)
-        nothing = step if self.spec.is_discrete else observation.new_zeros(len(observation), 1, self.spec.action_size)
+        nothing = step if self.spec.is_discrete else wanted.new_zeros(len(observation), 1, self.spec.action_size)
         output = self._outputs(observation.unsqueeze(1), goal_embedding, nothing, wanted, step)
         return self._action(output[:, 0])
 
@@ -148,7 +149,8 @@ class DecisionTransformer(OfflineRLModule):
         It takes what a ``WindowBatch`` has; without noise nothing is dropped.
         """
         of_step = self.step_embedding(step)
-        parts = [self.return_token(return_to_go.unsqueeze(-1)), self.observation_token(observation)]
+        seen = self.observation_token(observation, goal_embedding.unsqueeze(1))
+        parts = [self.return_token(return_to_go.unsqueeze(-1)), seen]
         tokens = torch.stack([part + of_step for part in (*parts, self.action_token(action))], dim=2).flatten(1, 2)
         # The last action is what nobody reads.
         sequence = torch.cat([self.goal_token(goal_embedding).unsqueeze(1), tokens[:, :-1]], dim=1)
@@ -156,7 +158,7 @@ class DecisionTransformer(OfflineRLModule):
         return self.action_head(hidden[:, 2::3])  # the observations: goal, return, observation, action, return, ...
 
     def _action(self, output: Tensor) -> Tensor:
-        return output.argmax(dim=-1) if self.spec.is_discrete else torch.tanh(output)
+        return self.choose(output) if self.spec.is_discrete else torch.tanh(output)
 
     # --- training on windows, evaluation with a history --------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class IQL(OfflineRLModule):
     def act(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
         """The likeliest action, or the mean of a continuous one."""
         output = self.policy(observation, goal_embedding)
-        return output.argmax(dim=-1) if self.spec.is_discrete else torch.tanh(output)
+        return self.choose(output) if self.spec.is_discrete else torch.tanh(output)
 
     def _recorded_q(self, critic: EnsembleMLP, batch: TransitionBatch) -> Tensor:
         """Each critic's value of the recorded action, shape (N, B)."""

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 
 import kalm.rl
-from kalm.core.specs import Spec, vector_spec
+from kalm.core.specs import DiscreteAction, GridObservation, Spec, VectorObservation, vector_spec
 from kalm.data.policy_data import EvaluationEpisodes, PolicyData
 from kalm.data.rollout_data import IndexedBatches
 from kalm.data.rollout_sources import RealRollouts
@@ -23,12 +23,14 @@ from kalm.rl.base import OfflineRLModule
 from kalm.rl.training.batches import TransitionBatch
 from kalm.store.reader import is_finished_store
 from tests.chain_domain import ChainDomain
+from tests.corridor_domain import CorridorDomain
 from tests.data.rollouts import arguments, write_store
 from tests.line_domain import LineDomain
 from tests.word_encoder import WordEncoder
 
 DISCRETE = vector_spec(observation_size=5, action_size=3, is_discrete=True, goal_embedding_size=4)
 CONTINUOUS = vector_spec(observation_size=5, action_size=3, is_discrete=False, goal_embedding_size=4)
+GRID = Spec(GridObservation((5, 4, 2)), DiscreteAction(3), goal_embedding_size=4)
 MAX_NOISE_SIZE = 256  # more than any algorithm asks for
 
 
@@ -58,24 +60,39 @@ def transition_batch(spec: Spec, num_rows: int = 6, seed: int = 0) -> Transition
     continuous = torch.rand(num_rows, spec.action_size, generator=generator) * 2 - 1
     discrete = torch.randint(spec.action_size, (num_rows,), generator=generator)
     return TransitionBatch(
-        observation=torch.randn(num_rows, spec.observation_size, generator=generator),
+        observation=observations(spec, num_rows, generator),
         goal_embedding=torch.randn(num_rows, spec.goal_embedding_size, generator=generator),
         action=discrete if spec.is_discrete else continuous,
         reward=torch.randn(num_rows, generator=generator),
-        next_observation=torch.randn(num_rows, spec.observation_size, generator=generator),
+        next_observation=observations(spec, num_rows, generator),
         terminated=torch.arange(num_rows) % 2 == 1,
         noise=torch.randn(num_rows, MAX_NOISE_SIZE, generator=generator),
         weight=torch.rand(num_rows, generator=generator),
     )
 
 
+def observations(spec: Spec, num_rows: int, generator: torch.Generator) -> torch.Tensor:
+    """Random vectors; or random codes on a grid, and an agent somewhere that carries something."""
+    if isinstance(spec.observation, VectorObservation):
+        return torch.randn(num_rows, spec.observation_size, generator=generator)
+    assert isinstance(spec.observation, GridObservation)
+    width, height, _ = spec.observation.shape
+    codes = torch.randint(60, (num_rows, width * height), generator=generator)
+    place = torch.randint(width * height, (num_rows, 1), generator=generator)
+    mark = torch.randint(1, 241, (num_rows, 1), generator=generator)
+    agent = torch.zeros_like(codes).scatter_(1, place, mark)
+    return torch.stack([codes, agent], dim=-1).view(num_rows, width, height, 2).to(torch.uint8)
+
+
 def world(spec: Spec) -> ChainDomain:
-    """The small world with the kind of actions that ``spec`` has."""
+    """The small world with the kinds of observation and action that ``spec`` has."""
+    if isinstance(spec.observation, GridObservation):
+        return CorridorDomain()
     return ChainDomain() if spec.is_discrete else LineDomain()
 
 
 def chain_data(folder: Path, domain: ChainDomain | None = None, **options: Any) -> PolicyData:
-    """The rollouts of the chain, or of the line, written to ``folder`` on first use."""
+    """The rollouts of the chain, of the line or of the corridor, written to ``folder`` on first use."""
     domain = domain or ChainDomain()
     if not is_finished_store(folder / "real"):
         write_store(folder / "real", list(domain.collect(200, seed=0)), domain=domain)
@@ -169,8 +186,10 @@ class FixedData(lightning.LightningDataModule):
         self.sequence_length = batch.shape[-1] if "padding_mask" in batch.keys() else 1  # noqa: SIM118
         self.seed = 0
         self.goal_embeddings = torch.randn(1, spec.goal_embedding_size, generator=torch.Generator().manual_seed(9))
-        self.observation_mean = torch.zeros(spec.observation_size)
-        self.observation_std = torch.ones(spec.observation_size)
+        self.domain = world(spec)
+        if isinstance(spec.observation, VectorObservation):
+            self.observation_mean = torch.zeros(spec.observation_size)
+            self.observation_std = torch.ones(spec.observation_size)
         self.rollout_statistics = RolloutStatistics(0.5, 2.0, torch.linspace(-1, 1, 11), max_length=20)
         self._batch = batch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from kalm.core.errors import DataError, KalmError
+from kalm.envs.agent_grid import AgentGrid
+from kalm.envs.base import Domain
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
 from kalm.runs.loggers import MetricsFileLogger
-from tests.rl.helpers import DISCRETE, FixedData, chain_data, stacked_batch, trainer
+from tests.corridor_domain import CorridorDomain
+from tests.rl.constant_networks import make_constant
+from tests.rl.helpers import CONTINUOUS, DISCRETE, GRID, FixedData, chain_data, stacked_batch, trainer
 
 
 def fit_fixed(policy: Any, folder: Path, batch: Any = None, num_steps: int = 1, **options: Any) -> Any:
@@ -224,6 +229,20 @@ def test_a_policy_for_other_sizes_than_the_datas_is_refused(tmp_path: Path) -> N
         trainer(tmp_path, 5).fit(BC(DISCRETE), chain_data(tmp_path))
 
 
+def test_a_grid_without_an_agent_is_refused(tmp_path: Path) -> None:
+    """It has the right shape, but the world does not say that its planes are tiles and an agent."""
+
+    class Picture(CorridorDomain):
+        @property
+        def agent_grid(self) -> AgentGrid:
+            return Domain.agent_grid.__get__(self)  # type: ignore[no-any-return]
+
+    data = FixedData(GRID, stacked_batch(GRID))
+    data.domain = Picture()
+    with pytest.raises(DataError, match="corridor is no grid that one agent walks on"):
+        trainer(tmp_path, 2).fit(BC(GRID), data)
+
+
 def test_bare_data_loaders_are_refused(tmp_path: Path) -> None:
     """Goal embeddings and statistics come from the data module."""
     loader = FixedData(DISCRETE, stacked_batch(DISCRETE)).train_dataloader()
@@ -243,6 +262,7 @@ def test_bare_data_loaders_are_refused(tmp_path: Path) -> None:
         {"ema_rate": 0.0},
         {"num_seeds": 0},
         {"num_evaluation_envs": 0},
+        {"acting_temperature": -0.1},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -253,10 +273,38 @@ def test_options_out_of_range_are_refused_at_construction(options: dict[str, Any
         BC(DISCRETE, **options)
 
 
-def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(tmp_path: Path) -> None:
+def test_continuous_actions_are_not_drawn() -> None:
+    """They have no softmax."""
+    with pytest.raises(KalmError, match="acting_temperature is 0.5; it must be 0, or above where actions are discrete"):
+        BC(CONTINUOUS, acting_temperature=0.5)
+
+
+def test_actions_are_drawn_from_the_softmax_over_the_temperature(tmp_path: Path) -> None:
+    """Logits 0 and ln 3: one in four goes left at temperature 1, one in ten at 1/2 (1 to 3^2), none at 0.
+
+    Drawn anew the same are drawn, by another seed of the run others; outside of episodes the best is taken.
+    """
+
+    def actions(temperature: float, seed: int = 0) -> list[int]:
+        data = chain_data(tmp_path, evaluation__num_test_episodes=100, seed=seed)
+        policy = BC(data.spec, acting_temperature=temperature)
+        make_constant(policy.policy, [0.0, math.log(3)])
+        trainer(tmp_path, -1).test(policy, data, verbose=False)
+        assert policy.act(torch.eye(5), torch.zeros(5, data.spec.goal_embedding_size)).tolist() == [1] * 5
+        return [action for result in policy.episode_results for action in result.actions.tolist()]
+
+    for temperature, share in ((1.0, 0.25), (0.5, 0.1), (0.0, 0.0)):
+        found = actions(temperature)
+        assert len(found) > 1000
+        assert found.count(0) / len(found) == pytest.approx(share, abs=0.03)
+    assert actions(1.0) == actions(1.0) != actions(1.0, seed=1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(temperature: float, tmp_path: Path) -> None:
     """Through the trainer: one environment against seven."""
     data = chain_data(tmp_path)
-    policy = BC(data.spec)
+    policy = BC(data.spec, acting_temperature=temperature)
     trainer(tmp_path, 20).fit(policy, data)
     outcomes = []
     for num_envs in (1, 7):

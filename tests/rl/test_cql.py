@@ -49,6 +49,16 @@ def test_the_critic_chooses_and_the_target_critic_judges() -> None:
     assert policy.losses(known_batch(terminated=False))["td_loss"].tolist() == pytest.approx([4.0], abs=1e-5)
 
 
+def test_without_the_penalty_it_is_double_dqn() -> None:
+    """Weight 0: the temporal-difference error is as before, 2.2, and nothing else is minimised."""
+    policy = CQL(DISCRETE, discount=0.9, conservative_weight=0.0)
+    make_constant(policy.critic, [1.0, 3.0, 0.0])
+    make_constant(policy.target_critic, [1.0, 3.0, 0.0])
+    losses = policy.losses(known_batch(terminated=False))
+    assert losses["td_loss"].tolist() == pytest.approx([2.2], abs=1e-5)
+    assert losses["conservative_loss"].tolist() == [0.0]
+
+
 def test_terminated_step_does_not_bootstrap() -> None:
     """The target is the reward, 1, which Q of action 0 equals: no error left."""
     policy = CQL(DISCRETE)

@@ -1,9 +1,9 @@
 """Learning from good and bad rollouts: every algorithm that reads rewards does better than copying what was done.
 
-The data are walks on the chain, or on the line where actions are continuous: half go the right way nine times in ten,
-half the wrong way. The wrong ones last longer, so most transitions go away from the goal, and behaviour cloning does
-too. It says nothing about real tasks, where cloning may well win; the papers of all algorithms but cloning claim as
-much as is asked for here.
+The data are walks on the chain, on the line where actions are continuous, or in the corridor, which is a grid: half go
+the right way nine times in ten, half the wrong way. The wrong ones last longer, so most transitions go away from the
+goal, and behaviour cloning does too. It says nothing about real tasks, where cloning may well win; the papers of all
+algorithms but cloning claim as much as is asked for here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
 from kalm.store.reader import is_finished_store
 from tests.data.rollouts import write_store
-from tests.rl.helpers import CONTINUOUS, DISCRETE, trainer, world
-from tests.rl.test_algorithms import CASES
+from tests.rl.helpers import trainer, world
+from tests.rl.test_algorithms import CASES, KINDS, kind_of
 from tests.word_encoder import WordEncoder
 
 pytestmark = pytest.mark.slow
@@ -48,8 +48,7 @@ OPTIONS: dict[tuple[str, bool], dict[str, Any]] = {
 }  # fmt: skip
 LEARNERS = [(algorithm, spec) for algorithm, spec in CASES if algorithm is not BC]
 BASELINE = 0.6  # what cloning must stay under, for the data to be mixed indeed
-KINDS = {True: "discrete", False: "continuous"}
-each_kind = pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=lambda spec: KINDS[spec.is_discrete])
+each_kind = pytest.mark.parametrize("spec", KINDS.values(), ids=KINDS)
 
 
 def mixed_data(spec: Spec, folder: Path, **options: Any) -> PolicyData:
@@ -96,7 +95,7 @@ def test_cloning_the_best_rollouts_reaches_the_goal(spec: Spec, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "spec"), LEARNERS, ids=[f"{a.__name__}-{KINDS[s.is_discrete]}" for a, s in LEARNERS]
+    ("algorithm", "spec"), LEARNERS, ids=[f"{algorithm.__name__}-{kind_of(spec)}" for algorithm, spec in LEARNERS]
 )
 def test_what_reads_rewards_reaches_the_goal(algorithm: type[OfflineRLModule], spec: Spec, tmp_path: Path) -> None:
     """From the same transitions."""

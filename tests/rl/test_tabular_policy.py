@@ -14,7 +14,7 @@ from kalm.__main__ import main
 from kalm.core.goal import InstructedGoal
 from kalm.envs.simulation import Episode
 from kalm.rl.planning.empirical_graph import UNKNOWN, RecordedParts
-from kalm.rl.planning.solve import read_statistics
+from kalm.rl.planning.solve_facts import read_statistics
 from kalm.rl.planning.solvers import distances
 from kalm.rl.tabular_policy import TabularPolicy
 from kalm.store.reader import RolloutStore

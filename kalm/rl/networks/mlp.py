@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kalm.core.specs import Spec
+from kalm.core.specs import GridObservation, Spec
+from kalm.rl.networks.grid_encoder import GridEncoder, OnGrid
 
 _Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
 _ROWS_A_PIECE = 2048
@@ -137,16 +138,27 @@ class GivenInputs:
         return torch.stack([_evaluate([_Part(own, None), *others], layers) for own, layers in members])
 
 
-def goal_conditioned_mlp(spec: Spec, hidden_sizes: Sequence[int], output_size: int) -> MLP:
-    """A perceptron over observation and goal embedding: a policy, a value, or the Q-values of discrete actions."""
+def goal_conditioned_mlp(spec: Spec, hidden_sizes: Sequence[int], output_size: int) -> Any:
+    """A perceptron over observation and goal embedding: a policy, a value, or the Q-values of discrete actions.
+
+    Before it stands what reads grids, where observations are such.
+    """
+    if isinstance(spec.observation, GridObservation):
+        encoder = GridEncoder(spec)
+        return OnGrid(encoder, MLP([encoder.output_size, spec.goal_embedding_size], hidden_sizes, output_size))
     return MLP([spec.observation_size, spec.goal_embedding_size], hidden_sizes, output_size)
 
 
-def critic_network(spec: Spec, hidden_sizes: Sequence[int]) -> EnsembleMLP:
+def critic_network(spec: Spec, hidden_sizes: Sequence[int]) -> Any:
     """Two critics: Q-values of all discrete actions, (N, ..., A), or of the continuous action given, (N, ..., 1).
 
-    Critics of continuous actions take the inputs observation, goal embedding, action.
+    Critics of continuous actions take the inputs observation, goal embedding, action. Those of grids share what reads
+    the grid.
     """
+    if isinstance(spec.observation, GridObservation) and spec.is_discrete:
+        encoder = GridEncoder(spec)
+        inputs = [encoder.output_size, spec.goal_embedding_size]
+        return OnGrid(encoder, EnsembleMLP(2, inputs, hidden_sizes, spec.action_size))
     inputs = [spec.observation_size, spec.goal_embedding_size]
     if spec.is_discrete:
         return EnsembleMLP(2, inputs, hidden_sizes, spec.action_size)

@@ -64,6 +64,7 @@ def complete(
         states,
         is_start,
         observe,
+        part.walks,
         locality,
         configurations,
         of_configuration,

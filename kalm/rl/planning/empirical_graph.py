@@ -111,6 +111,22 @@ def graph_of(
     return Graph(successor.reshape(num_states, num_actions), recorded)
 
 
+class Walks(NamedTuple):
+    """Recorded rollouts of a part, one after the other: walk w has the steps ``first[w]`` to ``first[w + 1] - 1``.
+
+    Attributes:
+        first: Int64, shape (number of walks + 1,).
+        state: Number of the state before each step, int64, shape (N,).
+        action: Of each step, int64, shape (N,).
+        next_state: Number of the state after it, int64, shape (N,).
+    """
+
+    first: NDArray[np.int64]
+    state: NDArray[np.int64]
+    action: NDArray[np.int64]
+    next_state: NDArray[np.int64]
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """States that are connected with each other and with no others: one grid, say.
@@ -123,6 +139,7 @@ class Part:
         is_start: Whether an agent may set out from a state: recorded rollouts begin in it, or, where more is known of
             states, in one that differs by the agent's pose alone; shape (S,).
         observe: Turns numbers of its states, int64 of shape (B,), into what is seen there, shape (B, ...).
+        walks: What was recorded, in the order in which it was.
     """
 
     name: str
@@ -130,6 +147,7 @@ class Part:
     states: NDArray[np.int64]
     is_start: NDArray[np.bool_]
     observe: Callable[[NDArray[np.int64]], NDArray[Any]]
+    walks: Walks
 
     def observe_next(
         self, states: NDArray[np.int64], actions: NDArray[np.int64], next_states: NDArray[np.int64]
@@ -192,16 +210,18 @@ class RecordedParts:
             raise IndexError(number)
         states = np.flatnonzero(self.part_of_state == number)
         state, action, next_state = self._transitions(number)
-        graph = graph_of(
-            np.searchsorted(states, state), action, np.searchsorted(states, next_state), len(states), self._num_actions
-        )
+        of_part = self._part_of_rollout == number
+        lengths = self._store.rollouts["length"].numpy()[of_part].astype(np.int64)
+        first = np.append(0, np.cumsum(lengths))
+        walks = Walks(first, np.searchsorted(states, state), action, np.searchsorted(states, next_state))
+        graph = graph_of(walks.state, walks.action, walks.next_state, len(states), self._num_actions)
 
         def observe(chosen: NDArray[np.int64]) -> NDArray[Any]:
             return self._store.observations(torch.from_numpy(states[chosen]))
 
-        starts = self._store.rollouts["start"].numpy()[self._part_of_rollout == number]
-        first = self._store.read((names.STATE,), torch.from_numpy(starts))[0].long().numpy()
-        return Part(self.names[number], graph, states, np.isin(states, first), observe)
+        is_start = np.zeros(len(states), dtype=np.bool_)
+        is_start[walks.state[first[:-1]]] = True
+        return Part(self.names[number], graph, states, is_start, observe, walks)
 
     def _transitions(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """State, action and next state of each transition of a part, by rows of the state table."""

@@ -4,7 +4,8 @@ Part by part (grid by grid) every goal that is met somewhere is solved, and its 
 a share of them where recorded rollouts begin: in each state one of the best actions, in each next state the most
 frequent successor, until the label says that the goal is met. A plan is an imaginary rollout; with each step stand all
 actions that were equally good. Nothing asks an environment what an action does, and only plans that reach their goal
-are kept.
+are kept. With hindsight in a solver's place nothing is planned: what was recorded on the way to the goal stands in a
+store of the same form (``kalm/rl/planning/hindsight.py``).
 
 Shape letters: S states of a part, A actions, B plans, T steps.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -32,10 +33,12 @@ from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.judging.judge import Judge
 from kalm.rl.planning.completed_part import CompletedPart
-from kalm.rl.planning.completion import MAX_CONFIGURATIONS, complete
-from kalm.rl.planning.empirical_graph import GRID, UNKNOWN, Part, RecordedParts
+from kalm.rl.planning.completion import complete
+from kalm.rl.planning.empirical_graph import UNKNOWN, Part, RecordedParts
 from kalm.rl.planning.following import choose_starts, follow_all
+from kalm.rl.planning.hindsight import Hindsight
 from kalm.rl.planning.local_dynamics import learn_local_dynamics
+from kalm.rl.planning.solve_facts import PlanSettings, by_kind, solve_provenance
 from kalm.rl.planning.solvers import Solution, Solver
 from kalm.runs.folder import SOLVED_FILE, STORE
 from kalm.store.labels import Labels
@@ -48,45 +51,11 @@ _GOALS_PER_SHARD = 50  # what a kill can cost, and what is in memory at once
 _STATES_AT_ONCE = 8192  # that a judge sees
 
 
-@dataclass(frozen=True)
-class PlanSettings:
-    """How plans are made out of solutions.
-
-    Attributes:
-        num_plans: Starts for each goal in each part, drawn among the states from which the goal can be reached; all of
-            them where there are fewer.
-        start_share: Share of them where an agent may set out at test time, as far as the data tell: in the
-            configurations in which recorded rollouts begin; the others may be anywhere.
-        max_length: Steps; longer plans are left out.
-        is_completed: Whether the graph is completed by a local model of the dynamics that is learned from the store.
-        max_configurations: Predicted for each part, at most, where the graph is completed.
-        part_key: In the provenance of the recorded rollouts: equal values, equal part. Where it is absent, rollouts
-            that share a state belong together.
-        seed: Decides starts, and which of several best actions is taken.
-    """
-
-    num_plans: int = 8
-    start_share: float = 0.5
-    max_length: int = 500
-    is_completed: bool = False
-    max_configurations: int = MAX_CONFIGURATIONS
-    part_key: str = GRID
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        require(self.num_plans >= 1, "num_plans", self.num_plans, "at least 1")
-        require(0 <= self.start_share <= 1, "start_share", self.start_share, "in [0, 1]")
-        require(self.max_configurations >= 0, "max_configurations", self.max_configurations, "at least 0")
-        require(self.max_length >= 1, "max_length", self.max_length, "at least 1")
-        require(self.seed >= 0, "seed", self.seed, "at least 0")
-
-
 def solve_store(
     domain: Domain,
     store: RolloutStore,
     label: str,
-    solver: Solver,
+    solver: Solver | Hindsight,
     folder: str | Path,
     settings: PlanSettings | None = None,
     judge: Judge | None = None,
@@ -100,7 +69,7 @@ def solve_store(
         store: What was recorded: states in a table, discrete actions, no goals needed.
         label: Name of a label of the store that says in which states which goals are met. A state that it does not
             mention counts as one where they are not.
-        solver: How goals are solved.
+        solver: How goals are solved; or hindsight, for what was recorded.
         folder: Where the store of plans goes, as ``store``, and figures about it, as ``solved.json``.
         settings: How plans are made.
         judge: Says whether goals are met in states that were never recorded, where the graph is completed; without one
@@ -113,10 +82,12 @@ def solve_store(
             completed, or no goal can be reached from anywhere.
     """
     settings, folder = settings or PlanSettings(), Path(folder)
+    is_possible = not (settings.is_completed and isinstance(solver, Hindsight))
+    require(is_possible, "is_completed", settings.is_completed, "false with hindsight, which is of what was recorded")
     labels = store.labels(label)
     if labels.goal is None:
         raise DataError(f"label {label!r} of {store.path} is about rollouts; solving needs one about goals and states")
-    made_by = _provenance(store, label, labels, solver, settings, judge)
+    made_by = solve_provenance(store, label, labels, solver, settings, judge)
     if is_finished_store(folder / STORE):
         plans = RolloutStore(folder / STORE)
         if plans.manifest["made_by"] == json.loads(to_json(made_by)):
@@ -149,7 +120,7 @@ def solve_store(
     plans = writer.finish()
     # Of these shards alone: an earlier store in this folder, which was deleted, may have had more.
     figures = [row for shard in written for row in json.loads((folder / _STATISTICS / f"{shard}.json").read_bytes())]
-    write_durably(folder / SOLVED_FILE, to_json({**made_by, "kinds": _by_kind(figures)}, indent=1) + b"\n")
+    write_durably(folder / SOLVED_FILE, to_json({**made_by, "kinds": by_kind(figures)}, indent=1) + b"\n")
     return plans
 
 
@@ -172,7 +143,7 @@ class _Work:
         domain: Domain,
         store: RolloutStore,
         labels: Labels,
-        solver: Solver,
+        solver: Solver | Hindsight,
         settings: PlanSettings,
         judge: Judge | None,
     ) -> None:
@@ -183,6 +154,7 @@ class _Work:
             )
             for row in labels.goals
         ]
+        self._source = Source.REAL if isinstance(solver, Hindsight) else Source.IMAGINARY
         self.parts = RecordedParts(store, settings.part_key)
         self._locality = domain.locality
         if settings.is_completed:
@@ -224,30 +196,36 @@ class _Work:
         figures: dict[str, Any] = {"task": instructed.goal.task, "num_goal_states": int(is_goal.sum())}
         if not is_goal.any():
             return _Solved(instructed, figures)
-        solution = self._solution(part, is_goal)
-        can_start = solution.has_best
         rng = np.random.default_rng([settings.seed, number, goal])
-        starts = choose_starts(can_start, part.is_start, settings.num_plans, settings.start_share, rng)
-        luck = int(rng.integers(2**63))
-        states, actions = follow_all(part, solution, is_goal, starts, settings.max_length, luck)
+        if isinstance(self._solver, Hindsight):
+            can_start, states, actions = self._solver.ways(part, is_goal, settings.num_plans, settings.max_length, rng)
+            optimal = [np.eye(part.graph.num_actions, dtype=np.bool_)[taken] for taken in actions]
+        else:
+            solution = self._solution(self._solver, part, is_goal)
+            can_start = solution.has_best
+            starts = choose_starts(can_start, part.is_start, settings.num_plans, settings.start_share, rng)
+            luck = int(rng.integers(2**63))
+            states, actions = follow_all(part, solution, is_goal, starts, settings.max_length, luck)
+            optimal = [solution.optimal[path[:-1]] for path in states]
         figures |= {
             "solvable": _share(can_start | is_goal, is_recorded),
             "solvable_at_start": _share(can_start | is_goal, part.is_start),
             "num_plans": len(actions),
             "num_steps": sum(map(len, actions)),
         }
-        return _Solved(instructed, figures, states, actions, [solution.optimal[path[:-1]] for path in states])
+        return _Solved(instructed, figures, states, actions, optimal)
 
-    def _solution(self, part: Part, is_goal: NDArray[np.bool_]) -> Solution:
+    @staticmethod
+    def _solution(solver: Solver, part: Part, is_goal: NDArray[np.bool_]) -> Solution:
         """By the states that matter for the goal; by all of them if those do not lead there from every start."""
         if isinstance(part, CompletedPart):
-            solution = self._solver.solve(part.graph, is_goal, part.used_for(is_goal))
+            solution = solver.solve(part.graph, is_goal, part.used_for(is_goal))
             if (solution.has_best | is_goal)[part.is_start].all():
                 return solution
-        return self._solver.solve(part.graph, is_goal)
+        return solver.solve(part.graph, is_goal)
 
     def rollouts(self, solved: _Solved, part: Part, provenance: dict[str, Any]) -> Iterator[Rollout]:
-        """Plans as imaginary rollouts: rewards by the label, ``is_success`` by the domain's rule."""
+        """Plans as rollouts, imaginary unless recorded: rewards by the label, ``is_success`` by the domain's rule."""
         if not solved.actions:
             return
         goal = solved.instructed.goal
@@ -265,7 +243,7 @@ class _Work:
                 goal=goal.to_json(),
                 instruction=solved.instructed.instruction,
                 goal_split=solved.instructed.goal_split,
-                source=Source.IMAGINARY,
+                source=self._source,
                 observations=seen,
                 actions=actions,
                 rewards=is_last.astype(np.float32),
@@ -311,52 +289,3 @@ class _Work:
 
 def _share(found: NDArray[np.bool_], among: NDArray[np.bool_]) -> float:
     return float(found[among].mean()) if among.any() else 0.0
-
-
-def read_statistics(folder: str | Path) -> dict[str, Any]:
-    """What ``solve_store`` wrote beside a store of plans: who judged, how it was solved, figures by kind of goal."""
-    return dict(json.loads((Path(folder) / SOLVED_FILE).read_bytes()))
-
-
-def solver_facts(solver: Solver) -> dict[str, Any]:
-    """Name and constants of a solver, as plain JSON types."""
-    return {"name": type(solver).__name__, **{key: _plain(value) for key, value in vars(solver).items()}}
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _provenance(
-    store: RolloutStore, label: str, labels: Labels, solver: Solver, settings: PlanSettings, judge: Judge | None
-) -> dict[str, Any]:
-    """What decides the plans, and who said when a goal is met."""
-    judges = [dict(labels.provenance), *([judge.provenance] if judge is not None else [])]
-    return {
-        "verb": "solve",
-        "store_manifest_sha256": store.manifest_sha256,
-        "label": label,
-        "judge": judges[0],
-        "judge_of_predicted_states": judges[1] if judge is not None else None,
-        "is_oracle": any(bool(said.get("is_oracle", False)) for said in judges),
-        "solver": solver_facts(solver),
-        **asdict(settings),
-    }
-
-
-def _by_kind(figures: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Figures of each kind of goal, over all pairs of a goal and a part in which it is met somewhere."""
-    kinds: dict[str, dict[str, Any]] = {}
-    for task in sorted({row["task"] for row in figures}):
-        rows = [row for row in figures if row["task"] == task]
-        met = [row for row in rows if row["num_goal_states"]]
-        num_plans = sum(row["num_plans"] for row in met)
-        kinds[task] = {
-            "num_pairs": len(rows),
-            "num_pairs_met": len(met),
-            "solvable_share": float(np.mean([row["solvable"] for row in met])) if met else 0.0,
-            "solvable_share_at_start": float(np.mean([row["solvable_at_start"] for row in met])) if met else 0.0,
-            "num_plans": num_plans,
-            "mean_length": sum(row["num_steps"] for row in met) / num_plans if num_plans else 0.0,
-        }
-    return kinds

@@ -29,7 +29,7 @@ from kalm.core.names import (
     WEIGHT,
     Source,
 )
-from kalm.core.specs import Spec
+from kalm.core.specs import GridObservation, Spec
 
 if TYPE_CHECKING:
     from kalm.data.policy_data import PolicyData
@@ -47,7 +47,7 @@ class TransitionBatch:
     losses of a row count: the base applies it to their sum.
     """
 
-    observation: Tensor  # normalised, (B, O)
+    observation: Tensor  # normalised, (B, O), or a grid, (B, W, H, 2)
     goal_embedding: Tensor  # normalised, (B, E)
     action: Tensor  # (B,) int64 in [0, A), or (B, A) float32 in [-1, 1]
     reward: Tensor  # (B,)
@@ -65,7 +65,7 @@ class WindowBatch:
     such that the mean over all steps is the mean over the real ones.
     """
 
-    observation: Tensor  # normalised, (B, T, O)
+    observation: Tensor  # normalised, (B, T, O), or grids, (B, T, W, H, 2)
     goal_embedding: Tensor  # normalised, of the window's rollout, (B, E)
     action: Tensor  # (B, T) int64 in [0, A), or (B, T, A) float32 in [-1, 1]
     return_to_go: Tensor  # normalised sum of this and all later rewards of the rollout, (B, T)
@@ -177,6 +177,8 @@ def check_fit(algorithm: str, spec: Spec, sequence_length: int, data: PolicyData
     """
     if data.spec != spec:
         raise DataError(f"the policy was built for {spec}, but the data have {data.spec}; give both one domain")
+    if isinstance(spec.observation, GridObservation):
+        _ = data.domain.agent_grid  # says if its grids cannot be read
     if data.sequence_length != sequence_length:
         raise DataError(
             f"{algorithm} reads windows of {sequence_length} steps, but data.sequence_length is "

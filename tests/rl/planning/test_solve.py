@@ -15,7 +15,8 @@ from kalm.core.names import Source
 from kalm.envs.babyai.simulator import next_states
 from kalm.judging.judge import DomainRule
 from kalm.rl.planning import solve
-from kalm.rl.planning.solve import PlanSettings, read_statistics, solve_store
+from kalm.rl.planning.solve import solve_store
+from kalm.rl.planning.solve_facts import PlanSettings, read_statistics, solver_facts
 from kalm.rl.planning.solvers import ShortestPath, TabularQLearning
 from kalm.store.reader import RolloutStore
 from tests.rl.planning.room import GOALS, Room, label_by_rule, tiles, walks
@@ -195,4 +196,4 @@ def test_what_cannot_be_solved_is_refused(store: RolloutStore, tmp_path: Path) -
         PlanSettings(num_plans=0)
     with pytest.raises(KalmError, match="start_share is 1.5"):
         PlanSettings(start_share=1.5)
-    assert json.dumps(solve.solver_facts(TabularQLearning()))
+    assert json.dumps(solver_facts(TabularQLearning()))
