@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kalm.core.errors import DataError
-from kalm.report.paper import ABLATIONS
+from kalm.report.paper import ABLATIONS, OTHER_BEHAVIOUR, Cell
 from kalm.report.results import EpisodeRow
 from kalm.report.rollout_tables import ComparedImagination
 from kalm.report.success_table import ReportRow
@@ -42,6 +42,19 @@ def compared_imagination(study: Mapping[str, Any] | None) -> list[ComparedImagin
         if column not in (None, *ABLATIONS):
             raise DataError(f"paper is {column!r} in the study's report section; allowed: {', '.join(ABLATIONS)}")
     return [ComparedImagination(entry["experiment"], entry["label"], entry.get("paper")) for entry in entries]
+
+
+def reported_behaviour(study: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Cell]] | None:
+    """The table of the paper that the study names, to stand below its own; None if it names none.
+
+    Raises:
+        DataError: If there is no such table.
+    """
+    name = ((study or {}).get("report") or {}).get("paper")
+    if name not in (None, *OTHER_BEHAVIOUR):
+        known = ", ".join(OTHER_BEHAVIOUR)
+        raise DataError(f"paper is {name!r} in the study's report section; allowed: {known}; none for the main table")
+    return None if name is None else OTHER_BEHAVIOUR[name]
 
 
 def _entries(listed: Sequence[Mapping[str, Any]], kind: str, keys: Sequence[str]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.provenance import git_commit
 from kalm.report.behaviour_table import behaviour_table
+from kalm.report.paper import Cell
 from kalm.report.plots import plot_grounding_curves, plot_match_bars, plot_success_bars, plot_training_curves
 from kalm.report.results import (
     EpisodeRow,
@@ -40,7 +41,14 @@ from kalm.report.rollout_tables import (
     plausibility_table,
     task_verdict_table,
 )
-from kalm.report.study import belongs_to_study, compared_imagination, experiment_seeds, study_folders, study_rows
+from kalm.report.study import (
+    belongs_to_study,
+    compared_imagination,
+    experiment_seeds,
+    reported_behaviour,
+    study_folders,
+    study_rows,
+)
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown, html_page
 from kalm.report.teduo_tables import proxy_table, solved_table
@@ -72,7 +80,8 @@ def write_report(
         folders: A root such as ``checkpoints``, or single run folders.
         output: Folder for report.md, report.html and the plots; made when absent.
         study: A study file as a mapping. Its ``report: {rows: [{experiment, label, baseline}]}`` says which experiments
-            to show, in which order and against what; its seeds and stages say what a complete report holds. Without it
+            to show, in which order and against what, its ``report: {paper: skills}`` which table of TEDUO's stands
+            below them in place of the main one; its seeds and stages say what a complete report holds. Without it
             every experiment found is a row of its own.
         durations: Stage name -> seconds, printed at the end.
         num_last_evaluations: How many of the last evaluations the "mean of the last" table averages (the paper: 5).
@@ -103,7 +112,7 @@ def write_report(
     results = [row for row in results if belongs_to_study(row, study, rows)]
     compared, tasks = match_rates(verdicts, compared_imagination(study)), load_task_verdicts(of_study, searched)
     steps = [table for table in (proxy_table(of_study, searched), solved_table(of_study, searched)) if table]
-    found = _Found(results, rows, verdicts, compared, tasks, logs, steps)
+    found = _Found(results, rows, verdicts, compared, tasks, logs, steps, reported_behaviour(study))
     missing = _missing(study, found) + problems
     tables = _tables(found, num_last_evaluations)
     output.mkdir(parents=True, exist_ok=True)
@@ -129,6 +138,7 @@ class _Found:
     tasks: Sequence[TaskVerdicts]
     logs: Sequence[MetricLog]
     steps: Sequence[Table]  # of labelling and solving
+    reported: Mapping[str, Mapping[str, Cell]] | None  # of the paper, in place of its main table
 
     @property
     def has_imagined(self) -> bool:
@@ -169,7 +179,7 @@ def _tables(found: _Found, num_last_evaluations: int) -> list[Table]:
         if averaged and num_last_evaluations > 1:
             title = f"Success by goal split, mean of the last {num_last_evaluations} evaluations (the paper's number)"
             tables.append(success_table(averaged, found.rows, title, show_interval=False))
-        if behaviour := behaviour_table(final, found.rows):
+        if behaviour := behaviour_table(final, found.rows, found.reported):
             tables.append(behaviour)
         tables.append(task_table(final, found.rows))
     if found.compared:
