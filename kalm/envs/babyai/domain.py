@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import require
-from kalm.core.goal import Array, BoolArray, InstructedGoal
+from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.core.rollout import Rollout
 from kalm.envs.agent_grid import AgentGrid
-from kalm.envs.babyai.abstraction import StateFeatures
+from kalm.envs.babyai.abstraction import StateFeatures, abstracted, select_by_rule
 from kalm.envs.babyai.facts import facts, possible_facts
 from kalm.envs.babyai.goals import MAX_STEPS, BabyAIGoal, goal_from_json
 from kalm.envs.babyai.instructions import GOAL_SPLITS, instructed_goals, paraphrases
@@ -149,6 +149,11 @@ class BabyAI(Domain):
     def goal_features(self, states: Array) -> Callable[[Any], NDArray[np.integer[Any]]]:
         """Where a goal's things are, what is in the hand, and the agent's place where the goal is about it."""
         return StateFeatures(states).keys
+
+    def abstracted(self, states: Array, goal: Goal) -> Array:
+        """See ``abstraction``; the domain's rule selects the things, in a language model's place."""
+        assert isinstance(goal, BabyAIGoal)
+        return abstracted(states, select_by_rule(goal))
 
     @property
     def possible_facts(self) -> NDArray[np.int64]:
