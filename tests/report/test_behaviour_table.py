@@ -85,9 +85,7 @@ def test_a_study_can_ask_for_another_table_of_the_paper(episode: Callable[..., E
 
 def test_a_table_that_the_paper_does_not_have_is_named_with_those_that_it_has() -> None:
     """A slip of the pen; and a study that names none has the main table."""
-    with pytest.raises(
-        DataError, match="'skill'.*allowed: skills, num_goals,.* mixtures;"
-    ):
+    with pytest.raises(DataError, match="'skill'.*allowed: skills, num_goals,.* mixtures;"):
         reported_behaviour({"report": {"paper": "skill"}})
     assert reported_behaviour({"report": {}}) is None
 
