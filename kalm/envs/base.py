@@ -159,6 +159,14 @@ class Domain(ABC):
         """
         return None
 
+    def abstracted(self, states: Array, goal: Goal) -> Array:
+        """States, (S, ...), with a goal in mind, same shape: what does not matter to it is left out (TEDUO, 3.1.1).
+
+        Raises:
+            DataError: Unless a domain has an abstraction.
+        """
+        raise DataError(f"the domain {self.name} does not say what of a state matters to a goal (Domain.abstracted)")
+
     @property
     def possible_facts(self) -> NDArray[np.int64]:
         """Everything that can be true of a state and that a goal can be about, shape (V, 3); none by default.

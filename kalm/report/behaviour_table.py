@@ -1,8 +1,8 @@
-"""How policies behave: success, length of episodes and invalid actions by goal split (TEDUO, tables 1, 2, B.3, B.6)."""
+"""How policies behave: success, length of episodes and invalid actions by goal split, beside TEDUO's tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,8 +18,18 @@ _NOTE = (
 )
 
 
-def behaviour_table(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow]) -> Table | None:
-    """One row a policy and split, and the paper's below; None where no world told which actions are invalid."""
+def behaviour_table(
+    rows: Sequence[EpisodeRow],
+    report_rows: Sequence[ReportRow],
+    reported: Mapping[str, Mapping[str, paper.Cell]] | None = None,
+) -> Table | None:
+    """One row a policy and split, and the paper's below; None where no world told which actions are invalid.
+
+    Args:
+        rows: Episodes.
+        report_rows: Which policies are shown.
+        reported: The paper's numbers by method and split; by default those of its main table.
+    """
     wanted = {report_row.experiment for report_row in report_rows}
     rows = [row for row in rows if row.experiment in wanted and row.num_invalid is not None]
     if not rows:
@@ -34,7 +44,7 @@ def behaviour_table(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow]
             own = [row for row in rows if row.experiment == report_row.experiment and row.goal_split == split]
             if own:
                 cells.append((report_row.label, split, *_measured(own, kinds, tasks)))
-        for method, of_split in _of_paper(rows).items():
+        for method, of_split in (_main_table(rows) if reported is None else reported).items():
             if split in of_split:
                 cells.append((f"paper: {method}", split, *_reported(of_split[split], tasks)))
     header = ("policy", "goals", "success", "mean", "length", "invalid", *tasks)
@@ -60,7 +70,7 @@ def _reported(cell: paper.Cell, tasks: Sequence[str]) -> list[str]:
     return [f"{cell.success:.0f}", mean, *(EMPTY if number is None else f"{number:.0f}" for number in numbers)]
 
 
-def _of_paper(rows: Sequence[EpisodeRow]) -> dict[str, dict[str, paper.Cell]]:
+def _main_table(rows: Sequence[EpisodeRow]) -> Mapping[str, Mapping[str, paper.Cell]]:
     """What the paper says of the one domain that the rows are of."""
     domains = {row.experiment.split("/")[0] for row in rows}
     return paper.BEHAVIOUR.get(domains.pop(), {}) if len(domains) == 1 else {}

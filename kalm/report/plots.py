@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kalm.report.curves import curves
 from kalm.report.results import (
     EXPLANATION_METRICS,
     STEP_METRICS,
@@ -42,6 +43,31 @@ def plot_success_bars(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRo
         alpha = 0.45 if row.experiment in baselines else 1.0
         bars.append(_Bars(row.label, percents, colors[row.experiment], alpha))
     return _plot_bars(bars, splits_of(rows), "success %", "Success by goal split", path)
+
+
+def plot_success_curves(
+    rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], quantity: str, path: Path
+) -> Path:
+    """Success against what the points of each line differ in: one panel a goal split, whiskers at the interval."""
+    splits = splits_of(rows)
+    figure, panels = _figure(len(splits))
+    for axes, split in zip(panels, splits, strict=True):
+        for color, (line, points) in zip(itertools.cycle(_PALETTE), curves(rows, report_rows, split).items()):
+            percent = [100 * rate.mean for _, rate, _ in points]
+            ends = [(100 * rate.interval[0], 100 * rate.interval[1]) for _, rate, _ in points]
+            whiskers = [
+                [max(0.0, p - low) for p, (low, _) in zip(percent, ends, strict=True)],
+                [max(0.0, high - p) for p, (_, high) in zip(percent, ends, strict=True)],
+            ]
+            places = [at for at, _, _ in points]
+            axes.errorbar(places, percent, whiskers, color=color, marker=".", capsize=2, label=_plain(line))
+        axes.set_title(split)
+        axes.set_xlabel(quantity)
+        axes.set_ylim(*_PERCENT)
+    panels[0].set_ylabel("success %")
+    _legend(panels[-1])
+    figure.savefig(path, format="png")
+    return path
 
 
 def plot_match_bars(rates: Mapping[str, Mapping[str, MatchRate]], path: Path) -> Path:

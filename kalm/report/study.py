@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kalm.core.errors import DataError
-from kalm.report.paper import ABLATIONS
+from kalm.report.paper import ABLATIONS, OTHER_BEHAVIOUR, Cell
 from kalm.report.results import EpisodeRow
 from kalm.report.rollout_tables import ComparedImagination
 from kalm.report.success_table import ReportRow
 from kalm.runs.folder import STORE
 
-_ROW_KEYS = ("experiment", "label", "baseline")
+_ROW_KEYS = ("experiment", "label", "baseline", "line", "at")
 _COMPARED_KEYS = ("experiment", "label", "paper")
 
 
@@ -21,13 +21,22 @@ def study_rows(study: Mapping[str, Any] | None, results: Sequence[EpisodeRow]) -
     """The rows that the study asks for; without any, every experiment that has results.
 
     Raises:
-        DataError: If a row has an unknown key or no experiment.
+        DataError: If a row has an unknown key or no experiment, or is half a point of a curve.
     """
     listed = ((study or {}).get("report") or {}).get("rows")
     if listed is None:
         return [ReportRow(name, name) for name in sorted({row.experiment for row in results})]
     entries = _entries(listed, "row", _ROW_KEYS)
-    return [ReportRow(entry["experiment"], entry["label"], entry.get("baseline")) for entry in entries]
+    rows = [ReportRow(**entry) for entry in entries]
+    for row in rows:
+        if (row.line is None) != (row.at is None):
+            raise DataError(f"{row.experiment} has line {row.line!r} and at {row.at!r}; a point of a curve has both")
+    return rows
+
+
+def curve_quantity(study: Mapping[str, Any] | None) -> str:
+    """What the points of the study's curves differ in, for the axis; by default "at"."""
+    return str(((study or {}).get("report") or {}).get("curve") or "at")
 
 
 def compared_imagination(study: Mapping[str, Any] | None) -> list[ComparedImagination]:
@@ -42,6 +51,19 @@ def compared_imagination(study: Mapping[str, Any] | None) -> list[ComparedImagin
         if column not in (None, *ABLATIONS):
             raise DataError(f"paper is {column!r} in the study's report section; allowed: {', '.join(ABLATIONS)}")
     return [ComparedImagination(entry["experiment"], entry["label"], entry.get("paper")) for entry in entries]
+
+
+def reported_behaviour(study: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, Cell]] | None:
+    """The table of the paper that the study names, to stand below its own; None if it names none.
+
+    Raises:
+        DataError: If there is no such table.
+    """
+    name = ((study or {}).get("report") or {}).get("paper")
+    if name not in (None, *OTHER_BEHAVIOUR):
+        known = ", ".join(OTHER_BEHAVIOUR)
+        raise DataError(f"paper is {name!r} in the study's report section; allowed: {known}; none for the main table")
+    return None if name is None else OTHER_BEHAVIOUR[name]
 
 
 def _entries(listed: Sequence[Mapping[str, Any]], kind: str, keys: Sequence[str]) -> list[dict[str, Any]]:

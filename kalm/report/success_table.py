@@ -22,11 +22,15 @@ class ReportRow:
     Attributes:
         experiment: ``<domain>/<stage>/<name>``, all its seeds.
         baseline: Experiment that the row is compared with, as a rule the same without imagined rollouts.
+        line: Name of the curve that it is a point of, if the study has curves.
+        at: Where it stands on the curve.
     """
 
     experiment: str
     label: str
     baseline: str | None = None
+    line: str | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True)

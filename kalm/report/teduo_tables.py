@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,13 @@ def proxy_table(folders: Sequence[Path], roots: Sequence[Path]) -> Table | None:
 
 
 def solved_table(folders: Sequence[Path], roots: Sequence[Path]) -> Table | None:
-    """A row for each run of ``solve`` and task; None without any."""
+    """A row for each run of ``solve`` and task, and one for all tasks of a run; None without any."""
     cells, oracles = [], []
     for name, content in _contents(folders, roots, SOLVED_FILE):
         if content["is_oracle"]:
             oracles.append(name)
-        for task, row in content["kinds"].items():
+        kinds = content["kinds"]
+        for task, row in {**kinds, **({"all tasks": _of_all(kinds.values())} if len(kinds) > 1 else {})}.items():
             shares = f"{row['num_pairs_met']} of {row['num_pairs']}", f"{100 * row['solvable_share']:.1f}"
             cells.append((f"{name}: {task}", *shares, str(row["num_plans"]), f"{row['mean_length']:.1f}"))
     if not cells:
@@ -48,6 +49,16 @@ def solved_table(folders: Sequence[Path], roots: Sequence[Path]) -> Table | None
     header = ("solved", "goals met, a goal and grid", "solvable from, % of states", "plans", "mean length")
     note = f"The domain's own rule, the oracle, judged in {', '.join(oracles)}." if oracles else ""
     return Table("Solved goals", header, tuple(cells), note)
+
+
+def _of_all(kinds: Collection[Mapping[str, Any]]) -> dict[str, float]:
+    """Figures of several tasks as if they were one: a mean over pairs that are met, and one over plans."""
+    names = ("num_pairs", "num_pairs_met", "num_plans")
+    all_of = {name: sum(row[name] for row in kinds) for name in names}
+    means = {"solvable_share": "num_pairs_met", "mean_length": "num_plans"}
+    return all_of | {
+        name: sum(row[name] * row[count] for row in kinds) / max(1, all_of[count]) for name, count in means.items()
+    }
 
 
 def _contents(folders: Sequence[Path], roots: Sequence[Path], file: str) -> list[tuple[str, Mapping[str, Any]]]:

@@ -18,7 +18,15 @@ from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.provenance import git_commit
 from kalm.report.behaviour_table import behaviour_table
-from kalm.report.plots import plot_grounding_curves, plot_match_bars, plot_success_bars, plot_training_curves
+from kalm.report.curves import curve_table
+from kalm.report.paper import Cell
+from kalm.report.plots import (
+    plot_grounding_curves,
+    plot_match_bars,
+    plot_success_bars,
+    plot_success_curves,
+    plot_training_curves,
+)
 from kalm.report.results import (
     EpisodeRow,
     MetricLog,
@@ -40,7 +48,15 @@ from kalm.report.rollout_tables import (
     plausibility_table,
     task_verdict_table,
 )
-from kalm.report.study import belongs_to_study, compared_imagination, experiment_seeds, study_folders, study_rows
+from kalm.report.study import (
+    belongs_to_study,
+    compared_imagination,
+    curve_quantity,
+    experiment_seeds,
+    reported_behaviour,
+    study_folders,
+    study_rows,
+)
 from kalm.report.success_table import ReportRow, success_table, task_table
 from kalm.report.table import Table, escape_markdown, html_page
 from kalm.report.teduo_tables import proxy_table, solved_table
@@ -72,8 +88,10 @@ def write_report(
         folders: A root such as ``checkpoints``, or single run folders.
         output: Folder for report.md, report.html and the plots; made when absent.
         study: A study file as a mapping. Its ``report: {rows: [{experiment, label, baseline}]}`` says which experiments
-            to show, in which order and against what; its seeds and stages say what a complete report holds. Without it
-            every experiment found is a row of its own.
+            to show, in which order and against what, its ``report: {paper: skills}`` which table of TEDUO's stands
+            below them in place of the main one. Rows with ``line`` and ``at`` are points of curves, which differ in
+            what ``report: {curve: number of goals}`` says; its seeds and stages say what a complete report holds.
+            Without it every experiment found is a row of its own.
         durations: Stage name -> seconds, printed at the end.
         num_last_evaluations: How many of the last evaluations the "mean of the last" table averages (the paper: 5).
         console: Where to print the main table and the report's place; None prints nothing.
@@ -103,7 +121,9 @@ def write_report(
     results = [row for row in results if belongs_to_study(row, study, rows)]
     compared, tasks = match_rates(verdicts, compared_imagination(study)), load_task_verdicts(of_study, searched)
     steps = [table for table in (proxy_table(of_study, searched), solved_table(of_study, searched)) if table]
-    found = _Found(results, rows, verdicts, compared, tasks, logs, steps)
+    found = _Found(
+        results, rows, verdicts, compared, tasks, logs, steps, reported_behaviour(study), curve_quantity(study)
+    )
     missing = _missing(study, found) + problems
     tables = _tables(found, num_last_evaluations)
     output.mkdir(parents=True, exist_ok=True)
@@ -129,6 +149,8 @@ class _Found:
     tasks: Sequence[TaskVerdicts]
     logs: Sequence[MetricLog]
     steps: Sequence[Table]  # of labelling and solving
+    reported: Mapping[str, Mapping[str, Cell]] | None  # of the paper, in place of its main table
+    quantity: str  # that the points of curves differ in
 
     @property
     def has_imagined(self) -> bool:
@@ -169,8 +191,10 @@ def _tables(found: _Found, num_last_evaluations: int) -> list[Table]:
         if averaged and num_last_evaluations > 1:
             title = f"Success by goal split, mean of the last {num_last_evaluations} evaluations (the paper's number)"
             tables.append(success_table(averaged, found.rows, title, show_interval=False))
-        if behaviour := behaviour_table(final, found.rows):
+        if behaviour := behaviour_table(final, found.rows, found.reported):
             tables.append(behaviour)
+        if table := curve_table(final, found.rows, found.quantity):
+            tables.append(table)
         tables.append(task_table(final, found.rows))
     if found.compared:
         tables.append(comparison_table(found.compared))
@@ -188,7 +212,10 @@ def _tables(found: _Found, num_last_evaluations: int) -> list[Table]:
 def _plots(found: _Found, output: Path) -> list[Path]:
     plots = []
     if found.results:
-        plots.append(plot_success_bars(last_update(found.results), found.rows, output / "success.png"))
+        final = last_update(found.results)
+        plots.append(plot_success_bars(final, found.rows, output / "success.png"))
+        if any(row.line is not None for row in found.rows):
+            plots.append(plot_success_curves(final, found.rows, found.quantity, output / "curves.png"))
     if any(row.stage == "validate" for row in found.results):
         plots.append(plot_training_curves(found.results, found.rows, output / "training.png"))
     if any(found.compared.values()):

@@ -55,6 +55,18 @@ def distinct_goals(domain: Domain, goal_split: str | None = None) -> list[Instru
     return list({row.goal: row for row in reversed(rows)}.values())[::-1]
 
 
+def some_goals(goals: Sequence[InstructedGoal], num_goals: int, seed: int) -> list[InstructedGoal]:
+    """So many of some goals, drawn by a seed, in their order; what is chosen stays so where more are chosen.
+
+    Raises:
+        DataError: If there are not so many.
+    """
+    if not 1 <= num_goals <= len(goals):
+        raise DataError(f"max_goals is {num_goals}; it must be in [1, {len(goals)}], or null for all training goals")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(goals))[:num_goals])
+    return [goals[number] for number in chosen.tolist()]
+
+
 def label_store(
     domain: Domain,
     store: RolloutStore,

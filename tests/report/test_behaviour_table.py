@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+from kalm.core.errors import DataError
 from kalm.report.behaviour_table import behaviour_table
 from kalm.report.results import EpisodeRow
+from kalm.report.study import reported_behaviour
 from kalm.report.success_table import ReportRow
 
 STUDENT = ReportRow("babyai/distil/planner", "student")
@@ -62,6 +66,28 @@ def test_the_paper_stands_below_with_its_kinds(episode: Callable[..., EpisodeRow
         *("53", "51.0", "257", "27", "39", "100"),
     ]
     assert "paper: steps 1 and 2, tabular" not in of_paper  # it reports training goals on training grids alone
+
+
+def test_a_study_can_ask_for_another_table_of_the_paper(episode: Callable[..., EpisodeRow]) -> None:
+    """Skills: TEDUO learned A and B and solves 60 % of C; of A on A the text has neither length nor invalid actions."""
+    reported = reported_behaviour({"report": {"paper": "skills"}})
+
+    table = behaviour_table(rows_of(episode), [STUDENT], reported)
+
+    assert table is not None
+    of_paper = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows[1:]}
+    assert [of_paper["paper: TEDUO of A and B, on C"][name] for name in ("success", "length", "invalid")] == [
+        *("60", "16", "37"),
+    ]
+    assert [of_paper["paper: TEDUO of A, on A"][name] for name in ("success", "length")] == ["99", "-"]
+    assert "paper: TEDUO, Llama-3-8B" not in of_paper
+
+
+def test_a_table_that_the_paper_does_not_have_is_named_with_those_that_it_has() -> None:
+    """A slip of the pen; and a study that names none has the main table."""
+    with pytest.raises(DataError, match="'skill'.*allowed: skills, num_goals,.* mixtures;"):
+        reported_behaviour({"report": {"paper": "skill"}})
+    assert reported_behaviour({"report": {}}) is None
 
 
 def test_no_table_of_worlds_that_cannot_tell(episode: Callable[..., EpisodeRow]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import yaml
 
 from kalm.__main__ import main
+from kalm.core.errors import DataError
 from kalm.core.goal import InstructedGoal
+from kalm.envs.babyai.layout import code_of
 from kalm.envs.simulation import Episode
 from kalm.rl.planning.empirical_graph import UNKNOWN, RecordedParts
 from kalm.rl.planning.solve_facts import read_statistics
@@ -75,6 +78,52 @@ def test_what_never_changed_anything_can_be_left_out(store: RolloutStore) -> Non
     assert 6 not in result.actions
     (other,) = policy(store).run_episodes(DOMAIN, [nowhere])
     assert (other.observations[1:] != other.observations[:-1]).any(axis=(1, 2, 3)).mean() < 0.8
+
+
+def test_it_knows_no_more_than_the_first_pairs(store: RolloutStore) -> None:
+    """Of state and action: with 40 of them it needs longer in the states that a goal can be reached from with all."""
+    wanted, steps = episodes(store, 0, 10)
+    few = policy(store, max_pairs=40).run_episodes(DOMAIN, wanted)
+    assert sum(result.num_steps for result in few) > sum(steps)
+    pairs = {
+        (state, action)
+        for part in RecordedParts(store, max_pairs=40)
+        for state, action in np.argwhere(part.graph.successor != UNKNOWN).tolist()
+    }
+    assert len(pairs) == 40
+    with pytest.raises(DataError, match="max_pairs is 1000000;.* distinct pairs"):
+        policy(store, max_pairs=1_000_000).run_episodes(DOMAIN, wanted)
+
+
+class CornerBlind(Room):
+    """The room for whom it never matters what is in the corner."""
+
+    def abstracted(self, states: Any, goal: Any) -> Any:
+        """All the rest."""
+        kept = states.copy()
+        kept[..., 0, 0, 0] = 0
+        return kept
+
+
+def test_what_an_abstraction_takes_for_equal_shares_its_experience(store: RolloutStore) -> None:
+    """With something in the corner that the data never had there it acts at random, with the abstraction as ever."""
+    wanted, steps = episodes(store, 1, 8)
+    changed = []
+    for episode in wanted:
+        state = np.array(episode.start)
+        state[0, 0, 0] = code_of("box", "grey")  # in place of a wall
+        changed.append(replace(episode, start=state))
+    with_it = policy(store, abstraction=True).run_episodes(CornerBlind(), changed)
+    assert [result.num_steps for result in with_it] == steps
+    without = policy(store).run_episodes(DOMAIN, changed)
+    assert sum(result.num_steps for result in without) > 2 * sum(steps)
+
+
+def test_a_world_without_an_abstraction_says_so(store: RolloutStore) -> None:
+    """By the name of what it would have to define."""
+    wanted, _ = episodes(store, 1, 1)
+    with pytest.raises(DataError, match="Domain.abstracted"):
+        policy(store, abstraction=True).run_episodes(DOMAIN, wanted)
 
 
 def test_luck_is_an_episodes_own(store: RolloutStore) -> None:

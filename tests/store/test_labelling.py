@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.core.goal import Array, Goal
+from kalm.core.goal import Array, Goal, InstructedGoal
 from kalm.judging.judge import DomainRule, Verdict, verdict
 from kalm.store import labelling
-from kalm.store.labelling import AskedGoals, Keep, asked_by_task, distinct_goals, label_store
+from kalm.store.labelling import AskedGoals, Keep, asked_by_task, distinct_goals, label_store, some_goals
 from kalm.store.reader import RolloutStore
-from tests.chain_domain import ChainDomain
+from tests.chain_domain import CellGoal, ChainDomain
 from tests.chain_run import kalm
 from tests.data.rollouts import DOMAIN, real_rollouts, write_store
 from tests.store.test_store import digests
@@ -139,6 +139,20 @@ def test_a_limit_takes_some_questions_by_the_seed(store: RolloutStore) -> None:
     assert judges[0].asked != judges[2].asked
 
 
+def test_some_goals_are_among_those_of_a_larger_choice() -> None:
+    """Of twelve, by two seeds: in their order, the smaller choice within the larger; as many as there are is all."""
+    goals = [InstructedGoal(CellGoal(number), f"goal {number}", "train") for number in range(12)]
+    few, more, other = some_goals(goals, 4, 0), some_goals(goals, 7, 0), some_goals(goals, 4, 1)
+    assert len(few) == 4
+    assert set(few) < set(more)
+    assert more == sorted(more, key=goals.index)
+    assert few != other
+    assert some_goals(goals, len(goals), 3) == goals
+    for number in (0, len(goals) + 1):
+        with pytest.raises(DataError, match=f"max_goals is {number}"):
+            some_goals(goals, number, 0)
+
+
 def test_without_features_every_state_is_a_question(store: RolloutStore) -> None:
     """The default of a domain: no two states are alike."""
     judge = Counting()
@@ -233,3 +247,6 @@ keep: met
     assert "python -m kalm solve" in said
     assert RolloutStore(tmp_path / "store").labels("noisy").provenance["judge"] == "noisy"
     assert kalm("label", "--config", config, "--max_states_per_goal", "0") == 2
+    capsys.readouterr()
+    assert kalm("label", "--config", config, "--name", "one", "--max_goals", "1", "--show_progress", "false") == 0
+    assert "rows of 1 goals x" in capsys.readouterr().out

@@ -40,7 +40,8 @@ def collect(domain: BabyAI, num_rollouts: int, seed: int, first: int = 0) -> Ite
     """Real rollouts ``first`` to ``num_rollouts - 1``, in order.
 
     Rollout n is in training grid n modulo their number, from any tile that an agent may begin on. The bot is given a
-    random command of BabyAI's own and acts until it is carried out, or for 500 steps. Of neither is anything recorded.
+    random command of BabyAI's own, in a skill grid the one that it is for, and acts until it is carried out, or for 500
+    steps. Of neither is anything recorded.
     """
     for number, (start, actions) in enumerate(_ways(domain, num_rollouts, seed, first), start=first):
         num_steps = len(actions)

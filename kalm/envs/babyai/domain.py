@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import require
-from kalm.core.goal import Array, BoolArray, InstructedGoal
+from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.core.rollout import Rollout
 from kalm.envs.agent_grid import AgentGrid
-from kalm.envs.babyai.abstraction import StateFeatures
+from kalm.envs.babyai.abstraction import StateFeatures, abstracted, select_by_rule
 from kalm.envs.babyai.facts import facts, possible_facts
-from kalm.envs.babyai.goals import BabyAIGoal, goal_from_json
+from kalm.envs.babyai.goals import MAX_STEPS, BabyAIGoal, goal_from_json
 from kalm.envs.babyai.instructions import GOAL_SPLITS, instructed_goals, paraphrases
 from kalm.envs.babyai.layout import FIRST_DOOR, NUM_ACTIONS
 from kalm.envs.babyai.questions import AGENT_GRID
@@ -52,6 +53,8 @@ class BabyAI(Domain):
         random_share: Share of collected rollouts that act at random rather than by minigrid's bot, in [0, 1].
         random_steps: Steps of a random rollout; the bot needs about 60 for a command.
         num_processes: That collect; all cores by default.
+        max_steps: After which an episode is truncated; 500 in TEDUO's main tables, 20 in the skill grids, 1000 in
+            larger grids. Collecting does not depend on it.
         simulator: ``arrays``, or ``minigrid`` to step minigrid's own environments, which is slow and leads to the same.
     """
 
@@ -75,6 +78,7 @@ class BabyAI(Domain):
         random_share: float = 0.0,
         random_steps: int = 60,
         num_processes: int | None = None,
+        max_steps: int = MAX_STEPS,
         simulator: str = "arrays",
     ) -> None:
         """Check the settings; no grid is laid out yet."""
@@ -88,7 +92,8 @@ class BabyAI(Domain):
         require(0 <= random_share <= 1, "random_share", random_share, "a share, in [0, 1]")
         require(random_steps >= 1, "random_steps", random_steps, "at least 1")
         require(num_processes is None or num_processes >= 1, "num_processes", num_processes, "at least 1, or None")
-        self.layout, self.simulator = layout, simulator
+        require(max_steps >= 1, "max_steps", max_steps, "at least 1")
+        self.layout, self.simulator, self.max_steps = layout, simulator, max_steps
         self.room_size, self.num_rows, self.num_cols = (
             (room_size, num_rows, num_cols) if layout == "synth" else _SKILL_ROOMS
         )
@@ -105,7 +110,7 @@ class BabyAI(Domain):
         if goal_split not in self._instructed_of:
             places, tasks = self.places(goal_split), _TASKS_OF.get(self.layout)
             self._instructed_of[goal_split] = [
-                row
+                replace(row, goal=replace(row.goal, max_steps=self.max_steps))
                 for row in instructed_goals(goal_split, self.width, self.height, self.room_size)
                 if isinstance(row.goal, BabyAIGoal)
                 and (tasks is None or row.goal.task in tasks)
@@ -114,7 +119,7 @@ class BabyAI(Domain):
         return list(self._instructed_of[goal_split])
 
     def goal_from_json(self, data: Mapping[str, Any]) -> BabyAIGoal:  # noqa: D102
-        return goal_from_json(data)
+        return goal_from_json(data, self.max_steps)
 
     @property
     def agent_grid(self) -> AgentGrid:
@@ -144,6 +149,11 @@ class BabyAI(Domain):
     def goal_features(self, states: Array) -> Callable[[Any], NDArray[np.integer[Any]]]:
         """Where a goal's things are, what is in the hand, and the agent's place where the goal is about it."""
         return StateFeatures(states).keys
+
+    def abstracted(self, states: Array, goal: Goal) -> Array:
+        """See ``abstraction``; the domain's rule selects the things, in a language model's place."""
+        assert isinstance(goal, BabyAIGoal)
+        return abstracted(states, select_by_rule(goal))
 
     @property
     def possible_facts(self) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from kalm.core.errors import DataError
 from kalm.core.goal import Array, BoolArray, Goal
 from kalm.envs.babyai.layout import COLORS, KINDS, TILES, agent_of, code_of, codes_matching, in_front
 
-MAX_STEPS = 500  # TEDUO, section 5
+MAX_STEPS = 500  # of an episode (TEDUO, section 5)
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,16 @@ class Thing:
         return codes_matching(self.kind, self.color)
 
 
+@dataclass(frozen=True)
 class BabyAIGoal(Goal):
-    """What all five share: a task by the kind of goal, and the things that they are about, in their order."""
+    """What all five share: a task by the kind of goal, and the things that they are about, in their order.
 
+    Attributes:
+        max_steps: Steps after which an episode is truncated; a goal is the same whatever the time it is given.
+    """
+
+    max_steps: int = field(default=MAX_STEPS, compare=False, repr=False, kw_only=True)
     task: ClassVar[str]
-    max_steps: ClassVar[int] = MAX_STEPS
 
     @property
     def things(self) -> tuple[Thing, ...]:
@@ -64,8 +69,7 @@ class BabyAIGoal(Goal):
         """Whether the goal holds in states (..., W, H, 2), whatever was done before, shape (...)."""
 
     def to_json(self) -> dict[str, Any]:  # noqa: D102
-        values = {name: _thing_to_json(value) for name, value in vars(self).items()}
-        return {"goal": self.task, **values}
+        return {"goal": self.task, **{name: _thing_to_json(getattr(self, name)) for name in _facts(type(self))}}
 
     def explained_by(self, text: str) -> bool:
         """Whether exactly its things are named, in their order."""
@@ -164,8 +168,8 @@ class GoToTile(BabyAIGoal):
         return re.findall(r"\d+", text) == [str(self.x), str(self.y)]
 
 
-def goal_from_json(data: Mapping[str, Any]) -> BabyAIGoal:
-    """Rebuild a goal from its ``to_json`` form.
+def goal_from_json(data: Mapping[str, Any], max_steps: int = MAX_STEPS) -> BabyAIGoal:
+    """Rebuild a goal from its ``to_json`` form, which does not say how much time there is for it.
 
     Raises:
         DataError: If ``data`` describes no goal; the message names the field and what is allowed.
@@ -174,11 +178,17 @@ def goal_from_json(data: Mapping[str, Any]) -> BabyAIGoal:
     if kind not in GOAL_CLASSES:
         raise DataError(f"a goal is {data!r}; its key 'goal' must be one of {', '.join(GOAL_CLASSES)}")
     goal_class = GOAL_CLASSES[kind]
-    needed = [field.name for field in fields(goal_class)]  # type: ignore[arg-type]  # all are dataclasses
+    needed = _facts(goal_class)
     found = {name: value for name, value in data.items() if name != "goal"}
     if set(found) != set(needed):
         raise DataError(f"goal {kind!r} has the fields {sorted(found)}; it needs exactly {needed}")
-    return goal_class(**{name: _thing_from_json(name, value) for name, value in found.items()})
+    facts = {name: _thing_from_json(name, value) for name, value in found.items()}
+    return goal_class(**facts, max_steps=max_steps)
+
+
+def _facts(goal_class: type[BabyAIGoal]) -> list[str]:
+    """Names of the fields that make a goal what it is."""
+    return [field.name for field in fields(goal_class) if field.compare]
 
 
 def _thing_to_json(value: Any) -> Any:

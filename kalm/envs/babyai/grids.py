@@ -10,6 +10,7 @@ Shape letters: W columns, H rows, N tiles to start from.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from minigrid.envs.babyai.core.levelgen import LevelGen
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
-from minigrid.envs.babyai.core.verifier import ObjDesc, OpenInstr, PickupInstr
+from minigrid.envs.babyai.core.verifier import ActionInstr, ObjDesc, OpenInstr, PickupInstr
 from numpy.typing import NDArray
 
 from kalm.envs.babyai.goals import MAX_STEPS
@@ -64,6 +65,8 @@ class SkillLevel(RoomGridLevel):
     """
 
     locked_room: ClassVar[None] = None
+    action_kinds: ClassVar[tuple[str, ...]] = ()  # what minigrid's own levels draw a command from
+    instr_kinds: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, skill: str, **settings: Any) -> None:
         """Keep which skill it is for."""
@@ -77,7 +80,11 @@ class SkillLevel(RoomGridLevel):
         if self.skill != "skill_b":
             self.add_object(1, 0, "box")
         self.place_agent(0, 0)
-        self.instrs = OpenInstr(ObjDesc("door")) if self.skill == "skill_b" else PickupInstr(ObjDesc("box"))
+        self.instrs = self.rand_instr(self.action_kinds, self.instr_kinds)
+
+    def rand_instr(self, action_kinds: Sequence[str], instr_kinds: Sequence[str], depth: int = 0) -> ActionInstr:
+        """What the grid is for, the one command there is; called and given as in minigrid's own levels."""
+        return OpenInstr(ObjDesc("door")) if self.skill == "skill_b" else PickupInstr(ObjDesc("box"))
 
 
 def make_level(layout: str, room_size: int, num_rows: int, num_cols: int) -> Level:

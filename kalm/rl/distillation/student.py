@@ -31,6 +31,7 @@ from kalm.core.names import OBSERVATION, OPTIMAL_ACTIONS
 from kalm.data.plan_data import ANSWERS, GOAL, TOKENS, TOKENS_PADDING, StudentSpec
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Act, Episode, EpisodeResult, evaluate
+from kalm.rl.distillation.chunks import Chunks
 from kalm.rl.networks.agent_view import AgentView, agent_view
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind
 from kalm.rl.training.randomness import initialize
@@ -105,6 +106,7 @@ class Student(EvaluatedPolicy):
         answer_smoothing: float = 0.1,
         temperature: float = 0.7,
         only_seen_actions: bool = False,
+        chunks: Chunks | None = None,
         learning_rate: float = 2e-3,
         weight_decay: float = 0.01,
         warmup_updates: int = 100,
@@ -124,6 +126,7 @@ class Student(EvaluatedPolicy):
                 which may go round in circles.
             only_seen_actions: Whether to draw only from the actions that did something in the plans where the same
                 thing was in front and in the hand; where nothing was seen, from all.
+            chunks: How often it looks while it acts; null at every step (closed loop).
             learning_rate: AdamW's step size.
             weight_decay: AdamW's.
             warmup_updates: Updates over which the learning rate rises from 0.
@@ -147,7 +150,7 @@ class Student(EvaluatedPolicy):
         require(0 <= answer_smoothing < 1, "answer_smoothing", answer_smoothing, "in [0, 1)")
         self.auxiliary_weight, self.answer_smoothing = auxiliary_weight, answer_smoothing
         self.temperature = temperature
-        self.only_seen_actions = only_seen_actions
+        self.only_seen_actions, self.chunks = only_seen_actions, chunks
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.gradient_clip_norm = gradient_clip_norm
         self.schedule = LearningRateSchedule(learning_rate_schedule, warmup_updates, schedule_updates)
@@ -276,7 +279,10 @@ class Student(EvaluatedPolicy):
 
     def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
         """Act in every episode."""
-        return evaluate(self.start_episodes(episodes), domain, episodes, self.num_evaluation_envs)
+        act = self.start_episodes(episodes)
+        if self.chunks is not None:
+            act = self.chunks.between_looks(act, domain)
+        return evaluate(act, domain, episodes, self.num_evaluation_envs)
 
     def start_episodes(self, episodes: Sequence[Episode]) -> Act:
         """Who acts in ``episodes``: what is drawn at a step is decided by the seeds of run and episode and the step."""

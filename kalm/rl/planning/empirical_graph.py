@@ -161,19 +161,21 @@ class RecordedParts:
 
     Attributes:
         names: Of the parts, in order.
-        part_of_state: Number of the part of each row of the state table, int32.
+        part_of_state: Number of the part of each row of the state table, int32; ``UNKNOWN`` for one of no transition.
     """
 
-    def __init__(self, store: RolloutStore, key: str = GRID) -> None:
+    def __init__(self, store: RolloutStore, key: str = GRID, max_pairs: int | None = None) -> None:
         """Look up where each rollout belongs; no graph is made yet.
 
         Args:
             store: With a state table and discrete actions.
             key: In the provenance of the rollouts: equal values, equal part. Where it is absent, rollouts that share a
                 state belong together.
+            max_pairs: Take only the first transitions, until they have so many distinct pairs of state and action; None
+                takes all.
 
         Raises:
-            DataError: If the store is of another kind, or a state occurs in two parts.
+            DataError: If the store is of another kind, a state occurs in two parts, or it has fewer pairs.
         """
         if layout.STATES not in layout.row_tables(store.spec) or not isinstance(store.spec.action, DiscreteAction):
             raise DataError(
@@ -181,6 +183,7 @@ class RecordedParts:
                 f"{store.spec.action.kind}; planning needs states that repeat (grids or texts) and discrete actions"
             )
         self._store, self._num_actions = store, store.spec.action.size
+        self._num_rows = len(store) if max_pairs is None else _rows_of_pairs(store, self._num_actions, max_pairs)
         of_rollout = _values(store, key)
         if of_rollout is None:
             of_rollout = [f"{number:06d}" for number in _connected(store)]
@@ -189,7 +192,7 @@ class RecordedParts:
         self._part_of_rollout = np.array([number_of[name] for name in of_rollout], dtype=np.int32)
         self.part_of_state = np.full(store.num_states, UNKNOWN, dtype=np.int32)
         for number in range(len(self)):
-            state, _, next_state = self._transitions(number)
+            state, _, next_state = self.transitions(number)
             found = np.unique(np.concatenate([state, next_state]))
             if (self.part_of_state[found] != UNKNOWN).any():
                 both = f"{self.names[self.part_of_state[found].max()]} and {self.names[number]}"
@@ -209,9 +212,8 @@ class RecordedParts:
         if not 0 <= number < len(self):
             raise IndexError(number)
         states = np.flatnonzero(self.part_of_state == number)
-        state, action, next_state = self._transitions(number)
-        of_part = self._part_of_rollout == number
-        lengths = self._store.rollouts["length"].numpy()[of_part].astype(np.int64)
+        state, action, next_state = self.transitions(number)
+        lengths = self._spans(number)[1]
         first = np.append(0, np.cumsum(lengths))
         walks = Walks(first, np.searchsorted(states, state), action, np.searchsorted(states, next_state))
         graph = graph_of(walks.state, walks.action, walks.next_state, len(states), self._num_actions)
@@ -223,15 +225,20 @@ class RecordedParts:
         is_start[walks.state[first[:-1]]] = True
         return Part(self.names[number], graph, states, is_start, observe, walks)
 
-    def _transitions(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def transitions(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """State, action and next state of each transition of a part, by rows of the state table."""
-        rollouts = self._store.rollouts
-        chosen = np.flatnonzero(self._part_of_rollout == number)
-        start, length = rollouts["start"].numpy()[chosen], rollouts["length"].numpy()[chosen].astype(np.int64)
+        start, length = self._spans(number)
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         rows = torch.from_numpy(np.repeat(start, length) + within)
         state, action, next_state = self._store.read((names.STATE, names.ACTION, names.NEXT_STATE), rows)
         return state.long().numpy(), action.numpy(), next_state.long().numpy()
+
+    def _spans(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First row and number of transitions of each rollout of a part, as far as they are taken."""
+        rollouts, chosen = self._store.rollouts, np.flatnonzero(self._part_of_rollout == number)
+        start, length = (rollouts[key].numpy()[chosen].astype(np.int64) for key in ("start", "length"))
+        length = np.clip(self._num_rows - start, 0, length)
+        return start[length > 0], length[length > 0]
 
 
 def _values(store: RolloutStore, key: str) -> list[str] | None:
@@ -244,6 +251,15 @@ def _values(store: RolloutStore, key: str) -> list[str] | None:
                 return None
             values.append(f"{value:06d}" if isinstance(value, int) else str(value))
     return values
+
+
+def _rows_of_pairs(store: RolloutStore, num_actions: int, max_pairs: int) -> int:
+    """How many of the first transitions have so many distinct pairs of state and action."""
+    state, action = (store.transitions[key].numpy().astype(np.int64) for key in (names.STATE, names.ACTION))
+    _, first = np.unique(state * num_actions + action, return_index=True)
+    if not 1 <= max_pairs <= len(first):
+        raise DataError(f"max_pairs is {max_pairs}; {store.path} has {len(first)} distinct pairs of state and action")
+    return int(np.append(np.sort(first), len(state))[max_pairs])
 
 
 def _connected(store: RolloutStore) -> NDArray[np.int64]:

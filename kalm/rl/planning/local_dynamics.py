@@ -5,13 +5,14 @@ ahead onto an empty tile is the same wherever it is. So the model is a table fro
 was seen there, kept only where it was the same each time; a world says what a situation and an effect are
 (``kalm.envs.locality``), and nothing else. A step that it cannot tell it does not predict.
 
-Shape letters: S states, A actions, W situations.
+Shape letters: S states, A actions, W situations, B states at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,18 @@ def learn_local_dynamics(locality: Locality, parts: Iterable[Part], num_actions:
             has_changed = state != target
             changes[locality.situation(before)[has_changed], action[has_changed]] = True
     return LocalDynamics(effect, changes)
+
+
+def predict(
+    dynamics: LocalDynamics, locality: Locality, states: NDArray[Any], actions: NDArray[np.integer[Any]]
+) -> NDArray[Any]:
+    """What actions (B,) make of states (B, ...), of the same shape; where that is not known, they stay as they are."""
+    effect = dynamics.effect[locality.situation(states), actions]
+    is_known, after = effect >= 0, states.copy()
+    if is_known.any():
+        configurations, poses = locality.split(states[is_known])
+        after[is_known] = locality.join(*locality.after(configurations, poses, effect[is_known]))
+    return after
 
 
 def _take_in(

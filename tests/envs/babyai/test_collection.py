@@ -6,9 +6,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from kalm.core.names import Source
-from kalm.envs.babyai import BabyAI
+from kalm.envs.babyai import BabyAI, Open, PickUp, Thing
 from kalm.envs.babyai.layout import EMPTY, TILES, agent_of
 from kalm.envs.babyai.simulator import next_states
 from kalm.store.collect import collect_store, success_by_task
@@ -46,6 +47,19 @@ def test_a_reader_that_stops_early_leaves_no_process_behind() -> None:
     rollouts = BabyAI(**SMALL, random_share=1.0, num_processes=2).collect(90, seed=1)
     assert len(list(islice(rollouts, 3))) == 3
     rollouts.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("skill", ["a", "b", "c"])
+def test_the_bot_does_in_a_skill_grid_what_it_is_for(skill: str) -> None:
+    """Each of six rollouts ends as the grid's own goal is met, and the door of A is never closed."""
+    world = BabyAI(layout=f"skill_{skill}", num_training_grids=3, num_test_grids=1, num_processes=1)
+    goal = Open(Thing("door")) if skill == "b" else PickUp(Thing("box"))
+    for rollout in world.collect(6, seed=0):
+        met = goal.success(rollout.observations)
+        assert met[-1]
+        assert not met[:-1].any()
+        if skill == "a":
+            assert Open(Thing("door")).success(rollout.observations).all()
 
 
 def test_random_rollouts_are_the_share_that_was_asked_for() -> None:

@@ -43,6 +43,20 @@ def test_every_split_begins_in_its_own_grids(world: BabyAI) -> None:
         assert not info["is_success"].any()
 
 
+def test_the_world_says_how_much_time_there_is() -> None:
+    """Of three steps the third is the last; a goal is the same with less time, also in its JSON form."""
+    world = BabyAI(room_size=5, num_rows=1, num_cols=1, num_training_grids=1, num_test_grids=1, max_steps=3)
+    (goal, *_) = [row.goal for row in world.instructed_goals("train")]
+    assert goal.max_steps == world.goal_from_json(goal.to_json()).max_steps == 3
+    assert goal == BabyAI().goal_from_json(goal.to_json())
+    assert "max_steps" not in goal.to_json()
+    env = world.make_vector_env(1)
+    env.reset(seed=0, options={"goals": [goal]})
+    assert [bool(env.step(np.array([DONE]))[3][0]) for _ in range(3)] == [False, False, True]
+    with pytest.raises(KalmError, match="max_steps is 0"):
+        BabyAI(max_steps=0)
+
+
 def test_the_sentences_of_new_grids_are_those_of_training_and_no_others() -> None:
     """Three pairs of splits share their sentences; the first pair is what a learner is told."""
     world = BabyAI()

@@ -37,22 +37,10 @@ NUM_PLANS = 500  # enough for what has no notion of a map to learn the room, and
 WALKING = (0, 1, 2)  # turn left, turn right, go ahead
 
 
-class NearGoTo(GoTo):
-    """In a small room."""
-
-    max_steps: ClassVar[int] = MAX_STEPS
-
-
-class NearGoToTile(GoToTile):
-    """In a small room."""
-
-    max_steps: ClassVar[int] = MAX_STEPS
-
-
 GOALS: dict[str, BabyAIGoal] = {
-    "go to the red ball": NearGoTo(Thing("ball", "red")),
-    "go to the blue box": NearGoTo(Thing("box", "blue")),
-    "go to the tile (2, 3)": NearGoToTile(2, 3),
+    "go to the red ball": GoTo(Thing("ball", "red"), max_steps=MAX_STEPS),
+    "go to the blue box": GoTo(Thing("box", "blue"), max_steps=MAX_STEPS),
+    "go to the tile (2, 3)": GoToTile(2, 3, max_steps=MAX_STEPS),
 }
 
 
@@ -71,7 +59,7 @@ class RoomDomain(Domain):
 
     def goal_from_json(self, data: Any) -> BabyAIGoal:
         """As BabyAI's."""
-        return goal_from_json(data)
+        return goal_from_json(data, MAX_STEPS)
 
     @property
     def agent_grid(self) -> AgentGrid:

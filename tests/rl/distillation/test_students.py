@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 import kalm.rl.distillation
 from kalm.core.errors import CheckpointError
 from kalm.data.policy_data import EvaluationEpisodes
+from kalm.envs.babyai.layout import EMPTY, TILES, WALL, code_of, put_agent
 from kalm.envs.evaluation import summarize
-from kalm.rl.distillation.student import Student, answer_loss, set_loss
+from kalm.rl.distillation.student import Instructions, Student, answer_loss, set_loss
 from kalm.runs.acting import draw_actions, uniform_numbers
 from tests.rl.distillation.room_domain import room_data
 from tests.rl.helpers import trainer
@@ -100,6 +102,29 @@ def test_a_saved_student_acts_the_same_after_loading(student: type[Student], tmp
     assert actions(loaded, data, tmp_path) == actions(module, data, tmp_path)
     with pytest.raises(CheckpointError, match="size"):
         build(student, data.spec, hidden_size=8).on_load_checkpoint(checkpoint)
+
+
+@each_student
+def test_the_weights_serve_larger_worlds(student: type[Student], tmp_path: Path) -> None:
+    """A checkpoint of grids of 5 x 5 tiles in a student of grids of 50 x 50, where it sees what is two tiles away."""
+    data = room_data(tmp_path)
+    trained = build(student, data.spec)
+    checkpoint: dict[str, Any] = {"global_step": 0}
+    trained.on_save_checkpoint(checkpoint)
+    larger = replace(data.spec, observation=replace(data.spec.observation, shape=(50, 50, 2)))
+    module = build(student, larger)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(trained.state_dict())
+    tiles = np.full((50, 50), WALL, dtype=np.uint8)
+    tiles[1:-1, 1:-1] = EMPTY
+    states = np.stack([put_agent(tiles, 25, 25, 0)] * 2)
+    states[1, 27, 25, TILES] = code_of("ball", "red")
+    tokens, padding_mask = data.encoder.token_vectors(["go to the red ball"])
+    read = module.read(Instructions(tokens, padding_mask))
+    with torch.no_grad():
+        logits = module(torch.from_numpy(states), read.meaning, torch.zeros(2, dtype=torch.int64))
+    assert logits.isfinite().all()
+    assert not torch.equal(logits[0], logits[1])
 
 
 @each_student
