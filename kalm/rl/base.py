@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -27,11 +25,11 @@ from kalm.core.specs import Spec, VectorObservation
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.rl.training.batches import Normalizer, TransitionBatch, TransitionWeights, check_fit, unstack
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind, WeightAverage
-from kalm.rl.training.policy_evaluation import EpisodeLuck, EpisodePolicy, evaluate_policy
+from kalm.rl.training.policy_evaluation import EpisodePolicy, evaluate_policy
 from kalm.rl.training.randomness import initialize, update_noise
 from kalm.rl.training.recorded import is_finite, raise_non_finite, source_means, stack_recorded
 from kalm.rl.training.side_by_side import MethodCall, policy_of, side_by_side, stack_parameters
-from kalm.runs.acting import draw_actions
+from kalm.runs.acting import BEST, Acting, ActionChoice, require_discrete
 from kalm.runs.checkpoint_io import POLICY, require_same_policy
 from kalm.runs.evaluated import EvaluatedPolicy
 
@@ -67,7 +65,7 @@ class OfflineRLModule(EvaluatedPolicy):
         source_weights: dict[str, float] | None = None,
         compile: bool = False,
         num_seeds: int = 1,
-        acting_temperature: float = 0.0,
+        acting: Acting = BEST,
         num_evaluation_envs: int = 64,
     ) -> None:
         """Check and keep the options that all algorithms share.
@@ -94,8 +92,7 @@ class OfflineRLModule(EvaluatedPolicy):
             compile: Whether the losses run through ``torch.compile``; pays off in long runs only.
             num_seeds: Policies to train side by side, S; their seeds are the run's and the next ones. Each becomes what
                 it would become alone, up to rounding.
-            acting_temperature: In evaluation, discrete actions are drawn from the softmax of what they are chosen by,
-                logits or Q-values, over it; at 0 the best is taken (papers), which may go round in circles.
+            acting: How discrete actions are chosen in evaluation, by logits or Q-values.
             num_evaluation_envs: Episodes that run side by side in evaluation; the results do not depend on it.
 
         Raises:
@@ -111,9 +108,7 @@ class OfflineRLModule(EvaluatedPolicy):
         require(is_clip_norm, "gradient_clip_norm", gradient_clip_norm, "above 0")
         require(ema_rate is None or 0 < ema_rate <= 1, "ema_rate", ema_rate, "in (0, 1], or null")
         require(num_seeds >= 1, "num_seeds", num_seeds, "1 or more")
-        is_temperature = acting_temperature == 0 or (acting_temperature > 0 and spec.is_discrete)
-        allowed = "0, or above where actions are discrete"
-        require(is_temperature, "acting_temperature", acting_temperature, allowed)
+        require_discrete(acting, spec)
         if self.needs_continuous_actions and spec.is_discrete:
             raise KalmError(
                 f"{type(self).__name__} needs a domain with continuous actions, but this one's are discrete; use "
@@ -133,8 +128,8 @@ class OfflineRLModule(EvaluatedPolicy):
         self._measured: dict[str, Tensor] = {}
         self._has_weights = False  # of its own choice: drawn by the data's seed, or loaded
         self._is_stacked = False
-        self.acting_temperature = acting_temperature
-        self._luck: NDArray[np.float64] | None = None  # of the rows that are asked for, while actions are drawn
+        self.acting = acting
+        self._asked: tuple[ActionChoice, Tensor, Tensor] | None = None  # who chooses for which rows, in evaluation
         is_vector = isinstance(spec.observation, VectorObservation)  # codes on a grid are no quantities
         self.observation_normalizer = Normalizer(spec.observation_size) if is_vector else nn.Identity()
         self.goal_normalizer = Normalizer(spec.goal_embedding_size)
@@ -170,10 +165,11 @@ class OfflineRLModule(EvaluatedPolicy):
         """
 
     def choose(self, scores: Tensor) -> Tensor:
-        """The discrete action of the greatest score, shape (B,), of (B, A); in evaluation by ``acting_temperature``."""
-        if self._luck is None:
+        """The discrete action of the greatest score, shape (B,), of (B, A); in evaluation as ``acting`` says."""
+        if self._asked is None:
             return scores.argmax(dim=-1)
-        return draw_actions(scores.cpu(), self._luck, self.acting_temperature).to(scores.device)
+        choice, observation, episode = self._asked
+        return choice.choose(scores, observation, episode)
 
     def measure(self, name: str, value: Tensor) -> None:
         """Log a quantity that is no loss, such as a Q-value, as ``train/<name>``; shape (B,)."""
@@ -317,8 +313,8 @@ class OfflineRLModule(EvaluatedPolicy):
 
         def run() -> list[EpisodeResult]:
             policy, encoder = self.start_episodes(episodes), self._data.encoder
-            if self.acting_temperature:
-                policy = self._drawing(policy, EpisodeLuck(self._seeds[number], episodes, self.spec.action_size))
+            if self.acting.rule != "argmax":
+                policy = self._choosing(policy, ActionChoice(self.acting, self._seeds[number], episodes, self.spec))
             return evaluate_policy(policy, self.device, encoder, domain, episodes, self.num_evaluation_envs)
 
         return cast("list[EpisodeResult]", MethodCall(self, run).using(self.acting_weights(number)))
@@ -334,15 +330,15 @@ class OfflineRLModule(EvaluatedPolicy):
         """The policy as ``episodes`` will ask it; one that remembers overrides it and keeps a history for each."""
         return lambda observation, goal_embedding, episode: self(observation, goal_embedding)
 
-    def _drawing(self, policy: EpisodePolicy, luck: EpisodeLuck) -> EpisodePolicy:
-        """The same policy with luck for what it draws."""
+    def _choosing(self, policy: EpisodePolicy, choice: ActionChoice) -> EpisodePolicy:
+        """The same policy, for whom somebody chooses by its scores."""
 
         def act(observation: Tensor, goal_embedding: Tensor, episode: Tensor) -> Tensor:
-            self._luck = luck.next(episode)
+            self._asked = choice, observation, episode
             try:
                 return policy(observation, goal_embedding, episode)
             finally:
-                self._luck = None
+                self._asked = None
 
         return act
 

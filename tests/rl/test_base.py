@@ -19,6 +19,7 @@ from kalm.envs.agent_grid import AgentGrid
 from kalm.envs.base import Domain
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
+from kalm.runs.acting import Acting
 from kalm.runs.loggers import MetricsFileLogger
 from tests.corridor_domain import CorridorDomain
 from tests.rl.constant_networks import make_constant
@@ -262,7 +263,6 @@ def test_bare_data_loaders_are_refused(tmp_path: Path) -> None:
         {"ema_rate": 0.0},
         {"num_seeds": 0},
         {"num_evaluation_envs": 0},
-        {"acting_temperature": -0.1},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -275,8 +275,8 @@ def test_options_out_of_range_are_refused_at_construction(options: dict[str, Any
 
 def test_continuous_actions_are_not_drawn() -> None:
     """They have no softmax."""
-    with pytest.raises(KalmError, match="acting_temperature is 0.5; it must be 0, or above where actions are discrete"):
-        BC(CONTINUOUS, acting_temperature=0.5)
+    with pytest.raises(KalmError, match="acting.rule is sample; it must be argmax where actions are continuous"):
+        BC(CONTINUOUS, acting=Acting("sample"))
 
 
 def test_actions_are_drawn_from_the_softmax_over_the_temperature(tmp_path: Path) -> None:
@@ -287,7 +287,8 @@ def test_actions_are_drawn_from_the_softmax_over_the_temperature(tmp_path: Path)
 
     def actions(temperature: float, seed: int = 0) -> list[int]:
         data = chain_data(tmp_path, evaluation__num_test_episodes=100, seed=seed)
-        policy = BC(data.spec, acting_temperature=temperature)
+        acting = Acting("sample", temperature=temperature) if temperature else Acting()
+        policy = BC(data.spec, acting=acting)
         make_constant(policy.policy, [0.0, math.log(3)])
         trainer(tmp_path, -1).test(policy, data, verbose=False)
         assert policy.act(torch.eye(5), torch.zeros(5, data.spec.goal_embedding_size)).tolist() == [1] * 5
@@ -300,11 +301,11 @@ def test_actions_are_drawn_from_the_softmax_over_the_temperature(tmp_path: Path)
     assert actions(1.0) == actions(1.0) != actions(1.0, seed=1)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(temperature: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", ["argmax", "sample", "no_repeat"])
+def test_evaluation_does_not_depend_on_how_many_episodes_run_side_by_side(rule: Any, tmp_path: Path) -> None:
     """Through the trainer: one environment against seven."""
     data = chain_data(tmp_path)
-    policy = BC(data.spec, acting_temperature=temperature)
+    policy = BC(data.spec, acting=Acting(rule))
     trainer(tmp_path, 20).fit(policy, data)
     outcomes = []
     for num_envs in (1, 7):

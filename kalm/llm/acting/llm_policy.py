@@ -23,22 +23,33 @@ from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.backbone import Backbone, require_same_backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.generation import Reader, choose_action
+from kalm.runs.acting import BEST, Acting, ActionChoice, require_discrete
 from kalm.runs.evaluated import EvaluatedPolicy
 
 
 class LLMPolicy(EvaluatedPolicy):
-    """A grounded model that acts in the environment, likeliest action first; for ``test`` with a ``PolicyData``."""
+    """A grounded model that acts in the environment; for ``test`` with a ``PolicyData``."""
 
-    def __init__(self, spec: Spec, backbone: Backbone, inner_size: int = 256, num_evaluation_envs: int = 64) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        backbone: Backbone,
+        inner_size: int = 256,
+        acting: Acting = BEST,
+        num_evaluation_envs: int = 64,
+    ) -> None:
         """Build the model; its weights come with the checkpoint.
 
         Args:
             spec: Sizes of the domain, linked to the data module's.
             backbone: The language model underneath, as it was grounded.
             inner_size: As it was grounded.
+            acting: How discrete actions are chosen by their logits; the model reads on what was chosen.
             num_evaluation_envs: Episodes that run side by side; the results do not depend on it, up to rounding.
         """
         super().__init__(num_evaluation_envs)
+        require_discrete(acting, spec)
+        self.spec, self.acting = spec, acting
         # Under the names that they have in a GroundedLLM, so that its checkpoints fit.
         self.backbone = backbone
         self.codec = RolloutCodec(spec, [part.hidden_size for part in backbone.parts], inner_size)
@@ -54,8 +65,12 @@ class LLMPolicy(EvaluatedPolicy):
         super().on_load_checkpoint(checkpoint)
 
     def run_episodes(self, domain: Domain, episodes: Sequence[Episode], number: int = 0) -> list[EpisodeResult]:
-        """Act in every episode, likeliest action first; there is one model, whatever ``number``."""
-        actor = Actor(self.backbone, self.codec, episodes, min(self.num_evaluation_envs, len(episodes)))
+        """Act in every episode; there is one model, whatever ``number``."""
+        choice = None
+        if self.acting.rule != "argmax":
+            seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+            choice = ActionChoice(self.acting, seed, episodes, self.spec)
+        actor = Actor(self.backbone, self.codec, episodes, min(self.num_evaluation_envs, len(episodes)), choice)
         return evaluate(actor, domain, episodes, self.num_evaluation_envs)
 
 
@@ -66,9 +81,19 @@ class Actor:
     was taken, each token once thanks to the cache. When it is over, its row goes to a new one.
     """
 
-    def __init__(self, backbone: Backbone, codec: RolloutCodec, episodes: Sequence[Episode], num_rows: int) -> None:
-        """Plan for the episodes, of which at most so many run at the same time; none has begun."""
-        self._codec = codec
+    def __init__(
+        self,
+        backbone: Backbone,
+        codec: RolloutCodec,
+        episodes: Sequence[Episode],
+        num_rows: int,
+        choice: ActionChoice | None = None,
+    ) -> None:
+        """Plan for the episodes, of which at most so many run at the same time; none has begun.
+
+        Without ``choice`` the likeliest action is taken.
+        """
+        self._codec, self._choice = codec, choice
         self._reader = Reader(backbone, num_rows)
         self._reader.begin(num_rows)
         self._prompts = [generation_prompt(episode.instructed.instruction) for episode in episodes]
@@ -79,13 +104,16 @@ class Actor:
 
     @torch.inference_mode()
     def __call__(self, observations: NDArray[Any], episodes: list[int], info: dict[str, Any]) -> NDArray[Any]:
-        """The likeliest actions, shape (B,) or (B, A), at observations, shape (B, O), given each one's episode."""
+        """Actions of shape (B,) or (B, A) at observations, shape (B, O), given each one's episode."""
         self._admit(episodes)
         rows = torch.tensor([self._row_of[episode] for episode in episodes], device=self._observation.device)
         self._observation[rows] = torch.from_numpy(observations.astype(np.float32)).to(self._observation.device)
         self._reader.make_room(2)
         hidden = self._reader.extend(self._codec.encode_observation(self._observation))
         action = choose_action(self._codec, hidden, noise=None, temperature=0.0)
+        if self._choice is not None and self._codec.is_discrete:
+            scores = self._codec.predict_action(hidden)[rows].float()
+            action[rows] = self._choice.choose(scores, torch.from_numpy(observations), torch.tensor(episodes))
         self._reader.extend(self._codec.encode_action(action))
         return action[rows].cpu().numpy()
 

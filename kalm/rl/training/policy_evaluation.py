@@ -16,7 +16,6 @@ from torch import Tensor
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.language.encoder import SentenceEncoder
-from kalm.runs.acting import uniform_numbers
 
 # Observations (B, O) as the environment gives them, goal embeddings (B, E) and the number of each row's episode (B,),
 # -1 for a row that nobody asked for, to actions.
@@ -58,21 +57,3 @@ def evaluate_policy(
         return torch.cat(actions)[: len(rows)].cpu().numpy()
 
     return evaluate(act, domain, episodes, num_envs)
-
-
-class EpisodeLuck:
-    """Random numbers for policies that draw their actions: by the seeds of run and episode and by the step alone."""
-
-    def __init__(self, seed: int, episodes: Sequence[Episode], size: int) -> None:
-        """Begin the episodes, with so many numbers for each of their steps."""
-        # The last entry is for rows that belong to no episode, whose number is -1.
-        self._seeds = np.array([*(episode.seed for episode in episodes), 0], dtype=np.uint64)
-        self._num_taken = np.zeros(len(self._seeds), dtype=np.uint64)
-        self._seed, self._size = seed, size
-
-    def next(self, episode: Tensor) -> NDArray[np.float64]:
-        """Uniform numbers in (0, 1) for the next step of each of some episodes, by number; shape (B, size)."""
-        rows = episode.numpy()
-        luck = uniform_numbers(self._seed, self._seeds[rows], self._num_taken[rows], self._size)
-        self._num_taken[rows] += 1
-        return luck

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.language.prompts import generation_prompt
 from kalm.llm.acting.llm_policy import LLMPolicy
 from kalm.llm.grounding.reading import read_rollouts
+from kalm.runs.acting import Acting
 from tests.chain_domain import ChainDomain
 from tests.line_domain import LineDomain
 from tests.llm.models import DISCRETE, grounded_llm, tiny_backbone
@@ -45,6 +47,19 @@ def worlds() -> list[tuple[Domain, Spec]]:
 def episodes_of(domain: Domain) -> list[Episode]:
     """Seven of each of two splits, with lengths of their own."""
     return evaluation_episodes(domain, SPLITS, 7, seed=0)
+
+
+def test_actions_that_are_drawn_do_not_depend_on_what_runs_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn by seeds, and the model reads on what was drawn; the best is something else."""
+    domain = ChainDomain()
+    outcomes = []
+    for acting, num_envs in ((Acting("sample"), 3), (Acting("sample"), 14), (Acting("no_repeat"), 3), (Acting(), 3)):
+        model = make_policy(DISCRETE, num_envs)
+        model.acting = acting
+        monkeypatch.setattr(LLMPolicy, "trainer", SimpleNamespace(datamodule=SimpleNamespace(seed=0)))
+        outcomes.append([result.actions.tolist() for result in model.run_episodes(domain, episodes_of(domain))])
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0] != outcomes[2] != outcomes[3] != outcomes[0]
 
 
 @pytest.mark.parametrize(("domain", "spec"), worlds(), ids=["discrete", "continuous"])
