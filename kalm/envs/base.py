@@ -126,7 +126,7 @@ class Domain(ABC):
         raise DataError(f"the domain {self.name} is no grid that one agent walks on, which is what is read here")
 
     def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
-        """Other sentences for a training instruction that training may show; no word is new to the tests by them."""
+        """Other sentences for a training instruction, which training may show: in no pattern or synonym of the tests."""
         return ()
 
     @property
