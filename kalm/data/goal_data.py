@@ -16,8 +16,9 @@ from kalm.core import names
 from kalm.core.errors import DataError
 from kalm.core.goal import InstructedGoal
 from kalm.data.language_batches import WorkShard, make_work_items
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import RealRollouts
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 

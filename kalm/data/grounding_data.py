@@ -21,11 +21,12 @@ from kalm.data.language_batches import (
     join_batches,
     make_work_items,
 )
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, generation_prompts, shortest_instructions
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS

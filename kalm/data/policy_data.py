@@ -22,10 +22,11 @@ from kalm.core.errors import CheckpointError
 from kalm.core.rollout import Rollout
 from kalm.data.choice import check_verdict_weights, weighed_by_verdicts
 from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.envs.simulation import Episode

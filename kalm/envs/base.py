@@ -126,7 +126,7 @@ class Domain(ABC):
         raise DataError(f"the domain {self.name} is no grid that one agent walks on, which is what is read here")
 
     def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
-        """Other sentences for a training instruction, which training may show: in no pattern or synonym of the tests."""
+        """Other sentences for a training instruction, which training may show; no pattern or synonym is the tests'."""
         return ()
 
     @property

@@ -12,7 +12,7 @@ import torch
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.grounding_data import GroundingData
-from kalm.data.rollout_data import IndexedBatches
+from kalm.data.training_data import IndexedBatches
 from kalm.language.prompts import UNSEEN_EXPLANATION
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
