@@ -1,15 +1,15 @@
 """Judges of rollouts that know no rule: the grounded language model itself says what a rollout is for.
 
 ``ContrastJudge`` asks how much likelier the model is to act so under the rollout's own instruction than under others of
-the same split: the pointwise mutual information of words and deeds. What a model does whatever it is told says nothing
-for an instruction. Scoring by mutual information is Li et al.'s (2016, arXiv:1510.03055), for what to say; ours for
-rollouts.
+the same split: the pointwise mutual information of words and deeds, a step. What a model does whatever it is told says
+nothing for an instruction. Scoring by mutual information is Li et al.'s (2016, arXiv:1510.03055), for what to say; ours
+for rollouts. That a rollout ends does not count: where the model stops itself, it always thinks that it is there.
 
 ``ExplanationJudge`` has the model explain the rollout in words, and compares the words with the goal: imagination that
 the model cannot explain again is not trusted (cycle consistency). The goal's key words decide what counts as the same,
 its rule does not. A model names goals of the kinds only that it was taught to explain.
 
-Shape letters: R rollouts, K other instructions.
+Shape letters: R rollouts, n steps of all of them, K other instructions.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from kalm.envs.base import Domain
 from kalm.judging.judge import Judge, Verdict, verdict
 from kalm.language.prompts import generation_prompt
 from kalm.llm.backbones.backbone import Backbone, require_same_backbone
-from kalm.llm.grounding.explaining import foretelling
 from kalm.llm.grounding.grounded_llm import GroundedLLM
+from kalm.llm.grounding.losses import action_loss
+from kalm.llm.grounding.reading import read_rollouts
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
 from kalm.runs.folder import find_checkpoint
 
@@ -84,7 +85,7 @@ class ContrastJudge(GroundedJudge):
         backbone: Backbone,
         inner_size: int = 256,
         margin: float = 2.0,
-        num_others: int = 16,
+        num_others: int = 64,
         name: str = "contrast",
     ) -> None:
         """Choose how much likelier.
@@ -94,8 +95,8 @@ class ContrastJudge(GroundedJudge):
             domain: The world that it was grounded in.
             backbone: The language model underneath, as it was grounded.
             inner_size: As it was grounded.
-            margin: Difference, in nats, between the log-probability under its own instruction and that of the mean of
-                others, from which on a rollout is called met.
+            margin: Difference, in nats a step, between the log-probability of its actions under its own instruction and
+                that under the mean of others, from which on a rollout is called met.
             num_others: Other instructions of the rollout's split, K; the same for all of its rollouts.
             name: Of the label that it writes.
 
@@ -120,11 +121,13 @@ class ContrastJudge(GroundedJudge):
         rows = np.flatnonzero(has_words).tolist()
         told = [rollouts[row] for row in rows]
         own = self._log_probabilities(told, [made.instruction for made in told])
-        others = np.full(len(told), -np.inf)
+        others = np.full(len(own), -np.inf)
         for number in range(self._num_others):
             said = [self._others_of(made.goal_split)[number] for made in told]
             others = np.logaddexp(others, self._log_probabilities(told, said))
-        gain[rows] = own - (others - np.log(self._num_others))
+        gain_of_steps = own - (others - np.log(self._num_others))
+        lengths = [len(made) for made in told]
+        gain[rows] = [part.mean() for part in np.split(gain_of_steps, np.cumsum(lengths)[:-1])] if told else []
         score = 1 / (1 + np.exp(-np.clip(gain, -50, 50)))
         return verdict(gain >= self._margin, score, abstained=~has_words)
 
@@ -138,13 +141,20 @@ class ContrastJudge(GroundedJudge):
 
     @torch.inference_mode()
     def _log_probabilities(self, rollouts: Sequence[Rollout], instructions: Sequence[str]) -> NDArray[np.float64]:
-        """Of each rollout's actions and its end under an instruction, shape (R,)."""
+        """Of every action of each rollout under an instruction, those of the first rollout first; shape (n,).
+
+        Continuous actions have no probability; the negative squared error of what the model would do stands in.
+        """
         found = [np.zeros(0)]
         for first in range(0, len(rollouts), _ROLLOUTS_AT_ONCE):
             some = slice(first, first + _ROLLOUTS_AT_ONCE)
             prompts = [generation_prompt(instruction) for instruction in instructions[some]]
             batch = batch_rollouts(rollouts[some], prompts, GroundingTask.GENERATION)
-            found.append(foretelling(self.model.backbone, self.model.codec, batch).double().numpy())
+            if len(set(prompts)) == 1:  # a prompt that all share is read once
+                batch = batch._replace(prompts=prompts[:1], prompt_of_rollout=torch.zeros_like(batch.prompt_of_rollout))
+            hidden = read_rollouts(self.model.backbone, self.model.codec, batch)
+            loss = action_loss(self.model.codec.predict_action(hidden.observation), batch.action)
+            found.append(-loss.double().numpy())
         return np.concatenate(found)
 
 

@@ -57,11 +57,11 @@ def goals_of(rollouts: list[Rollout]) -> list[Goal | None]:
 def test_a_rollout_is_likelier_under_its_own_instruction(
     checkpoint: Path, told: tuple[list[Rollout], list[Rollout]]
 ) -> None:
-    """Nearly all that do as they are told are called met, hardly any of the others; scores say so, too."""
+    """Most that do as they are told, by an expert who errs three times in ten, and few of the others; so do scores."""
     judge = ContrastJudge(str(checkpoint), margin=0.0, **SIZES)  # type: ignore[arg-type]
     right, wrong = (judge.judge(goals_of(rollouts), rollouts) for rollouts in told)
-    assert right.met.mean() > 0.9
-    assert wrong.met.mean() < 0.1
+    assert right.met.mean() > 0.8
+    assert wrong.met.mean() < 0.2
     assert np.array_equal(right.met, right.score >= 0.5)
     assert judge.provenance["margin"] == 0.0
     assert "is_oracle" not in judge.provenance
@@ -71,7 +71,7 @@ def test_a_larger_margin_calls_fewer_met(checkpoint: Path, told: tuple[list[Roll
     """Always a part of those of a smaller one."""
     met = [
         ContrastJudge(str(checkpoint), margin=margin, **SIZES).judge(goals_of(told[0]), told[0]).met  # type: ignore[arg-type]
-        for margin in (0.0, 0.6)
+        for margin in (0.0, 0.3)
     ]
     assert (met[1] <= met[0]).all()
     assert met[1].sum() < met[0].sum()
