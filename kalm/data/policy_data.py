@@ -47,7 +47,7 @@ class EvaluationEpisodes:
         num_test_episodes: Episodes a split in test.
         goal_splits: Splits to evaluate on; null takes all of the domain's.
         validation_splits: Splits to validate on, where some are not to be seen before the test; null takes all that are
-            tested.
+            tested but those of unseen sentences, which the domain keeps for the test.
         goals_file: JSON lines of your own goals to evaluate on, in place of the domain's.
     """
 
@@ -60,11 +60,18 @@ class EvaluationEpisodes:
     def check(self, domain: Domain) -> None:
         """Refuse with a ``DataError`` splits that a domain does not have, before anything is read."""
         domain.check_goal_splits(self.goal_splits)
-        domain.check_goal_splits(self.validation_splits)
+        domain.check_learning_splits(self.validation_splits)
 
     def validation_loader(self, domain: Domain) -> DataLoader[list[Episode]]:
-        """Lists of validation episodes."""
-        splits = self.goal_splits if self.validation_splits is None else self.validation_splits
+        """Lists of validation episodes.
+
+        Raises:
+            DataError: If all splits that are tested are kept for the test, and none is named for validation.
+        """
+        splits = self.validation_splits
+        if splits is None and self.goal_splits is not None:
+            splits = [split for split in self.goal_splits if split not in domain.unseen_splits]
+        splits = domain.check_learning_splits(splits)
         return self._loader(domain, splits, self.num_validation_episodes, _VALIDATION_SEED)
 
     def test_loader(self, domain: Domain) -> DataLoader[list[Episode]]:
