@@ -225,7 +225,7 @@ class RolloutData(LightningDataModule):
 
     @cached_property
     def _chosen(self) -> Selection:
-        return self.real.choose(self._stored.of_stores(0, 1))
+        return self.real.choose(self.domain, self._stored.of_stores(0, 1))
 
     def _first_batch(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
