@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import DataError
-from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
+from kalm.core.goal import Array, BoolArray, FloatArray, Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
@@ -56,6 +56,10 @@ class CellGoal(Goal):
     ) -> BoolArray:
         """The most likely cell is the goal's; the default reward is 1 for arriving."""
         return np.asarray(np.asarray(observation).argmax(-1) == self.cell)
+
+    def distance(self, observation: Array) -> FloatArray:
+        """Steps to the goal's cell."""
+        return np.abs(np.asarray(observation).argmax(-1) - self.cell).astype(np.float64)
 
     def explained_by(self, text: str) -> bool:
         """The text names the goal's cell."""

@@ -58,6 +58,14 @@ class Goal(ABC):
         """
         return np.asarray(self.success(next_observation, observation, action), dtype=np.float64)
 
+    def distance(self, observation: Array) -> FloatArray | None:
+        """How far the goal is from being met, shape (...), in a unit of its task; None where a goal cannot tell.
+
+        It tells a start from which much is to be done from one that is nearly there, so that rollouts can be compared
+        with those that had as far to go.
+        """
+        return None
+
     @abstractmethod
     def explained_by(self, text: str) -> bool:
         """Whether a text describes this goal, by its key words (KALM, figure 7)."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kalm.core import names
 from kalm.core.errors import DataError
+from kalm.core.goal import Goal
 from kalm.data.selection import Selection
 from kalm.data.statistics import rollout_returns
 from kalm.envs.base import Domain
@@ -39,6 +39,8 @@ class RolloutFilter(Enum):
 
 # Which rollouts may stand in where few pass a filter: all that it asks for but success.
 _WITHOUT_SUCCESS = {RolloutFilter.both: RolloutFilter.plausible, RolloutFilter.success: RolloutFilter.none}
+# Rollouts that are kept of a band of similar starts, about: enough to compare, few enough to be alike.
+_KEPT_OF_BAND = 10
 # What a rollout is that does not pass the filter of the same meaning.
 _FAILS = {"implausible": RolloutFilter.plausible, "missed": RolloutFilter.success}
 
@@ -102,28 +104,50 @@ def first_rollouts(selection: Selection, number: int | None) -> Selection:
     return selection.keep(torch.arange(len(selection)) < (len(selection) if number is None else number))
 
 
-def top_returns(selection: Selection, fraction: float, discount: float) -> Selection:
-    """Those that earned most in each goal split: what a learner that only imitates needs of data of mixed quality.
+def top_returns(domain: Domain, selection: Selection, fraction: float, discount: float) -> Selection:
+    """Those that earned most of what they could: what a learner that only imitates needs of data of mixed quality.
 
     With behaviour cloning this is "filtered BC", the %BC of Decision Transformer (Chen et al. 2021, arXiv:2106.01345,
-    section 5.1). Goals of different splits pay differently, and one push pays sooner than fifty: across splits a return
-    says more about the goal than about the rollout.
+    section 5.1). A return says as much about the start as about the behaviour: who begins beside the goal earns sooner
+    than the best who begins far away, so a share of all would keep near starts and no long rollout however good. Hence
+    rollouts compete within a split and task alone, in bands of starts from which the goal is about as far
+    (``Goal.distance``; all are, where a goal cannot tell).
 
     Args:
-        selection: Its rollouts of one split compete with each other.
-        fraction: Share to keep, in (0, 1], to the nearest rollout but at least one of each split; of equal returns
-            the first.
+        domain: Says which goals the rollouts have.
+        selection: Its rollouts of one band compete with each other.
+        fraction: Share to keep, in (0, 1], to the nearest rollout of each band but at least one; of equal returns the
+            first.
         discount: Worth of a reward one step later; 1 counts all alike.
     """
     if fraction == 1 or not len(selection):
         return selection
-    returns, goal_splits = rollout_returns(selection, discount), selection.goal_splits
+    returns, distances = rollout_returns(selection, discount), start_distances(domain, selection)
+    competing: dict[tuple[str, str], list[int]] = {}
+    for place, group in enumerate(zip(selection.goal_splits, rollout_tasks(domain, selection), strict=True)):
+        competing.setdefault(group, []).append(place)
     is_kept = torch.zeros(len(selection), dtype=torch.bool)
-    for split in np.unique(goal_splits):
-        competing = torch.from_numpy(np.flatnonzero(goal_splits == split))
-        best = returns[competing].argsort(descending=True, stable=True)
-        is_kept[competing[best[: max(1, round(fraction * len(competing)))]]] = True
+    for places in map(torch.tensor, competing.values()):
+        outwards = places[distances[places].argsort(stable=True)]
+        for band in outwards.tensor_split(max(1, round(len(places) * fraction / _KEPT_OF_BAND))):
+            first = band.sort().values  # of equal returns
+            best = returns[first].argsort(descending=True, stable=True)
+            is_kept[first[best[: max(1, round(fraction * len(band)))]]] = True
     return selection.keep(is_kept)
+
+
+def start_distances(domain: Domain, selection: Selection) -> Tensor:
+    """How far each rollout's goal is from its first observation, float64 of shape (J,); 0 where a goal cannot tell."""
+    found = torch.zeros(len(selection), dtype=torch.float64)
+    (observation,) = selection.read((names.OBSERVATION,), selection.starts)
+    places: dict[Goal, list[int]] = {}
+    for place, goal in enumerate(_rollout_goals(domain, selection)):
+        places.setdefault(goal, []).append(place)
+    for goal, own in places.items():
+        distance = goal.distance(observation[own].numpy())
+        if distance is not None:
+            found[own] = torch.as_tensor(distance, dtype=torch.float64)
+    return found
 
 
 def verified_rollouts(
@@ -162,11 +186,15 @@ def verified_rollouts(
 
 def rollout_tasks(domain: Domain, selection: Selection) -> list[str]:
     """The task of each rollout's goal."""
-    tasks: list[str] = []
+    return [goal.task for goal in _rollout_goals(domain, selection)]
+
+
+def _rollout_goals(domain: Domain, selection: Selection) -> list[Goal]:
+    goals: list[Goal] = []
     for store, rows in selection.by_store():
-        of_instruction = [domain.goal_from_json(row.goal).task for row in store.instructions]
-        tasks += [of_instruction[number] for number in store.rollouts[names.INSTRUCTION_ID][rows].tolist()]
-    return tasks
+        of_instruction = [domain.goal_from_json(row.goal) for row in store.instructions]
+        goals += [of_instruction[number] for number in store.rollouts[names.INSTRUCTION_ID][rows].tolist()]
+    return goals
 
 
 def weighed_by_verdicts(selection: Selection, weights: Mapping[str, float]) -> Selection:

@@ -157,4 +157,4 @@ class RolloutData(TrainingData):
 
     @cached_property
     def _chosen(self) -> Selection:
-        return self.real.choose(self._stored.of_stores(0, 1))
+        return self.real.choose(self.domain, self._stored.of_stores(0, 1))

@@ -39,8 +39,8 @@ class RealRollouts:
         filter: What a rollout must be to be used: none (paper), plausible, success or both.
         max_rollouts: Use the first so many of those that pass; null uses all (paper: 6400 for policies on CLEVR-Robot,
             100000 on Meta-World and for grounding).
-        top_return_fraction: Share of these to use in each goal split, those of the highest return, in (0, 1]. With BC
-            it makes filtered BC.
+        top_return_fraction: Share of these to use of each task, in (0, 1]: those of the highest return among the
+            rollouts that began about as far from their goal. With BC it makes filtered BC.
         return_discount: Worth of a reward one step later in that return, in [0, 1]; 1 adds all rewards up. Below, of
             two rollouts that meet their goal the shorter one has the higher return.
         num_collected: Rollouts to collect when there is no store in ``path``.
@@ -67,10 +67,10 @@ class RealRollouts:
             logger.info("there is no rollout store in %s yet: collecting it", self.path)
             collect_store(domain, self.path, self.num_collected, self.collect_seed)
 
-    def choose(self, stored: Selection) -> Selection:
+    def choose(self, domain: Domain, stored: Selection) -> Selection:
         """Those to use of the rollouts that are stored."""
         chosen = first_rollouts(passing(stored, self.filter), self.max_rollouts)
-        return top_returns(chosen, self.top_return_fraction, self.return_discount)
+        return top_returns(domain, chosen, self.top_return_fraction, self.return_discount)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class ImaginedRollouts:
         label: Name of the label, beside each store, that says which rollouts meet their goals. ``domain_rule``, which
             every store has, knows what policies are judged by: what is learned by it is an upper bound.
         fraction: Part of what is learned in an update that is imagined, in (0, 1], to the nearest row (paper: 0.5).
-        top_return_fraction: Share of those that pass to use in each goal split, those of the highest return, in (0, 1].
+        top_return_fraction: Share of those that pass to use of each task, in (0, 1]: those of the highest return among
+            the rollouts that began about as far from their goal.
         return_discount: Worth of a reward one step later in that return, in [0, 1].
         num_least: Rollouts that each task should have; where fewer pass the filter, those of the highest return join
             that pass all of it but success.
@@ -134,7 +135,7 @@ class ImaginedRollouts:
                 f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, imagine "
                 "more, raise imagined.num_least, or set imagined to null to train on real rollouts only"
             )
-        return top_returns(chosen, self.top_return_fraction, self.return_discount)
+        return top_returns(domain, chosen, self.top_return_fraction, self.return_discount)
 
 
 def data_decisions(arguments: Mapping[str, Any], undecided: Collection[str]) -> dict[str, Any]:

@@ -1,4 +1,15 @@
-"""What a study file says about its report: which rows, seeds and folders. A report without a study takes all."""
+"""What a study file says about its report: which rows, seeds and folders.
+
+report:
+  rows:
+    - {experiment: clevr_robot/bc/real, label: BC}
+    - experiment: clevr_robot/bc/kalm
+      label: BC with imagination
+      baseline: clevr_robot/bc/real         # the difference is shown, in the same episodes
+      replications: [clevr_robot/bc/kalm1]  # the same after another grounding and imagination: one row of both
+
+A report without a study takes all that it finds.
+"""
 
 from __future__ import annotations
 

@@ -188,6 +188,8 @@ def _note(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], has_nove
     stages = " and ".join(sorted({row.stage for row in rows})) or "none"
     interval = " (95 % interval, bootstrap over seeds and episodes together)" if show_interval else ""
     note = f"Percent of episodes: mean ± standard deviation over seeds{interval}. Stage: {stages}."
+    if show_interval:
+        note += " Of a single seed it is of its episodes alone."
     if any(report_row.replications for report_row in report_rows):
         note += " a x b seeds: a replications, over which mean, deviation and interval are then taken, of b seeds each."
     if any(report_row.baseline for report_row in report_rows):

@@ -38,9 +38,9 @@ from torch import nn
 from kalm.data.policy_data import EvaluationEpisodes, PolicyData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.clevr_robot import ClevrRobot
-from kalm.envs.evaluation import wilson_interval
 from kalm.envs.simulation import EpisodeResult
 from kalm.language.encoder import SentenceEncoder
+from kalm.report.intervals import Outcomes, success_interval
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.bc import BC
 from kalm.rl.cql import CQL
@@ -151,10 +151,11 @@ def test_peer(weights: Path, pair: Pair, trained: OfflineRLModule, data: PolicyD
     return policy.results_of_seeds
 
 
-def rates(results: Results, split: str) -> list[float]:
-    """Success rate of each seed on one goal split."""
-    verdicts = [[one.is_success for one in own if one.episode.instructed.goal_split == split] for own in results]
-    return [sum(own) / len(own) for own in verdicts]
+def outcomes(results: Results, split: str) -> Outcomes:
+    """What each seed made of each episode of one goal split; all seeds run the same."""
+    own = [[one for one in of_seed if one.episode.instructed.goal_split == split] for of_seed in results]
+    episodes = tuple(("", "", number) for number in range(len(own[0])))
+    return Outcomes(tuple(range(len(own))), episodes, np.array([[one.is_success for one in row] for row in own], float))
 
 
 def half_width(values: Sequence[float]) -> float:
@@ -162,16 +163,17 @@ def half_width(values: Sequence[float]) -> float:
     return _STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5
 
 
-def lines(name: str, own: Results, peer: Results, num_episodes: int) -> list[str]:
+def lines(name: str, own: Results, peer: Results) -> list[str]:
     """A line of the table for each goal split."""
     table = []
     for split in _GOAL_SPLITS:
-        cells, of_library = [], [rates(results, split) for results in (own, peer)]
-        for values in of_library:
-            total = num_episodes * len(values)
-            low, high = wilson_interval(round(sum(values) * num_episodes), total)
+        cells, of_library = [], []
+        for found in (outcomes(results, split) for results in (own, peer)):
+            values = found.rates.tolist()
+            low, high = success_interval([found])
             mean, deviation = statistics.mean(values), statistics.stdev(values)
             cells.append(f"{mean:.3f} ± {deviation:.3f} [{low:.3f}, {high:.3f}]")
+            of_library.append(values)
         difference = statistics.mean(of_library[0]) - statistics.mean(of_library[1])
         allowed = half_width(of_library[0]) + half_width(of_library[1])
         verdict = "yes" if abs(difference) <= allowed else "no"
@@ -207,11 +209,11 @@ def main() -> None:
                 ]
                 weights = [job.result() for job in jobs]
             peer = [results for file in weights for results in test_peer(file, pair, policy, data, folder)]
-            table += lines(name, own, peer, options.episodes)
+            table += lines(name, own, peer)
     sys.stdout.write(
         "| algorithm | goal split | kalm | d3rlpy | difference | allowed | agree |\n|---|---|---|---|---|---|---|\n"
         + "".join(line + "\n" for line in table)
-        + f"\nMean ± standard deviation over {options.seeds} seeds [Wilson interval of all episodes]; "
+        + f"\nMean ± standard deviation over {options.seeds} seeds [95 % interval over seeds and episodes]; "
         + f"{options.updates} updates, {options.episodes} episodes a split. "
         + "Allowed: the half widths of both 95 % intervals of the mean.\n"
     )

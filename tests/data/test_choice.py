@@ -12,7 +12,7 @@ from kalm.data.choice import RolloutFilter, first_rollouts, passing, verdict_cou
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.selection import Selection
 from kalm.store.reader import RolloutStore
-from tests.data.rollouts import broken, imagined_rollouts, real_rollouts, write_store
+from tests.data.rollouts import DOMAIN, broken, imagined_rollouts, real_rollouts, write_store
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_limit_and_splits_apply_after_the_filter(store: RolloutStore) -> None:
     whole = Selection.whole([store])
     assert first_rollouts(passing(whole, RolloutFilter.success), 2).rollouts.tolist() == [0, 1]
     assert passing(whole, RolloutFilter.success).of_goal_split("easy").rollouts.tolist() == [0, 1]
-    limited = RealRollouts(str(store.path), RolloutFilter.plausible, max_rollouts=2).choose(whole)
+    limited = RealRollouts(str(store.path), RolloutFilter.plausible, max_rollouts=2).choose(DOMAIN, whole)
     assert limited.rollouts.tolist() == [0, 2]
 
 

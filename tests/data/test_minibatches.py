@@ -87,7 +87,7 @@ def test_random_words_depend_on_seed_process_stream_and_update() -> None:
 @pytest.mark.parametrize("sequence_length", [1, 3])
 def test_parts_draw_independently_of_each_other(real: RealRollouts, sequence_length: int) -> None:
     """Two parts of the same rollouts agree in a row no more often than by chance; so do seeds, processes, updates."""
-    selection = real.choose(Selection.whole([RolloutStore(real.path)]))
+    selection = real.choose(DOMAIN, Selection.whole([RolloutStore(real.path)]))
     minibatches = Minibatches([Part(selection, 40), Part(selection, 40)], sequence_length)
     base = Updates(seed=0, rank=0, first=0, number=50)
     rows = first_steps(minibatches, base)

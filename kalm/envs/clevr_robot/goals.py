@@ -122,17 +122,18 @@ class PlaceGoal(ClevrRobotGoal):
         The place is the point ``PLACE_OFFSET`` from the target's centre at the goal's side, and moves with the target.
         KALM's authors' recorded rewards follow it; a ball cannot get there, for two centres are 0.26 apart at least.
         """
-        return PLACE_REWARD * (self._distance(observation) - self._distance(next_observation))
+        return PLACE_REWARD * (self.distance(observation) - self.distance(next_observation))
+
+    def distance(self, observation: Array) -> FloatArray:
+        """From the source's centre to the place, shape (...)."""
+        place = ball(observation, self.target) + PLACE_OFFSET * np.array(DIRECTIONS[self.direction])
+        offset = ball(observation, self.source) - place
+        return np.hypot(offset[..., 0], offset[..., 1])
 
     def explained_by(self, text: str) -> bool:
         """Whether the colours are named in their order and nothing else, and with them words of the one side."""
         _, colors, sides = _words(text)
         return colors == [self.source, self.target] and set(sides) == {self.direction}
-
-    def _distance(self, observation: Array) -> FloatArray:
-        place = ball(observation, self.target) + PLACE_OFFSET * np.array(DIRECTIONS[self.direction])
-        offset = ball(observation, self.source) - place
-        return np.hypot(offset[..., 0], offset[..., 1])
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,19 @@ class RowGoal(_HardGoal):
 
     def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many balls lie to the right of the one before, within 30 degrees, shape (...), at most 4."""
-        centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
-        step = np.diff(centers, axis=-2)
-        return (np.abs(np.arctan2(step[..., 1], step[..., 0])) <= ROW_HALF_ANGLE).sum(axis=-1)
+        return (self._angles(observation) <= ROW_HALF_ANGLE).sum(axis=-1)
+
+    def distance(self, observation: Array) -> FloatArray:
+        """Radians by which the balls lie beside the right of the one before, all together, shape (...)."""
+        return self._angles(observation).sum(axis=-1)
 
     def explained_by(self, text: str) -> bool:
         """Whether a word is there that is the row's alone."""
         return bool(_ROW_WORDS & set(_words(text)[0]))
+
+    def _angles(self, observation: Array) -> FloatArray:
+        step = np.diff(observation.reshape(*observation.shape[:-1], NUM_BALLS, 2), axis=-2)
+        return np.abs(np.arctan2(step[..., 1], step[..., 0]))
 
 
 @dataclass(frozen=True)
@@ -208,14 +215,21 @@ class GatherGoal(_HardGoal):
 
     def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many of the other four are near the green ball, shape (...)."""
-        centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
-        offset = centers - ball(observation, "green")[..., None, :]
-        return (np.hypot(offset[..., 0], offset[..., 1]) < GATHER_DISTANCE).sum(axis=-1) - 1  # green is near itself
+        return (self._distances(observation) < GATHER_DISTANCE).sum(axis=-1) - 1  # green is near itself
+
+    def distance(self, observation: Array) -> FloatArray:
+        """From the green ball to the others, all together, shape (...)."""
+        return self._distances(observation).sum(axis=-1)
 
     def explained_by(self, text: str) -> bool:
         """Whether green is named, and with it a word that is the gathering's alone."""
         words, colors, _ = _words(text)
         return "green" in colors and bool(_GATHER_WORDS & set(words))
+
+    def _distances(self, observation: Array) -> FloatArray:
+        centers = observation.reshape(*observation.shape[:-1], NUM_BALLS, 2)
+        offset = centers - ball(observation, "green")[..., None, :]
+        return np.hypot(offset[..., 0], offset[..., 1])
 
 
 @dataclass(frozen=True)
@@ -246,6 +260,10 @@ class AllOf(_HardGoal):
     def sub_goals_met(self, observation: Array) -> NDArray[np.int64]:
         """How many of the placements hold, shape (...)."""
         return np.sum([goal.success(observation) for goal in self.goals], axis=0, dtype=np.int64)
+
+    def distance(self, observation: Array) -> FloatArray:
+        """Of all placements together, shape (...)."""
+        return np.sum([goal.distance(observation) for goal in self.goals], axis=0)
 
     def explained_by(self, text: str) -> bool:
         """Whether the colours and the sides of all placements are named, in their order and nothing else."""

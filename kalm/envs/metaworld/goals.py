@@ -105,6 +105,10 @@ class TaskGoal(Goal):
         potential, is_success = POTENTIALS[self.task], self.success(next_observation)
         return potential(next_observation) - potential(observation) + SUCCESS_REWARD * is_success
 
+    def distance(self, observation: Array) -> FloatArray:
+        """What the potential lacks, shape (...)."""
+        return -POTENTIALS[self.task](observation)
+
     def explained_by(self, text: str) -> bool:
         """Whether the thing and what is done to it are named, and nothing that makes it another task."""
         words, (needed, forbidden) = set(re.findall(r"[a-z]+", text.lower())), KEY_WORDS[self.task]

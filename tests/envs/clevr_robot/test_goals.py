@@ -182,6 +182,23 @@ def test_success_keeps_any_batch_shape() -> None:
             assert goal.reward(batch, np.zeros((2, 3), dtype=int), batch).shape == (2, 3)
 
 
+def test_goals_tell_how_far_they_are() -> None:
+    """Worked by hand: to the place, over all placements, from green to the others, and the angles of a row.
+
+    Red at (0.3, 0.4) is hypot(0.3, 0.4 - 0.195) = 0.36335 from its place behind blue at (0, 0), and
+    hypot(0.3 - 0.195, 0.4) = 0.41355 from that to the right of it. In the row cyan lies straight to the left of purple.
+    """
+    layout = with_ball(with_ball(FAR_APART, "blue", 0.0, 0.0), "red", 0.3, 0.4)
+    behind, right = PlaceGoal("red", "blue", "behind"), PlaceGoal("red", "blue", "right")
+    assert behind.distance(layout) == pytest.approx(0.36335, abs=1e-5)
+    assert AllOf((behind, right)).distance(layout) == pytest.approx(0.36335 + 0.41355, abs=1e-5)
+    around = np.array([0.32, 0.0, 0.0, 0.32, 0.0, 0.0, -0.32, 0.0, 0.0, -0.33])
+    assert GatherGoal().distance(around) == pytest.approx(3 * 0.32 + 0.33)
+    swapped = np.array([-0.4, 0.0, -0.2, 0.0, 0.0, 0.0, 0.4, 0.0, 0.2, 0.0])
+    assert RowGoal().distance(np.stack([swapped, swapped])) == pytest.approx([np.pi, np.pi])
+    assert MoveGoal("red", "left").distance(layout) is None, "all are one push away"
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
