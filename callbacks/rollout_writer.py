@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import gymnasium as gym
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,13 +22,19 @@ from kalm.data.choice import verdict_counts
 from kalm.data.goal_data import GoalData
 from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
 from kalm.judging.judge import Judge
-from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.rl.dynamics.dynamics_check import load_dynamics_check
 from kalm.runs.folder import REJECTED_FILE, STORE, find_checkpoint
 from kalm.store.reader import RolloutStore, is_finished_store
 from kalm.store.writer import RolloutStoreWriter
 
 logger = logging.getLogger(__name__)
+
+
+class _Imagining(Protocol):
+    """A module whose ``predict_step`` makes a rollout for each work item of a shard."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Plain JSON types that say what imagines."""
 
 
 class RolloutWriter(Callback):
@@ -115,7 +121,7 @@ class RolloutWriter(Callback):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, data: GoalData) -> set[str]:
         """Open the store, new or unfinished; the names of the shards that need not be imagined."""
         folder = Path(trainer.default_root_dir) / STORE
-        self._provenance = cast(GroundedLLM, pl_module).provenance()
+        self._provenance = cast(_Imagining, pl_module).provenance()
         made_by = {"verb": "predict", **data.description, **self._provenance}
         self._judges = list(self._given_judges)
         if self._judges:

@@ -80,7 +80,8 @@ def _label_parser() -> ArgumentParser:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     parser = _parser(
         "label",
-        "Ask a judge which states of a store meet which goals. A labelling that was killed goes on.",
+        "Ask a judge which states of a store meet which goals, or which rollouts meet their own. A labelling that was "
+        "killed goes on.",
         parser_mode="omegaconf+",
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given again.")
@@ -91,6 +92,8 @@ def _label_parser() -> ArgumentParser:
     parser.add_argument(
         "--name", type=str, default="", help="Of the label, <store>/labels/<name>/; the judge's if none."
     )
+    about = "states: which meet which training goals. rollouts: which meet their own; what is below says nothing then."
+    parser.add_argument("--about", type=Literal["states", "rollouts"], default="states", help=about)
     most = "States asked about each goal at most, none of which are alike to it (paper: 5000); null asks about all."
     parser.add_argument("--max_states_per_goal", type=int | None, default=5000, help=most)
     goals = "Goals of the training split, drawn by the seed; null takes all (TEDUO, table 4: 266, 372, 534)."
@@ -110,6 +113,8 @@ def _label(config: Namespace) -> int:
     require(limit is None or limit >= 1, "max_states_per_goal", limit, "at least 1, or null for all states")
     require(config.seed >= 0, "seed", config.seed, "at least 0")
     made = _label_parser().instantiate(config)
+    if config.about == "rollouts":
+        return _label_rollouts(made, config)
     from kalm.store.collect import open_domain_store
     from kalm.store.labelling import Keep, asked_by_task, distinct_goals, label_store, some_goals
 
@@ -126,6 +131,22 @@ def _label(config: Namespace) -> int:
     if labels.provenance.get("is_oracle"):
         _say("the judge is the domain's own rule: what is learned from these labels is an upper bound")
     _say(f"next: {_AFTER_LABELS[keep.name]}")
+    return 0
+
+
+def _label_rollouts(made: Namespace, config: Namespace) -> int:
+    from kalm.store.collect import open_domain_store
+    from kalm.store.rollout_labelling import agreement_by_split, label_rollouts
+
+    store, name = open_domain_store(made.domain, config.store), config.name or made.judge.name
+    labels = label_rollouts(made.domain, store, made.judge, name, config.show_progress)
+    table = Table("goals", "rollouts", "called met", "precision", "recall", "met, by the rule")
+    for split, row in agreement_by_split(store, labels).items():
+        shares = (row.share_met, row.precision, row.recall, row.share_true)
+        table.add_row(split, f"{row.num_rollouts:,}", *(f"{share:.1%}" for share in shares))
+    Console().print(table)
+    _say(f"{store.path}/labels/{name}: {len(labels):,} rollouts; the rule is only compared with, where none was asked")
+    _say(f"next: learn from what it calls met, --data.imagined.filter success --data.imagined.label {name}")
     return 0
 
 

@@ -19,6 +19,7 @@ from kalm.core.errors import DataError
 from kalm.data.selection import Selection
 from kalm.data.statistics import rollout_returns
 from kalm.envs.base import Domain
+from kalm.judging.judge import DOMAIN_RULE
 from kalm.store.reader import RolloutStore
 
 
@@ -26,7 +27,8 @@ class RolloutFilter(Enum):
     """What a rollout must be to be used; the names are what a YAML file says.
 
     ``none``: nothing, as in the paper. ``plausible``: no transition is marked by any of the domain's flags.
-    ``success``: it meets its goal by the domain's own rule. ``both``: plausible and success.
+    ``success``: it meets its goal, as a label says: the domain's own rule, or another judge's. ``both``: plausible and
+    success.
     """
 
     none = "none"
@@ -41,9 +43,16 @@ _WITHOUT_SUCCESS = {RolloutFilter.both: RolloutFilter.plausible, RolloutFilter.s
 _FAILS = {"implausible": RolloutFilter.plausible, "missed": RolloutFilter.success}
 
 
-def rollout_verdicts(store: RolloutStore) -> dict[RolloutFilter, Tensor]:
-    """For each filter, which rollouts of a store pass, bool of shape (R,)."""
-    success = store.is_success
+def rollout_verdicts(store: RolloutStore, label: str = DOMAIN_RULE) -> dict[RolloutFilter, Tensor]:
+    """For each filter, which rollouts of a store pass, bool of shape (R,).
+
+    Raises:
+        DataError: If the store has no such label, or it is not about rollouts.
+    """
+    labels = store.labels(label)
+    if labels.goal is not None or labels.is_veto:
+        raise DataError(f"label {label!r} of {store.path} does not say of rollouts whether they meet their goals")
+    success = labels.met
     plausible = torch.ones_like(success)
     for flag in store.plausibility_flags:
         plausible = plausible & (store.violations(flag) == 0)
@@ -75,11 +84,11 @@ def verdict_counts(store: RolloutStore) -> dict[str, dict[str, int]]:
     return counts
 
 
-def passes(selection: Selection, rollout_filter: RolloutFilter) -> Tensor:
-    """Which rollouts of a selection pass a filter, bool of shape (J,)."""
+def passes(selection: Selection, rollout_filter: RolloutFilter, label: str = DOMAIN_RULE) -> Tensor:
+    """Which rollouts of a selection pass a filter, by what a label says of success; bool of shape (J,)."""
     if rollout_filter is RolloutFilter.none:  # asks for no verdicts, so there need not be any
         return torch.ones(len(selection), dtype=torch.bool)
-    verdicts = [rollout_verdicts(store)[rollout_filter][rows] for store, rows in selection.by_store()]
+    verdicts = [rollout_verdicts(store, label)[rollout_filter][rows] for store, rows in selection.by_store()]
     return torch.cat([torch.zeros(0, dtype=torch.bool), *verdicts])
 
 
@@ -118,11 +127,15 @@ def top_returns(selection: Selection, fraction: float, discount: float) -> Selec
 
 
 def verified_rollouts(
-    domain: Domain, selection: Selection, rollout_filter: RolloutFilter, num_least: int = 0
+    domain: Domain,
+    selection: Selection,
+    rollout_filter: RolloutFilter,
+    num_least: int = 0,
+    label: str = DOMAIN_RULE,
 ) -> Selection:
     """Those that pass a filter, and for tasks with few of them the next best.
 
-    It is rejection sampling with the domain's own rules as the judge, as in STaR (Zelikman et al. 2022,
+    It is rejection sampling, by default with the domain's own rule as the judge, as in STaR (Zelikman et al. 2022,
     arXiv:2203.14465) and ReST (Gulcehre et al. 2023, arXiv:2308.08998). KALM imagines once and grounds no further.
 
     Args:
@@ -131,8 +144,9 @@ def verified_rollouts(
         rollout_filter: What a rollout must be.
         num_least: Rollouts that each task should have. Where fewer pass, the rollouts of the highest return join
             that pass all of the filter but success; only such that earned something, and of equal ones the first.
+        label: The name of the label that says which meet their goals.
     """
-    chosen = passes(selection, rollout_filter)
+    chosen = passes(selection, rollout_filter, label)
     if num_least and rollout_filter in _WITHOUT_SUCCESS:
         returns = rollout_returns(selection, discount=1.0)
         may_join = passes(selection, _WITHOUT_SUCCESS[rollout_filter]) & (returns > 0)

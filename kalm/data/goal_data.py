@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from kalm.core import names
 from kalm.core.errors import DataError
 from kalm.core.goal import InstructedGoal
+from kalm.core.validation import raise_problems
 from kalm.data.language_batches import WorkShard, make_work_items
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import RealRollouts
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 
@@ -79,11 +81,11 @@ class GoalData(RolloutData):
             seed: Decides the first observations and the model's luck.
 
         Raises:
-            DataError: If a number is out of range or a split is unknown.
+            DataError: If a number is out of range, or a split is unknown or kept for the test.
         """
         super().__init__(locals())
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        splits = domain.check_goal_splits(list(num_rollouts))
+        splits = domain.check_learning_splits(list(num_rollouts))
         self._num_rollouts = {split: num_rollouts[split] for split in domain.goal_splits if split in splits}
         require_least(rollouts_per_shard=(rollouts_per_shard, 1), **{s: (n, 1) for s, n in num_rollouts.items()})
         self._goals_file, self._seed, self._rollouts_per_shard = goals_file, seed, rollouts_per_shard
@@ -126,6 +128,11 @@ class GoalData(RolloutData):
             return self.domain.instructed_goals(split)
         goals = self.domain.load_instructed_goals(self._goals_file)
         chosen = [goal for goal in goals if goal.goal_split == split]
+        raise_problems(
+            f"{self._goals_file} asks to imagine what only a test may show",
+            self.domain.kept_for_the_test((goal.instruction, goal.goal_split) for goal in chosen),
+            "Write other sentences.",
+        )
         if not chosen:
             found = sorted({goal.goal_split for goal in goals})
             raise DataError(

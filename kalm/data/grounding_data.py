@@ -21,11 +21,12 @@ from kalm.data.language_batches import (
     join_batches,
     make_work_items,
 )
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, generation_prompts, shortest_instructions
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS
@@ -106,7 +107,7 @@ class GroundingData(RolloutData):
             symmetry: Under which of the domain's symmetries every rollout is shown, a random one each time.
             num_held_out: Rollouts that are validated on and never trained on.
             num_imagined: Rollouts a split to imagine in every validation.
-            goal_splits: Splits to imagine for; null takes all of the domain's.
+            goal_splits: Splits to imagine for; null takes all that are not kept for the test.
             seed: Decides the order of training.
 
         Raises:
@@ -121,7 +122,11 @@ class GroundingData(RolloutData):
         self._num_imagined_generation = imagined.num_rows(tasks.generation, "tasks.generation") if imagined else 0
         self._tasks, self._text_source = tasks, general_text
         self._shown: Any = {"tokens_per_prompt": tokens_per_prompt, "crop_probability": crop_probability}
-        self._seed, self._num_imagined, self._goal_splits = seed, num_imagined, domain.check_goal_splits(goal_splits)
+        self._seed, self._num_imagined, self._goal_splits = (
+            seed,
+            num_imagined,
+            domain.check_learning_splits(goal_splits),
+        )
 
     def setup(self, stage: str) -> None:
         """Open the stores and read the text, so that what is wrong with them shows at once."""

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from kalm.core.errors import DataError
 from kalm.data.label_draws import LabelDraws
 from kalm.data.labelled_goals import LabelledGoal, Part, Rows, labelled_goals, parts_of_states
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import RealRollouts
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.labels import Labels, label_manifest

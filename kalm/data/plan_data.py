@@ -6,7 +6,6 @@ Q questions, W columns, H rows.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
@@ -25,15 +23,14 @@ from torchrl.data.replay_buffers.storages import Storage
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter
 
 from kalm.core import names
-from kalm.core.errors import CheckpointError, DataError, require
+from kalm.core.errors import DataError, require
 from kalm.core.goal import InstructedGoal
-from kalm.core.provenance import changes
 from kalm.core.specs import Spec
 from kalm.data.minibatches import Updates
 from kalm.data.policy_data import DEFAULT_EPISODES, EvaluationEpisodes
-from kalm.data.rollout_data import IndexedBatches, require_least
-from kalm.data.rollout_sources import BY_CONTENT, data_decisions
+from kalm.data.rollout_sources import BY_CONTENT
 from kalm.data.selection import Selection
+from kalm.data.training_data import TrainingData, require_least
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder
@@ -78,7 +75,7 @@ class Plans:
     stores: list[str] = field(metadata=BY_CONTENT)
 
 
-class PlanData(LightningDataModule):
+class PlanData(TrainingData):
     """Steps of plans to learn from, a minibatch for each update, and the episodes that a student is judged on.
 
     Attributes:
@@ -120,9 +117,7 @@ class PlanData(LightningDataModule):
         Raises:
             DataError: If a number is out of range, a split is unknown, or the world is no grid that one agent walks on.
         """
-        super().__init__()
-        found = locals()
-        self._arguments = {name: found[name] for name in inspect.signature(type(self)).parameters}
+        super().__init__(locals())
         self.domain, self.encoder, self.evaluation, self.seed = domain, encoder, evaluation, seed
         self._plans, self._paraphrase, self._token_noise = plans, paraphrase, token_noise
         require(token_noise >= 0, "token_noise", token_noise, "0 or more")
@@ -237,10 +232,6 @@ class PlanData(LightningDataModule):
         for rows in self.selection.rows().split(num_rows):
             yield self.selection.read(keys, rows)
 
-    def train_dataloader(self) -> DataLoader[TensorDict]:
-        """Minibatches without end, going on behind those that the trainer has used."""
-        return IndexedBatches(self.batch, start=self._first_batch).dataloader()
-
     def val_dataloader(self) -> DataLoader[list[Episode]]:
         """Lists of validation episodes."""
         return self.evaluation.validation_loader(self.domain)
@@ -256,24 +247,7 @@ class PlanData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What decides, with the update, what is learned from in it; Lightning puts it into checkpoints."""
         num_devices = self.trainer.world_size if self.trainer is not None else 1
-        return {**self._decisions, "num_devices": num_devices}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on training with other data than those of the checkpoint; evaluation does not mind.
-
-        Raises:
-            CheckpointError: With every argument that changed, from what to what.
-        """
-        changed = changes(state_dict, self.state_dict()) if self._verb == "fit" else []
-        if changed:
-            raise CheckpointError(
-                f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back, or "
-                "start afresh under another --experiment"
-            )
-
-    @cached_property
-    def _decisions(self) -> dict[str, Any]:
-        return data_decisions(self._arguments, self.undecided)
+        return {**super().state_dict(), "num_devices": num_devices}
 
     @cached_property
     def _goals_and_numbers(self) -> tuple[list[tuple[str, str, str]], Tensor]:
@@ -340,13 +314,6 @@ class PlanData(LightningDataModule):
         grid = self.domain.agent_grid
         found = [grid.answers(goal.goal.to_json()) for goal in self.goals]
         return torch.tensor([[answers[question] for question in grid.questions] for answers in found])
-
-    def _first_batch(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
-
-    @property
-    def _verb(self) -> str | None:
-        return None if self.trainer is None else self.trainer.state.fn
 
 
 class GoalSampler(RandomSampler):

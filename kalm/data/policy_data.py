@@ -23,10 +23,11 @@ from kalm.core.errors import CheckpointError, DataError
 from kalm.core.rollout import Rollout
 from kalm.data.choice import check_verdict_weights, weighed_by_verdicts
 from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.envs.simulation import Episode
@@ -47,7 +48,7 @@ class EvaluationEpisodes:
         num_test_episodes: Episodes a split in test.
         goal_splits: Splits to evaluate on; null takes all of the domain's.
         validation_splits: Splits to validate on, where some are not to be seen before the test; null takes all that are
-            tested.
+            tested but those of unseen sentences, which the domain keeps for the test.
         goals_file: JSON lines of your own goals to evaluate on, in place of the domain's.
     """
 
@@ -60,11 +61,18 @@ class EvaluationEpisodes:
     def check(self, domain: Domain) -> None:
         """Refuse with a ``DataError`` splits that a domain does not have, before anything is read."""
         domain.check_goal_splits(self.goal_splits)
-        domain.check_goal_splits(self.validation_splits)
+        domain.check_learning_splits(self.validation_splits)
 
     def validation_loader(self, domain: Domain) -> DataLoader[list[Episode]]:
-        """Lists of validation episodes."""
-        splits = self.goal_splits if self.validation_splits is None else self.validation_splits
+        """Lists of validation episodes.
+
+        Raises:
+            DataError: If all splits that are tested are kept for the test, and none is named for validation.
+        """
+        splits = self.validation_splits
+        if splits is None and self.goal_splits is not None:
+            splits = [split for split in self.goal_splits if split not in domain.unseen_splits]
+        splits = domain.check_learning_splits(splits)
         return self._loader(domain, splits, self.num_validation_episodes, _VALIDATION_SEED)
 
     def test_loader(self, domain: Domain) -> DataLoader[list[Episode]]:

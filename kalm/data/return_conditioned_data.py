@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from kalm.data.grounding_data import check_shown_rollouts
 from kalm.data.language_batches import GroundingBatch, GroundingTask
 from kalm.data.policy_data import DEFAULT_EPISODES, EvaluationEpisodes
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, generation_prompts
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode
 from kalm.language.encoder import SentenceEncoder

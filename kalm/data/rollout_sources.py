@@ -18,6 +18,7 @@ from kalm.core.errors import DataError
 from kalm.data.choice import RolloutFilter, first_rollouts, passing, top_returns, verdict_counts, verified_rollouts
 from kalm.data.selection import Selection
 from kalm.envs.base import Domain
+from kalm.judging.judge import DOMAIN_RULE
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.collect import collect_store
 from kalm.store.reader import RolloutStore, is_finished_store
@@ -79,6 +80,8 @@ class ImaginedRollouts:
     Args:
         stores: Folders of the stores.
         filter: What a rollout must be to be used: none (paper), plausible, success or both.
+        label: Name of the label, beside each store, that says which rollouts meet their goals. ``domain_rule``, which
+            every store has, knows what policies are judged by: what is learned by it is an upper bound.
         fraction: Part of what is learned in an update that is imagined, in (0, 1], to the nearest row (paper: 0.5).
         top_return_fraction: Share of those that pass to use in each goal split, those of the highest return, in (0, 1].
         return_discount: Worth of a reward one step later in that return, in [0, 1].
@@ -88,6 +91,7 @@ class ImaginedRollouts:
 
     stores: list[str] = field(metadata=BY_CONTENT)
     filter: RolloutFilter = RolloutFilter.both
+    label: str = DOMAIN_RULE
     fraction: float = 0.5
     top_return_fraction: float = 1.0
     return_discount: float = 1.0
@@ -121,11 +125,12 @@ class ImaginedRollouts:
         Raises:
             DataError: If none passes, with what there is: that must not become training on real rollouts in silence.
         """
-        chosen = verified_rollouts(domain, stored, self.filter, self.num_least)
+        chosen = verified_rollouts(domain, stored, self.filter, self.num_least, self.label)
         if not len(chosen):
             counts = "\n  ".join(f"{store.path}: {verdict_counts(store)}" for store, _ in stored.by_store())
             raise DataError(
-                f"no imagined rollout passes filter: {self.filter.name}; what there is:\n  {counts}\n"
+                f"no imagined rollout passes filter: {self.filter.name} by the label {self.label}; what there is, by "
+                f"the rule:\n  {counts}\n"
                 f"Allowed filters are {', '.join(f.name for f in RolloutFilter)}; or ground the model longer, imagine "
                 "more, raise imagined.num_least, or set imagined to null to train on real rollouts only"
             )

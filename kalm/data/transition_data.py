@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from kalm.core import names
-from kalm.data.rollout_data import RolloutData, require_least
+from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetricNumbers, SymmetryKind
+from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 
 Transitions = dict[Any, Tensor]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -42,6 +42,8 @@ class Domain(ABC):
         goal_class: What all its goals are.
         sentences_from: Splits that have the sentences of another one, which they differ from in something else, such
             as the place: that other one, by name. No two others share a sentence.
+        unseen_splits: Splits that have the goals of another one in sentences that are kept for the test: that other
+            one, by name. Nothing imagines, labels, trains or validates on them, see ``learning_splits``.
         observation_space: What is seen, a Gymnasium space of any kind.
         action_space: What can be done, another.
         plausibility_flags: Names of the ways in which a transition can be implausible.
@@ -51,6 +53,7 @@ class Domain(ABC):
     name: ClassVar[str]
     goal_splits: ClassVar[tuple[str, ...]] = ("train",)
     sentences_from: ClassVar[Mapping[str, str]] = {}
+    unseen_splits: ClassVar[Mapping[str, str]] = {}
     goal_class: ClassVar[type[Any]]
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
@@ -131,7 +134,7 @@ class Domain(ABC):
         raise DataError(f"the domain {self.name} is no grid that one agent walks on, which is what is read here")
 
     def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
-        """Other sentences for a training instruction, which training may show: in no pattern or synonym of a test."""
+        """Other sentences for a training instruction, which training may show; no pattern or synonym is the tests'."""
         return ()
 
     @property
@@ -231,13 +234,18 @@ class Domain(ABC):
         first = self.training_split
         return tuple(split for split in self.goal_splits if self.sentences_from.get(split, split) == first)
 
+    @property
+    def learning_splits(self) -> tuple[str, ...]:
+        """The splits that whatever comes before the test may look at: all but those of unseen sentences."""
+        return tuple(split for split in self.goal_splits if split not in self.unseen_splits)
+
     def instruction_for(self, goal: Goal) -> str:
         """The first built-in sentence for a goal; an empty one for a user's."""
         return self._instruction_for.get(goal, "")
 
     @cached_property
     def _instruction_for(self) -> dict[Goal, str]:
-        rows = [row for split in self.goal_splits for row in self.instructed_goals(split)]
+        rows = [row for split in self.learning_splits for row in self.instructed_goals(split)]
         return {row.goal: row.instruction for row in reversed(rows)}
 
     def check_goal_splits(self, goal_splits: Sequence[str] | None) -> list[str]:
@@ -254,6 +262,33 @@ class Domain(ABC):
                 f"{', '.join(self.goal_splits)}"
             )
         return chosen
+
+    def check_learning_splits(self, goal_splits: Sequence[str] | None) -> list[str]:
+        """Names of splits that may be looked at before the test; all of those for None.
+
+        Raises:
+            DataError: If a name is unknown or none is given, or if the sentences of a split are kept for the test.
+        """
+        chosen = self.check_goal_splits(self.learning_splits if goal_splits is None else goal_splits)
+        if kept := [split for split in chosen if split in self.unseen_splits]:
+            raise DataError(
+                f"goal_splits: the sentences of {', '.join(map(repr, kept))} are kept for the test; before it only "
+                f"{', '.join(self.learning_splits)} may be imagined, labelled, trained or validated on"
+            )
+        return chosen
+
+    def kept_for_the_test(self, told: Iterable[tuple[str, str]]) -> list[str]:
+        """Which of these sentences, each with its split, only a test may show, as problems to raise."""
+        return [
+            f"{sentence!r} of the split {split!r} is kept for the test"
+            for sentence, split in told
+            if split in self.unseen_splits or sentence.casefold() in self._unseen_sentences
+        ]
+
+    @cached_property
+    def _unseen_sentences(self) -> frozenset[str]:
+        rows = (row for split in self.unseen_splits for row in self.instructed_goals(split))
+        return frozenset(row.instruction.casefold() for row in rows)
 
     def label_rollout(
         self,

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from kalm.core.goal import InstructedGoal
+from kalm.core.goal import Goal, InstructedGoal
 from kalm.core.validation import validate_rollout
 from kalm.envs.base import Domain
 from kalm.envs.vector_env import SingleEnv
@@ -78,6 +78,15 @@ def _check_goals(domain: Domain) -> Problems:
                 yield f"goals: {goal!r} has the task {goal.task!r} and max_steps {goal.max_steps}"
             if goal.explained_by(""):
                 yield f"goals: {goal!r} is explained by an empty text"
+    for split, source in domain.unseen_splits.items():
+        if split not in domain.goal_splits or source not in domain.learning_splits:
+            yield f"goals: unseen_splits has {split!r} for {source!r}; these must be a split and one for learning"
+        elif _goals_of(domain, split) != _goals_of(domain, source):
+            yield f"goals: the split {split!r} has not the goals of {source!r}, which it shall ask for in other words"
+
+
+def _goals_of(domain: Domain, split: str) -> set[Goal]:
+    return {row.goal for row in domain.instructed_goals(split)}
 
 
 def _check_environment(domain: Domain) -> Problems:

@@ -12,7 +12,7 @@ from kalm.report.success_table import ReportRow, success_rate
 from kalm.report.table import EMPTY, Table
 
 _NOTE = (
-    "Percent of episodes: mean ± standard deviation over seeds (Wilson 95 % interval of all episodes pooled); "
+    "Percent of episodes: mean ± standard deviation over seeds (95 % interval, bootstrap over seeds and episodes); "
     "mean: over the tasks {kinds}. Length in steps, the limit where an episode failed. Invalid: percent of "
     "actions that change nothing. The paper's rows are of two test grids and one training run."
 )
@@ -30,8 +30,7 @@ def behaviour_table(
         report_rows: Which policies are shown.
         reported: The paper's numbers by method and split; by default those of its main table.
     """
-    wanted = {report_row.experiment for report_row in report_rows}
-    rows = [row for row in rows if row.experiment in wanted and row.num_invalid is not None]
+    rows = [row for row in rows if row.num_invalid is not None and any(shown.owns(row) for shown in report_rows)]
     if not rows:
         return None
     splits, tasks = splits_of(rows), list(dict.fromkeys(row.task for row in rows))
@@ -41,7 +40,7 @@ def behaviour_table(
     cells = []
     for split in splits:
         for report_row in report_rows:
-            own = [row for row in rows if row.experiment == report_row.experiment and row.goal_split == split]
+            own = [row for row in rows if report_row.owns(row) and row.goal_split == split]
             if own:
                 cells.append((report_row.label, split, *_measured(own, kinds, tasks)))
         for method, of_split in (_main_table(rows) if reported is None else reported).items():

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kalm.report.curves import curves
+from kalm.report.intervals import Outcomes
 from kalm.report.results import (
     EXPLANATION_METRICS,
     STEP_METRICS,
@@ -24,21 +25,21 @@ from kalm.report.results import (
     splits_of,
 )
 from kalm.report.rollout_tables import MatchRate
-from kalm.report.success_table import ReportRow, rates_by_split, seed_rates
+from kalm.report.success_table import ReportRow, rates_by_split
 
 _PERCENT = (-2.0, 102.0)  # room for lines that run along 0 and 100
 _PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
 
 def plot_success_bars(rows: Sequence[EpisodeRow], report_rows: Sequence[ReportRow], path: Path) -> Path:
-    """Success by goal split, one bar an experiment, whiskers at the Wilson interval; the baseline is the pale one."""
+    """Success by goal split, one bar a row, whiskers at the interval; the baseline is the pale one."""
     colors = _pair_colors(report_rows)
     baselines = {report_row.baseline for report_row in report_rows}
     bars = []
     for row in report_rows:
         percents = {
             split: (100 * rate.mean, 100 * rate.interval[0], 100 * rate.interval[1])
-            for split, rate in rates_by_split(rows, row.experiment).items()
+            for split, rate in rates_by_split(rows, row).items()
         }
         alpha = 0.45 if row.experiment in baselines else 1.0
         bars.append(_Bars(row.label, percents, colors[row.experiment], alpha))
@@ -88,11 +89,11 @@ def plot_training_curves(rows: Sequence[EpisodeRow], report_rows: Sequence[Repor
     baselines = {report_row.baseline for report_row in report_rows}
     for axes, split in zip(panels, splits, strict=True):
         for report_row in report_rows:
-            own = [row for row in rows if row.experiment == report_row.experiment and row.goal_split == split]
+            own = [row for row in rows if report_row.owns(row) and row.goal_split == split]
             updates = sorted({row.update for row in own})
             if not updates:
                 continue
-            of_seed = [100 * np.array(seed_rates([row for row in own if row.update == update])) for update in updates]
+            of_seed = [100 * Outcomes.of([row for row in own if row.update == update]).rates for update in updates]
             color, style = colors[report_row.experiment], "--" if report_row.experiment in baselines else "-"
             means, lows, highs = ([float(end(rates)) for rates in of_seed] for end in (np.mean, np.min, np.max))
             axes.plot(updates, means, style, color=color, marker=".", label=_plain(report_row.label))
@@ -146,7 +147,7 @@ def _plot_bars(series: Sequence[_Bars], splits: Sequence[str], quantity: str, ti
         present = [position for position, split in enumerate(splits) if split in bars.percents]
         places = [position - 0.4 + (number + 0.5) * width for position in present]
         shown = [bars.percents[splits[position]] for position in present]
-        # A mean over seeds of unequal size can lie outside the pooled interval: no whisker has a negative length.
+        # The mean need not lie within an interval of percentiles: no whisker has a negative length.
         whiskers = [[max(0.0, p - low) for p, low, _ in shown], [max(0.0, high - p) for p, _, high in shown]]
         look: dict[str, Any] = {"color": bars.color, "alpha": bars.alpha, "label": _plain(bars.label)}
         axes.bar(places, [percent for percent, _, _ in shown], width, yerr=whiskers, capsize=2, **look)

@@ -80,13 +80,23 @@ def find_files(folders: Sequence[Path], name: str) -> list[Path]:
 
 
 def last_update(rows: Iterable[EpisodeRow]) -> list[EpisodeRow]:
-    """The rows of each run's last checkpoint: tested, or if it was not tested yet at its last validation."""
+    """The rows of each run's last checkpoint: all of them tested or, if no run was tested yet, at the last validation.
+
+    Validation and test are different episodes, and options are chosen on the one: they never stand in one table. Where
+    some runs were tested, a run that was not has no rows here.
+    """
+    rows = list(rows)
+    stage = final_stage(rows)
     last = []
-    for run in _by_run(rows).values():
-        counting = [row for row in run if row.stage == "test"] or run
-        update = max(row.update for row in counting)
-        last += [row for row in counting if row.update == update]
+    for run in _by_run(row for row in rows if row.stage == stage).values():
+        update = max(row.update for row in run)
+        last += [row for row in run if row.update == update]
     return last
+
+
+def final_stage(rows: Iterable[EpisodeRow]) -> str:
+    """The stage that the tables of the last checkpoint are of."""
+    return "test" if any(row.stage == "test" for row in rows) else "validate"
 
 
 def last_evaluations(rows: Iterable[EpisodeRow], num_evaluations: int) -> list[list[EpisodeRow]]:

@@ -13,7 +13,7 @@ from kalm.report.rollout_tables import ComparedImagination
 from kalm.report.success_table import ReportRow
 from kalm.runs.folder import STORE
 
-_ROW_KEYS = ("experiment", "label", "baseline", "line", "at")
+_ROW_KEYS = ("experiment", "label", "baseline", "replications", "line", "at")
 _COMPARED_KEYS = ("experiment", "label", "paper")
 
 
@@ -27,7 +27,7 @@ def study_rows(study: Mapping[str, Any] | None, results: Sequence[EpisodeRow]) -
     if listed is None:
         return [ReportRow(name, name) for name in sorted({row.experiment for row in results})]
     entries = _entries(listed, "row", _ROW_KEYS)
-    rows = [ReportRow(**entry) for entry in entries]
+    rows = [ReportRow(**{**entry, "replications": tuple(entry.get("replications") or ())}) for entry in entries]
     for row in rows:
         if (row.line is None) != (row.at is None):
             raise DataError(f"{row.experiment} has line {row.line!r} and at {row.at!r}; a point of a curve has both")
@@ -92,7 +92,7 @@ def experiment_seeds(study: Mapping[str, Any] | None, experiment: str) -> list[i
 def belongs_to_study(row: EpisodeRow, study: Mapping[str, Any] | None, report_rows: Sequence[ReportRow]) -> bool:
     """Whether an episode is of an experiment and a seed that the study has; a root may hold other runs as well."""
     seeds = study_seeds(study)
-    return row.experiment in {shown.experiment for shown in report_rows} and (not seeds or row.seed in seeds)
+    return any(shown.owns(row) for shown in report_rows) and (not seeds or row.seed in seeds)
 
 
 def study_folders(study: Mapping[str, Any] | None) -> list[Path]:

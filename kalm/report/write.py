@@ -30,6 +30,7 @@ from kalm.report.plots import (
 from kalm.report.results import (
     EpisodeRow,
     MetricLog,
+    final_stage,
     grounding_table,
     last_evaluations,
     last_update,
@@ -87,11 +88,11 @@ def write_report(
     Args:
         folders: A root such as ``checkpoints``, or single run folders.
         output: Folder for report.md, report.html and the plots; made when absent.
-        study: A study file as a mapping. Its ``report: {rows: [{experiment, label, baseline}]}`` says which experiments
-            to show, in which order and against what, its ``report: {paper: skills}`` which table of TEDUO's stands
-            below them in place of the main one. Rows with ``line`` and ``at`` are points of curves, which differ in
-            what ``report: {curve: number of goals}`` says; its seeds and stages say what a complete report holds.
-            Without it every experiment found is a row of its own.
+        study: A study file as a mapping. Its ``report: {rows: [{experiment, label, baseline, replications}]}`` says
+            which experiments to show, in which order, against what and repeated by which, its ``report: {paper:
+            skills}`` which table of TEDUO's stands below them in place of the main one. Rows with ``line`` and ``at``
+            are points of curves, which differ in what ``report: {curve: number of goals}`` says; its seeds and stages
+            say what a complete report holds. Without it every experiment found is a row of its own.
         durations: Stage name -> seconds, printed at the end.
         num_last_evaluations: How many of the last evaluations the "mean of the last" table averages (the paper: 5).
         console: Where to print the main table and the report's place; None prints nothing.
@@ -160,7 +161,8 @@ class _Found:
 def _missing(study: Mapping[str, Any] | None, found: _Found) -> list[str]:
     """One sentence for each thing that a complete report would have."""
     missing = []
-    for experiment in (report_row.experiment for report_row in found.rows):
+    instead = "left out, for others were" if final_stage(found.results) == "test" else "its last validation is shown"
+    for experiment in (name for report_row in found.rows for name in report_row.experiments):
         seeds = experiment_seeds(study, experiment)
         own = [row for row in found.results if row.experiment == experiment]
         evaluated = {row.seed for row in own}
@@ -169,7 +171,7 @@ def _missing(study: Mapping[str, Any] | None, found: _Found) -> list[str]:
             if seed not in evaluated:
                 missing.append(f"{experiment}, seed {seed}: no episodes; it was not trained or not evaluated")
             elif seed not in tested:
-                missing.append(f"{experiment}, seed {seed}: not tested yet; its last validation is shown")
+                missing.append(f"{experiment}, seed {seed}: not tested yet; {instead}")
         if not own and not seeds:
             missing.append(f"{experiment}: no episodes; it was not trained or not evaluated")
     if not found.results:

@@ -10,6 +10,7 @@ Shape letters: K updates a training step, S policies side by side, B batch, O ob
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -55,6 +56,7 @@ class OfflineRLModule(EvaluatedPolicy):
         target_update_rate: float = 0.005,
         target_update_interval: int = 1,
         normalize_observation: bool = True,
+        observation_limit: float | None = 10.0,
         normalize_goal_embedding: bool = True,
         gradient_clip_norm: float | None = None,
         learning_rate_schedule: ScheduleKind = "constant",
@@ -79,6 +81,8 @@ class OfflineRLModule(EvaluatedPolicy):
             target_update_interval: Updates between two updates of the target networks.
             normalize_observation: Whether observations that are vectors are shifted and scaled by the real data's
                 statistics.
+            observation_limit: Standard deviations at which each number of an observation ends, where observations are
+                normalised; null for no limit. Common libraries take 10.
             normalize_goal_embedding: Whether goal embeddings are shifted, and scaled as a whole, by the statistics of
                 the data's instructions; else a sentence encoder's are too close for a small network to tell apart.
                 Vectors of tokens are not.
@@ -108,6 +112,8 @@ class OfflineRLModule(EvaluatedPolicy):
         is_clip_norm = gradient_clip_norm is None or gradient_clip_norm > 0
         require(is_clip_norm, "gradient_clip_norm", gradient_clip_norm, "above 0")
         require(ema_rate is None or 0 < ema_rate <= 1, "ema_rate", ema_rate, "in (0, 1], or null")
+        is_limit = observation_limit is None or observation_limit > 0
+        require(is_limit, "observation_limit", observation_limit, "above 0, or null")
         require(num_seeds >= 1, "num_seeds", num_seeds, "1 or more")
         require_discrete(acting, spec)
         if self.needs_continuous_actions and spec.is_discrete:
@@ -132,7 +138,8 @@ class OfflineRLModule(EvaluatedPolicy):
         self.acting = acting
         self._asked: tuple[ActionChoice, Tensor, Tensor] | None = None  # who chooses for which rows, in evaluation
         is_vector = isinstance(spec.observation, VectorObservation)  # codes on a grid are no quantities
-        self.observation_normalizer = Normalizer(spec.observation_size) if is_vector else nn.Identity()
+        limit = math.inf if observation_limit is None or not normalize_observation else observation_limit
+        self.observation_normalizer = Normalizer(spec.observation_size, limit) if is_vector else nn.Identity()
         # Networks that read tokens normalise each on its own: what is no token stays zero.
         self.goal_normalizer = nn.Identity() if spec.num_goal_tokens else Normalizer(spec.goal_embedding_size)
         # The table of goal embeddings belongs to the data, not to the checkpoint.

@@ -53,10 +53,11 @@ def collect_store(
 
 
 def open_domain_store(domain: Domain, path: str) -> RolloutStore:
-    """Open a store and check that its rollouts are of this domain.
+    """Open a store and check that its rollouts are of this domain, and that learning may see their sentences.
 
     Raises:
-        DataError: If there is no store, or its domain or spaces are others (all differences are listed).
+        DataError: If there is no store, if its domain or spaces are others (all differences are listed), or if it holds
+            sentences that are kept for the test.
     """
     store = RolloutStore(path)
     found = {"domain": store.domain, **store.spec.to_json()}
@@ -66,6 +67,11 @@ def open_domain_store(domain: Domain, path: str) -> RolloutStore:
         f"rollout store {path} is not of the domain {domain.name}",
         problems,
         f"Name a store of {domain.name}, or another domain.",
+    )
+    raise_problems(
+        f"rollout store {path} tells what only a test may show",
+        domain.kept_for_the_test((row.instruction, row.goal_split) for row in store.instructions),
+        "Leave these rollouts out.",
     )
     return store
 

@@ -50,8 +50,13 @@ class AskedGoals:
 
 
 def distinct_goals(domain: Domain, goal_split: str | None = None) -> list[InstructedGoal]:
-    """Each goal of a split, by default the training split, once, with the first of its sentences."""
-    rows = domain.instructed_goals(goal_split or domain.training_split)
+    """Each goal of a split, by default the training split, once, with the first of its sentences.
+
+    Raises:
+        DataError: If the split is unknown or kept for the test.
+    """
+    (split,) = domain.check_learning_splits([goal_split or domain.training_split])
+    rows = domain.instructed_goals(split)
     return list({row.goal: row for row in reversed(rows)}.values())[::-1]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class TableFiles:
     def add(self, content: Tensor, end: Tensor) -> NDArray[np.int64]:
         """Take the table of a shard in, as ``number_rows`` made it; returns the numbers its rows have now."""
         joined, ends = content.numpy().tobytes(), end.tolist()
-        rows = [joined[start:stop] for start, stop in zip([0, *ends][:-1], ends, strict=True)]
+        rows = [joined[start:stop] for start, stop in pairwise([0, *ends])]  # a shard may have no row
         numbers, new = self.numbers.add(rows)
         self._files[f"{self._table}/{ROWS_FILE}"].write(b"".join(new))
         ends_of_new = self._num_bytes + _ends(new)

@@ -58,9 +58,10 @@ class Shown(lightning.LightningModule):
             for item in items
         ]
 
-    def explain(self, rollouts: Sequence[Rollout], prompt: str) -> list[str]:
-        """One text a rollout."""
-        return [self.answers.get(prompt, rollout.instruction) for rollout in rollouts]
+    def explain(self, rollouts: Sequence[Rollout], prompt: str, num_answers: int = 1) -> list[str]:
+        """One text a rollout; the best of several is the truth."""
+        answers = self.answers if num_answers == 1 else {}
+        return [answers.get(prompt, rollout.instruction) for rollout in rollouts]
 
 
 class ShownData(lightning.LightningDataModule):

@@ -37,6 +37,18 @@ def test_every_validation_counts_anew(tmp_path: Path) -> None:
     assert first.keys() == {"explain/seen_prompt_accuracy", "explain/unseen_prompt_accuracy"}
 
 
+def test_the_best_of_several_answers_is_judged_beside_the_likeliest(tmp_path: Path) -> None:
+    """Here several answers are always right, one never."""
+    module = Shown({EXPLANATION: "no idea", UNSEEN_EXPLANATION: "no idea"})
+    metrics = validate(tmp_path, Explanation(num_answers=4), {"real": [TO_THE_LEFT]}, module=module)
+    assert metrics == {
+        "explain/seen_prompt_accuracy": 0.0,
+        "explain/unseen_prompt_accuracy": 0.0,
+        "explain/seen_prompt_best_of_4_accuracy": 1.0,
+        "explain/unseen_prompt_best_of_4_accuracy": 1.0,
+    }
+
+
 def test_without_real_rollouts_nothing_is_claimed(tmp_path: Path) -> None:
     """No accuracy of zero rollouts."""
     assert validate(tmp_path, Explanation(), {"imaginary": [IMAGINED]}) == {}
@@ -53,7 +65,9 @@ def test_table_shows_what_was_told_and_what_was_said(tmp_path: Path) -> None:
     assert rows == [f"{told} | {said} | {told}" for told in ("go to the right end", "go to the left end")]
 
 
-def test_negative_examples_are_refused() -> None:
+def test_numbers_out_of_range_are_refused() -> None:
     """The message names the option."""
     with pytest.raises(KalmError, match="num_examples is -1"):
         Explanation(num_examples=-1)
+    with pytest.raises(KalmError, match="num_answers is 0"):
+        Explanation(num_answers=0)

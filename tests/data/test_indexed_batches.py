@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from tensordict import TensorDict
 
-from kalm.data.rollout_data import IndexedBatches
+from kalm.data.training_data import IndexedBatches
 
 
 def test_a_pass_counts_from_its_start_to_its_stop() -> None:

@@ -136,6 +136,12 @@ class Twice(ChainDomain):
         ] * (goal_split == "hard")
 
 
+class OtherGoals(ChainDomain):
+    """The hard split is said to be the easy one in words that are kept for the test."""
+
+    unseen_splits = {"hard": "easy"}
+
+
 class Forgetful(ChainDomain):
     """JSON gives back another goal."""
 
@@ -190,6 +196,7 @@ class Mixed(ChainDomain):
         (chain_with(_restore=lambda self, row, goal, seen: one_hot(np.array(2))), "shows another one"),
         (Rewound(), "a deep copy of RewoundEnv goes on otherwise"),
         (Twice(), "is in the split 'train' too"),
+        (OtherGoals(), "the split 'hard' has not the goals of 'easy'"),
         (Forgetful(), "is another goal after to_json"),
         (Unmarked(), "plausibility marks ['jumped'"),
         (Restless(), "depends on more than the seed and its number"),

@@ -65,15 +65,20 @@ def test_a_boolean_is_not_a_number_of_steps(tmp_path, result_line):
 
 
 def test_the_last_checkpoint_is_the_last_test_of_each_run(episode):
-    """Seed 0 was tested at 100 and 200 and validated at 300; seed 1 only validated, at 50 and 60."""
+    """Seed 0 was tested at 100 and 200 and validated at 300; seed 1 only validated: no table shows both stages."""
     rows = [
         episode(update=100),
         episode(update=200),
         episode(update=300, stage="validate"),
         episode(seed=1, update=50, stage="validate"),
-        episode(seed=1, update=60, stage="validate"),
     ]
-    assert [(row.seed, row.update, row.stage) for row in last_update(rows)] == [(0, 200, "test"), (1, 60, "validate")]
+    assert [(row.seed, row.update, row.stage) for row in last_update(rows)] == [(0, 200, "test")]
+
+
+def test_where_nothing_was_tested_the_last_validation_counts(episode):
+    """Seed 0 was validated at 300, seed 1 at 50 and 60."""
+    rows = [episode(seed=seed, update=update, stage="validate") for seed, update in ((0, 300), (1, 50), (1, 60))]
+    assert [(row.seed, row.update) for row in last_update(rows)] == [(0, 300), (1, 60)]
 
 
 def test_last_evaluations_take_only_runs_with_enough_of_them(episode):

@@ -46,8 +46,8 @@ def test_a_report_is_markdown_a_page_and_plots(complete, tmp_path):
     """Every file is there, the page is self-contained, and the table says what the episodes say."""
     paths = write_report([complete], tmp_path / "out", STUDY, num_last_evaluations=2)
     markdown = paths.markdown.read_text(encoding="utf-8")
-    assert "| BC | 2 | 0.0 ± 0.0 (0.0-65.8) |" in markdown
-    assert "| difference |  | +100.0 |" in markdown
+    assert "| BC | 2 | 0.0 ± 0.0 (0.0-79.3) |" in markdown
+    assert "| difference |  | +100.0 (+20.7 to +100.0) |" in markdown
     assert "mean of the last 2 evaluations" in markdown
     assert "| BC | 2 | 50.0 ± 0.0 |" in markdown
     assert "| explanation, seen prompt | 90.0 | > 85 |" in markdown
@@ -93,6 +93,27 @@ def test_a_partial_study_gives_a_partial_report(write_results, result_line, tmp_
     assert any(sentence.startswith("grounding") for sentence in paths.missing)
     page = paths.page.read_text(encoding="utf-8")
     assert all(sentence in page for sentence in paths.missing)
+
+
+def test_what_was_only_validated_is_not_shown_beside_what_was_tested(write_results, result_line, tmp_path):
+    """The one experiment was tested; the other's validation is left out, and that is said."""
+    root = write_results(
+        *(result_line(experiment=REAL, seed=seed) for seed in (0, 1)),
+        *(result_line(experiment=BOTH, seed=seed, stage="validate") for seed in (0, 1)),
+    )
+    paths = write_report([root], tmp_path / "out", STUDY)
+    assert f"{BOTH}, seed 1: not tested yet; left out, for others were" in paths.missing
+    assert "| BC + KALM | 0 | - |" in paths.markdown.read_text(encoding="utf-8")
+
+
+def test_replications_belong_to_their_row(complete, write_results, result_line, tmp_path):
+    """A second grounding of the row with imagination: its runs count, and its missing seed is named."""
+    write_results(result_line(experiment="clevr_robot/bc/again", is_success=False))
+    row = {"experiment": BOTH, "label": "BC + KALM", "baseline": REAL, "replications": ["clevr_robot/bc/again"]}
+    study = {**STUDY, "report": {"rows": [STUDY["report"]["rows"][0], row]}}
+    paths = write_report([complete], tmp_path / "out", study)
+    assert "| BC + KALM | 2 x 2 | 50.0 ± 70.7 (0.0-100.0) |" in paths.markdown.read_text(encoding="utf-8")
+    assert "clevr_robot/bc/again, seed 1: no episodes; it was not trained or not evaluated" in paths.missing
 
 
 def test_grounding_alone_is_reported(tmp_path):
@@ -157,7 +178,7 @@ def test_a_narrow_terminal_cuts_no_number_off(complete, tmp_path):
     console = Console(file=io.StringIO(), width=40)
     write_report([complete], tmp_path / "out", STUDY, console=console)
     shown = console.file.getvalue()
-    assert all(number in shown for number in ("100.0 ± 0.0", "(34.2-100.0)", "+100.0"))
+    assert all(number in shown for number in ("100.0 ± 0.0", "(20.7-100.0)", "+100.0", "(+20.7 to +100.0)"))
 
 
 def test_the_same_results_give_the_same_report(complete, tmp_path):
@@ -180,7 +201,7 @@ def test_nothing_to_report_names_what_is_there(tmp_path):
 def test_a_misspelt_key_in_the_report_section_is_named(complete, tmp_path):
     """`lable` is not silently ignored."""
     study = {**STUDY, "report": {"rows": [{"experiment": REAL, "lable": "BC"}]}}
-    with pytest.raises(DataError, match=r"row 1 .*'lable'.*allowed keys: experiment, label, baseline"):
+    with pytest.raises(DataError, match=r"row 1 .*'lable'.*allowed keys: experiment, label, baseline, replications"):
         write_report([complete], tmp_path / "out", study)
 
 

@@ -16,9 +16,9 @@ from tensordict import TensorDict
 import kalm.rl
 from kalm.core.specs import DiscreteAction, GridObservation, Spec, VectorObservation, vector_spec
 from kalm.data.policy_data import EvaluationEpisodes, PolicyData
-from kalm.data.rollout_data import IndexedBatches
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.statistics import RolloutStatistics
+from kalm.data.training_data import IndexedBatches
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.training.batches import TransitionBatch
 from kalm.store.reader import is_finished_store

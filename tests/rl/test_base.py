@@ -218,6 +218,7 @@ def test_inputs_are_normalised_with_the_datas_statistics(tmp_path: Path) -> None
     assert torch.equal(policy.observation_normalizer.mean, data.observation_mean)
     torch.testing.assert_close(policy.goal_embeddings.mean(0), torch.zeros(16), atol=1e-6, rtol=0)
     assert policy.goal_embeddings.square().mean().sqrt() == pytest.approx(1.0)
+    assert [float(one.observation_normalizer.limit) for one in (policy, bare)] == [10.0, float("inf")]
     bare.policy.load_state_dict(policy.policy.state_dict())
     observation, goal = torch.rand(8, 5), data.goal_embeddings[torch.arange(8) % 6]
     normalised = (observation - data.observation_mean) / data.observation_std
@@ -260,6 +261,7 @@ def test_bare_data_loaders_are_refused(tmp_path: Path) -> None:
         {"target_update_rate": 0.0},
         {"target_update_interval": 0},
         {"gradient_clip_norm": 0.0},
+        {"observation_limit": 0.0},
         {"ema_rate": 0.0},
         {"num_seeds": 0},
         {"num_evaluation_envs": 0},

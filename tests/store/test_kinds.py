@@ -239,10 +239,12 @@ def test_eight_hundred_thousand_transitions_of_a_large_grid_fit_into_400_megabyt
 
 
 def test_a_policy_of_vectors_refuses_grids_and_texts() -> None:
-    """At construction: that is when it asks how large an observation is."""
+    """At construction: that is when it asks how large an observation is; of grids, those without an agent."""
     makers = (BC, lambda spec: RolloutCodec(spec, [8], 8), lambda spec: DynamicsCheck(spec))
     for make in makers:
-        with pytest.raises(DataError, match=r"observations are of the kind grid .*this reads vectors"):
+        with pytest.raises(
+            DataError, match=r"observations are .*grid.*this reads (vectors|grids that one agent walks on)"
+        ):
             make(PLAIN)
         with pytest.raises(DataError, match="kind text|actions are texts"):
             make(TEXT)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.envs.base import Domain
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
-from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, instructed_goals
+from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, NUM_BALLS, OBSERVATION_SIZE, ball_permutations
 from kalm.envs.clevr_robot.plausibility import violations
 from kalm.envs.clevr_robot.sub_goals import next_sub_goal
@@ -35,6 +35,7 @@ class ClevrRobot(Domain):
 
     name: ClassVar[str] = "clevr_robot"
     goal_splits: ClassVar[tuple[str, ...]] = GOAL_SPLITS
+    unseen_splits: ClassVar[Mapping[str, str]] = UNSEEN_SPLITS
     goal_class: ClassVar[type[Any]] = ClevrRobotGoal
     plausibility_flags: ClassVar[tuple[str, ...]] = ("out_of_workbench", "beyond_dynamics_limits")
 

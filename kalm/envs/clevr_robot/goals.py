@@ -25,6 +25,7 @@ ROW_HALF_ANGLE = np.pi / 6
 MOVE_DISTANCE = 0.15  # how far a ball must have gone for the move to count, when only the states are known
 SUCCESS_REWARD = 100.0  # of the step that meets the goal, in place of what it gained
 PLACE_REWARD = 10.0  # a unit of distance gained
+PLACE_OFFSET = 0.195  # from the target's centre to the point that a placement's reward leads to
 SUB_GOAL_REWARD = 10.0  # a sub-goal gained
 
 # Words that name each side; a text names a side if it holds any of them.
@@ -116,7 +117,11 @@ class PlaceGoal(ClevrRobotGoal):
         return near & (aside >= -ahead) & (aside < ahead)
 
     def progress(self, observation: Array, next_observation: Array) -> FloatArray:
-        """Distance gained towards the target, whatever the side, shape (...), times ``PLACE_REWARD``."""
+        """Distance gained towards the place, shape (...), times ``PLACE_REWARD``.
+
+        The place is the point ``PLACE_OFFSET`` from the target's centre at the goal's side, and moves with the target.
+        KALM's authors' recorded rewards follow it; a ball cannot get there, for two centres are 0.26 apart at least.
+        """
         return PLACE_REWARD * (self._distance(observation) - self._distance(next_observation))
 
     def explained_by(self, text: str) -> bool:
@@ -125,7 +130,8 @@ class PlaceGoal(ClevrRobotGoal):
         return colors == [self.source, self.target] and set(sides) == {self.direction}
 
     def _distance(self, observation: Array) -> FloatArray:
-        offset = ball(observation, self.source) - ball(observation, self.target)
+        place = ball(observation, self.target) + PLACE_OFFSET * np.array(DIRECTIONS[self.direction])
+        offset = ball(observation, self.source) - place
         return np.hypot(offset[..., 0], offset[..., 1])
 
 

@@ -1,8 +1,9 @@
-"""Instructions of the four splits, filled in from the JSON files beside this one."""
+"""Instructions of all splits, filled in from the JSON files beside this one."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -12,20 +13,30 @@ from kalm.core.goal import InstructedGoal
 from kalm.envs.clevr_robot.goals import AllOf, ClevrRobotGoal, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
 
+Pairs = list[tuple[ClevrRobotGoal, str]]
+
+_NUMBERS = ("two", "three")  # of placements in a hard goal
+
+# Goals in words that nothing shows before the test: the split that has the same goals.
+UNSEEN_SPLITS = {"rephrase_unseen": "rephrase", "easy_unseen": "easy", "hard_unseen": "hard"}
 # From what the data hold to what they never showed (KALM, section 4).
-GOAL_SPLITS = ("train", "rephrase", "easy", "hard")
+GOAL_SPLITS = ("train", "rephrase", "easy", "hard", *UNSEEN_SPLITS)
 
 
 @cache
 def instructed_goals(goal_split: str) -> tuple[InstructedGoal, ...]:
     """Every instruction of a split, in the order of the data file."""
-    fill = dict(zip(GOAL_SPLITS, (_train, _rephrase, _easy, _hard), strict=True))
+    fill = dict(zip(GOAL_SPLITS, (_train, _rephrase, _easy, _hard, _rephrase, _easy_unseen, _hard_unseen), strict=True))
+    return tuple(InstructedGoal(goal, text, goal_split) for goal, text in fill[goal_split](_read(goal_split)))
+
+
+def _read(goal_split: str) -> dict[str, Any]:
     path = Path(__file__).parent / "instructions" / f"{goal_split}.json"
-    pairs = fill[goal_split](json.loads(path.read_text(encoding="utf-8")))
-    return tuple(InstructedGoal(goal, text, goal_split) for goal, text in pairs)
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
 
 
-def _train(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
+def _train(data: dict[str, Any]) -> Pairs:
     """18 patterns for each of 80 placements."""
     return [
         (PlaceGoal(source, target, side), pattern.format(source=source, target=target, side=data["sides"][side]))
@@ -35,7 +46,7 @@ def _train(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
     ]
 
 
-def _rephrase(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
+def _rephrase(data: dict[str, Any]) -> Pairs:
     """The same placements, each in the ten wordings of its side."""
     return [
         (PlaceGoal(source, target, side), pattern.format(source=source, target=target))
@@ -45,7 +56,7 @@ def _rephrase(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
     ]
 
 
-def _easy(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
+def _easy(data: dict[str, Any]) -> Pairs:
     """Each ball in each direction, in twenty wordings."""
     return [
         (MoveGoal(color, direction), pattern.format(ball=color))
@@ -55,17 +66,36 @@ def _easy(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
     ]
 
 
-def _hard(data: dict[str, Any]) -> list[tuple[ClevrRobotGoal, str]]:
+def _hard(data: dict[str, Any]) -> Pairs:
     """Two placements, three placements, the row, the gathering."""
+    return _hard_pairs(data, {number: data[number]["patterns"] for number in _NUMBERS}, data)
+
+
+def _easy_unseen(data: dict[str, Any]) -> Pairs:
+    """Each ball in each direction, in twenty wordings that have room for the words of the direction."""
+    return [
+        (MoveGoal(color, direction), pattern.format(ball=color, **data["words"][direction]))
+        for color in COLORS
+        for direction in DIRECTIONS
+        for pattern in data["move"]
+    ]
+
+
+def _hard_unseen(data: dict[str, Any]) -> Pairs:
+    """The goals of the hard split in other words."""
+    return _hard_pairs(data, {number: data[number] for number in _NUMBERS}, _read("hard"))
+
+
+def _hard_pairs(data: dict[str, Any], patterns_of: Mapping[str, list[str]], goals_of: Mapping[str, Any]) -> Pairs:
+    """Goals out of ``goals_of``, in the words of ``data``; each set of placements takes the next pattern in turn."""
 
     def clause(goal: PlaceGoal) -> str:
         side = data["sides"][goal.direction]
         return data["placement"].format(source=goal.source, target=goal.target, side=side)
 
-    pairs: list[tuple[ClevrRobotGoal, str]] = []
-    for number in ("two", "three"):
-        patterns = data[number]["patterns"]
-        for index, names in enumerate(data[number]["goals"]):
+    pairs: Pairs = []
+    for number, patterns in patterns_of.items():
+        for index, names in enumerate(goals_of[number]["goals"]):
             goal = AllOf(tuple(PlaceGoal(*placement) for placement in names))
             pairs.append((goal, patterns[index % len(patterns)].format(*map(clause, goal.goals))))
     pairs += [(RowGoal(), text) for text in data["row"]]

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from kalm.envs.metaworld.vector_env import MetaWorldVectorEnv
     from kalm.envs.vector_env import DomainVectorEnv
 
+# Goals in words that nothing shows before the test: the split that has the same goals.
+UNSEEN_SPLITS = {"rephrase_unseen": "rephrase", "easy_unseen": "easy", "hard_unseen": "hard"}
+
 
 @cache
 def _sentences(goal_split: str) -> dict[str, list[str]]:
@@ -55,7 +58,9 @@ class MetaWorld(Domain):
     """
 
     name: ClassVar[str] = "metaworld"
-    goal_splits: ClassVar[tuple[str, ...]] = ("train", "rephrase", "easy", "hard")  # from seen to new (KALM, section 4)
+    unseen_splits: ClassVar[Mapping[str, str]] = UNSEEN_SPLITS
+    # From seen to new (KALM, section 4).
+    goal_splits: ClassVar[tuple[str, ...]] = ("train", "rephrase", "easy", "hard", *UNSEEN_SPLITS)
     goal_class: ClassVar[type[Any]] = TaskGoal
     plausibility_flags: ClassVar[tuple[str, ...]] = FLAGS
     render_fps: ClassVar[int] = 80

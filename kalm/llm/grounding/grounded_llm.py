@@ -38,8 +38,9 @@ from kalm.data.language_batches import (
 )
 from kalm.language.prompts import EXPLANATION, generation_prompt, prompts_hash
 from kalm.llm.backbones.backbone import Backbone, require_same_backbone
+from kalm.llm.grounding.explaining import best_answers, write_answers
 from kalm.llm.grounding.losses import Optimization, action_loss, change_loss, end_loss, require_finite, text_loss
-from kalm.llm.grounding.reading import RolloutHidden, read_rollouts, read_texts, write_answers
+from kalm.llm.grounding.reading import RolloutHidden, read_rollouts, read_texts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -222,10 +223,17 @@ class GroundedLLM(LightningModule):
         self._engine = None
 
     @torch.inference_mode()
-    def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION) -> list[str]:
-        """Say in words which instruction each rollout follows."""
+    def explain(self, rollouts: Sequence[Rollout], prompt: str = EXPLANATION, num_answers: int = 1) -> list[str]:
+        """Say in words which instruction each rollout follows: the likeliest answer, or the best of several.
+
+        Of several the best is the instruction under which the model itself would be likeliest to act so, and to end
+        there; see ``explaining``.
+        """
         asked = self._asked(rollouts, [prompt] * len(rollouts), GroundingTask.EXPLANATION)
-        return write_answers(self.backbone, self.codec, asked)
+        answers = write_answers(self.backbone, self.codec, asked, num_answers)
+        if num_answers == 1:
+            return [answer for (answer,) in answers]
+        return best_answers(self.backbone, self.codec, self._asked, rollouts, answers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which language model the weights belong to: those that are frozen are not in the checkpoint."""

@@ -205,7 +205,7 @@ class ChainedRollout:
 def sentences_of_goals(domain: Domain) -> dict[Goal, list[InstructedGoal]]:
     """How to ask for each goal: in the words of the first of the domain's splits that has it."""
     of_sentences: dict[Goal, list[InstructedGoal]] = {}
-    for split in domain.goal_splits:
+    for split in domain.learning_splits:
         in_this_split: dict[Goal, list[InstructedGoal]] = {}
         for instructed in domain.instructed_goals(split):
             in_this_split.setdefault(instructed.goal, []).append(instructed)

@@ -9,6 +9,7 @@ I instructions, Z numbers of noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -121,19 +122,26 @@ def split(
 
 
 class Normalizer(nn.Module):
-    """Maps x to (x - mean) / std; until it is given statistics, to x.
+    """Maps x to (x - mean) / std, held within a limit; until it is given statistics, x counts as normalised.
 
-    The statistics are those of the data; they are part of the policy and travel with its checkpoint.
+    What no recorded step showed, such as a tipped puck, can be hundreds of standard deviations away, and a network says
+    nothing sensible there: its answer follows that one number. Normalisers of running statistics clip for the same
+    reason, at 10 (OpenAI Baselines' and Stable-Baselines3's ``VecNormalize``).
+
+    Statistics and limit are part of the policy and travel with its checkpoint. One from before there was a limit has
+    none, and acts as it did.
     """
 
     mean: Tensor
     std: Tensor
+    limit: Tensor
 
-    def __init__(self, size: int) -> None:
-        """Read vectors of ``size`` entries."""
+    def __init__(self, size: int, limit: float = math.inf) -> None:
+        """Read vectors of ``size`` entries; normalised, they end at ``limit`` standard deviations to either side."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
+        self.register_buffer("limit", torch.tensor(limit))
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Use these, of shape (size,) or one number for all entries; a ``std`` of 0 scales nothing."""
@@ -142,7 +150,12 @@ class Normalizer(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Normalised ``values``, shape (..., size)."""
-        return (values - self.mean) / self.std
+        return ((values - self.mean) / self.std).clamp(-self.limit, self.limit)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load as every module does; see the class on checkpoints without a limit."""
+        state_dict.setdefault(f"{prefix}limit", torch.tensor(math.inf))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class TransitionWeights(nn.Module):

@@ -11,9 +11,12 @@ from kalm.core.errors import DataError
 from kalm.envs.clevr_robot import AllOf, ClevrRobot, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
+from kalm.store.safe_npy import load_npy
 from tests.chain_domain import CellGoal
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "clevr_robot.npz"
+# Not ours to publish: beside a checkout, where someone has put it there.
+OF_AUTHORS = Path(__file__).parents[4] / "shared" / "reference" / "kalm_authors" / "clevr_robot.npy"
 FAR_APART = np.array([-0.4, 0.5, 0.4, 0.5, -0.4, -0.1, 0.4, -0.1, 0.0, 0.2])
 
 
@@ -81,13 +84,37 @@ def test_every_offset_lies_at_exactly_one_side(x: float, y: float, side: str | N
     assert [name for name in DIRECTIONS if PlaceGoal("red", "blue", name).success(layout)] == ([side] if side else [])
 
 
-def test_placement_reward_is_the_distance_gained() -> None:
-    """Red comes from 0.5 to 0.3 away from blue: 10 x 0.2 = 2, whatever the side; at the right side it is worth 100."""
+@pytest.mark.parametrize(
+    ("side", "worth"),
+    [
+        ("behind", 100.0),  # met, in place of what it gained
+        ("front", 1.71352),  # hypot(0.3, 0.4 + 0.195) = 0.66635 before, 0.3 + 0.195 = 0.495 after
+        ("left", 2.78610),  # hypot(0.3 + 0.195, 0.4) = 0.63642 before, hypot(0.195, 0.3) = 0.35781 after
+        ("right", 0.55746),  # hypot(0.3 - 0.195, 0.4) = 0.41355 before, 0.35781 after
+    ],
+)
+def test_placement_reward_is_the_distance_gained_to_the_place(side: str, worth: float) -> None:
+    """Blue at (0, 0); red goes from (0.3, 0.4) to (0, 0.3): ten times what that gains to 0.195 at the goal's side."""
     before = with_ball(with_ball(FAR_APART, "blue", 0.0, 0.0), "red", 0.3, 0.4)
     after = with_ball(before, "red", 0.0, 0.3)
-    for side in DIRECTIONS:
-        worth = 100.0 if side == "behind" else 2.0
-        assert PlaceGoal("red", "blue", side).reward(before, np.array(0), after) == pytest.approx(worth)
+    assert PlaceGoal("red", "blue", side).reward(before, np.array(0), after) == pytest.approx(worth, abs=1e-5)
+
+
+@pytest.mark.skipif(not OF_AUTHORS.is_file(), reason="KALM's authors' data are not at hand")
+def test_placement_rewards_are_those_of_the_papers_authors() -> None:
+    """Every reward of their 80 rollouts: 818 steps on the way, and the 100 of each last one."""
+    recorded = load_npy(OF_AUTHORS)
+    mine, theirs = [], []
+    for rollout, padding_mask in enumerate(recorded["masks"].astype(bool)):
+        numbers = recorded["goals"][rollout, 0]  # of each ball, 1 for the source and 2 for the target; then the side
+        source, target = (COLORS[int(np.flatnonzero(numbers[:5] == which)[0])] for which in (1, 2))
+        goal = PlaceGoal(source, target, tuple(DIRECTIONS)[int(numbers[5])])
+        steps = (recorded[name][rollout, padding_mask] for name in ("observations", "actions", "next_observations"))
+        mine.append(goal.reward(*steps))
+        theirs.append(recorded["rewards"][rollout, padding_mask, 0])
+    assert [rewards[-1] for rewards in theirs] == [100.0] * 80
+    assert sum(len(rewards) - 1 for rewards in theirs) == 818
+    np.testing.assert_allclose(np.concatenate(mine), np.concatenate(theirs), rtol=0, atol=1e-5)
 
 
 def test_a_move_is_judged_by_its_action_where_that_is_known() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.grounding_data import GroundingData
-from kalm.data.rollout_data import IndexedBatches
+from kalm.data.training_data import IndexedBatches
 from kalm.language.prompts import UNSEEN_EXPLANATION
 from kalm.llm.grounding.grounded_llm import GroundedLLM
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
@@ -191,6 +191,9 @@ def test_a_grounded_model_explains_rollouts(grounded: Any) -> None:
         texts = model.explain(rollouts, *prompt)
         right = [data.domain.goal_from_json(r.goal).explained_by(text) for r, text in zip(rollouts, texts, strict=True)]
         assert np.mean(right) >= 0.9
+    best = model.explain(rollouts, num_answers=4)
+    right = [data.domain.goal_from_json(r.goal).explained_by(text) for r, text in zip(rollouts, best, strict=True)]
+    assert np.mean(right) >= 0.9
 
 
 def test_validation_reports_one_step_matches(grounded: Any) -> None:

@@ -11,8 +11,9 @@ import torch
 from kalm.core import names
 from kalm.core.errors import DataError
 from kalm.rl.planning.empirical_graph import UNKNOWN, RecordedParts
+from kalm.store.writer import RolloutStoreWriter
 from tests.data.rollouts import real_rollouts, write_store
-from tests.rl.planning.room import walks
+from tests.rl.planning.room import Room, walk, walks
 
 
 def test_every_recorded_step_is_in_the_graph_of_its_part(tmp_path: Path) -> None:
@@ -55,3 +56,13 @@ def test_vectors_have_no_graph(tmp_path: Path) -> None:
     """States that do not repeat are refused, with what is needed."""
     with pytest.raises(DataError, match="planning needs states that repeat"):
         RecordedParts(write_store(tmp_path / "store", real_rollouts(3)))
+
+
+def test_a_store_can_have_a_shard_without_rollouts(tmp_path: Path) -> None:
+    """As where none of a block of goals is met in a grid: the states are those of the other shard."""
+    writer = RolloutStoreWriter(tmp_path / "store", "room", Room().spec, (), {}, command="walk")
+    writer.append("0", [])
+    writer.append("1", [walk(np.random.default_rng(0), 20)])
+    store = writer.finish()
+    assert store.num_rollouts == 1
+    assert store.num_states > 1

@@ -72,3 +72,21 @@ def test_normalised_is_offset_by_the_mean_over_the_spread() -> None:
     assert normalizer(torch.tensor([5.0, 5.0])).tolist() == [5.0, 5.0]
     normalizer.set_statistics(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0]))
     assert normalizer(torch.tensor([5.0, 5.0])).tolist() == [2.0, 4.0]
+
+
+def test_normalised_ends_at_the_limit() -> None:
+    """(561 - 1) / 2 = 280 standard deviations become 10, -280 become -10; (5 - 1) / 2 = 2 stays."""
+    normalizer = Normalizer(3, limit=10.0)
+    normalizer.set_statistics(torch.ones(3), torch.full((3,), 2.0))
+    assert normalizer(torch.tensor([561.0, -559.0, 5.0])).tolist() == [10.0, -10.0, 2.0]
+
+
+def test_a_limit_travels_with_the_weights_and_those_of_before_have_none() -> None:
+    """What was trained without a limit acts without one, whatever the module that loads it was given."""
+    trained, loading = Normalizer(1, limit=3.0), Normalizer(1, limit=10.0)
+    loading.load_state_dict(trained.state_dict())
+    assert loading(torch.tensor([280.0])).tolist() == [3.0]
+    of_before = {name: value for name, value in trained.state_dict().items() if name != "limit"}
+    loading.load_state_dict(of_before)
+    assert loading(torch.tensor([280.0])).tolist() == [280.0]
+    assert "limit" not in of_before

@@ -1,0 +1,110 @@
+"""What every data module that is trained on has in common: batches by their number, and going on with the same data."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+from kalm.core.errors import CheckpointError, DataError
+from kalm.core.provenance import changes
+from kalm.data.rollout_sources import data_decisions
+
+Batch = TypeVar("Batch")
+
+
+class IndexedBatches(IterableDataset[Batch], Generic[Batch]):
+    """Yields ``batch(start)``, ``batch(start + 1)``, ... and asks for ``start`` anew on every pass.
+
+    Nothing needs saving: batch i is the same whether the run came to it in one go, after a resume or in a second pass,
+    so whoever knows how many batches were used (the trainer's step counter does) knows where to go on.
+    """
+
+    def __init__(self, batch: Callable[[int], Batch], start: Callable[[], int], stop: int | None = None) -> None:
+        """Describe the batches; none is made yet.
+
+        Args:
+            batch: Makes a batch from its index; must depend on nothing that changes during training.
+            start: Index of the first batch of a pass; called when the pass begins.
+            stop: Index behind the last batch; None never stops.
+        """
+        self._batch, self._start, self._stop = batch, start, stop
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass."""
+        index = self._start()
+        while self._stop is None or index < self._stop:
+            yield self._batch(index)
+            index += 1
+
+    def dataloader(self) -> DataLoader[Batch]:
+        """A loader for Lightning that hands the batches on as they are, in the training process."""
+        # Worker processes would copy each batch between processes, which costs more than making it. PyTorch's default
+        # conversion takes a TensorDict for a mapping and rebuilds it.
+        return DataLoader(self, batch_size=None, num_workers=0, collate_fn=lambda batch: batch)
+
+
+class TrainingData(LightningDataModule):
+    """Something to learn from, a batch for each update."""
+
+    # Constructor arguments that do not decide what is learned from; a resumed run may change them.
+    undecided: ClassVar[frozenset[str]] = frozenset()
+    # What to do, other than resuming, with a run whose data have changed.
+    remedy: ClassVar[str] = "start afresh under another --experiment"
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        """Remember what the data were described by; nothing is read yet.
+
+        Args:
+            arguments: ``locals()`` of the subclass's constructor, where it has just begun: all of its arguments.
+        """
+        super().__init__()
+        self._arguments = {name: arguments[name] for name in inspect.signature(type(self)).parameters}
+
+    @abstractmethod
+    def batch(self, index: int) -> Any:
+        """What is learned from at once, a pure function of seed and index; what only imagines learns from nothing."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches without end, going on behind those that the trainer has used."""
+        return IndexedBatches(self.batch, start=self._first_batch).dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides, with the update, what is learned from in it; Lightning puts it into checkpoints."""
+        return dict(self._decisions)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on training with other data than those of the checkpoint; evaluation does not mind.
+
+        Raises:
+            CheckpointError: With every argument that changed, from what to what.
+        """
+        changed = changes(state_dict, self.state_dict()) if self._verb == "fit" else []
+        if changed:
+            raise CheckpointError(
+                f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back, or "
+                f"{self.remedy}"
+            )
+
+    @cached_property
+    def _decisions(self) -> dict[str, Any]:
+        return data_decisions(self._arguments, self.undecided)
+
+    def _first_batch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step * self.trainer.accumulate_grad_batches
+
+    @property
+    def _verb(self) -> str | None:
+        return None if self.trainer is None else self.trainer.state.fn
+
+
+def require_least(**least: tuple[int, int]) -> None:
+    """Refuse with a ``DataError`` numbers, given by name with the least that each may be, that are too small."""
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise DataError(f"{name} is {value}; it must be {bound} or more")
