@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from kalm.language.encoder import SentenceEncoder
 
@@ -25,6 +26,12 @@ class WordEncoder(SentenceEncoder):
         sums = [np.sum([self._word(word) for word in text.lower().split()], axis=0) for text in texts]
         vectors = torch.tensor(np.array(sums), dtype=torch.float32)
         return torch.nn.functional.normalize(vectors, dim=-1)
+
+    def token_vectors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The vector of each word, (n, L, E), and where there is one, (n, L)."""
+        rows = [torch.tensor(np.array([self._word(word) for word in text.lower().split()])).float() for text in texts]
+        is_word = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+        return pad_sequence(rows, batch_first=True), pad_sequence(is_word, batch_first=True)
 
     def _word(self, word: str) -> np.ndarray:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")

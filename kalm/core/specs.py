@@ -30,10 +30,12 @@ class VectorObservation:
     Attributes:
         size: How many, O.
         entities: First and one past the last number of each thing that a scene may lack; they are then all zero.
+        things: First and one past the last number of each thing that there is, whether a scene may lack it or not.
     """
 
     size: int
     entities: tuple[tuple[int, int], ...] = ()
+    things: tuple[tuple[int, int], ...] = ()
     kind: str = field(default="vector", init=False)
 
 
@@ -115,15 +117,18 @@ class Spec:
         observation: What an observation is.
         action: What an action is.
         goal_embedding_size: Numbers in the sentence embedding of an instruction, E; 0 for what knows no goals.
+        num_goal_tokens: Tokens of which those are the vectors, one after the other, zeros behind the last; 0 if they
+            are one vector of the whole sentence.
     """
 
     observation: Observation
     action: Action
     goal_embedding_size: int = 0
+    num_goal_tokens: int = 0
 
-    def with_goals(self, goal_embedding_size: int) -> Spec:
-        """The same for a learner of instructions whose sentence embeddings have so many numbers."""
-        return replace(self, goal_embedding_size=goal_embedding_size)
+    def with_goals(self, goal_embedding_size: int, num_goal_tokens: int = 0) -> Spec:
+        """The same for a learner of instructions whose sentence embeddings have so many numbers, of so many tokens."""
+        return replace(self, goal_embedding_size=goal_embedding_size, num_goal_tokens=num_goal_tokens)
 
     # Where the next ones make no sense they raise a DataError, which names the kind that there is.
 
@@ -136,6 +141,11 @@ class Spec:
     def entities(self) -> tuple[tuple[int, int], ...]:
         """First and one past the last number of each thing that a scene may lack."""
         return self._vector.entities
+
+    @property
+    def things(self) -> tuple[tuple[int, int], ...]:
+        """First and one past the last number of each thing that there is."""
+        return self._vector.things
 
     @property
     def action_size(self) -> int:
@@ -162,10 +172,22 @@ class Spec:
             raise DataError("actions are texts, but this reads discrete or vector actions; use what reads texts")
         return self.action
 
+    def facts(self) -> dict[str, Any]:
+        """All of it in plain types: what the checkpoint of whatever was built for it must agree with.
+
+        What only readers of tokens need is left out where there are none, so that it may change.
+        """
+        facts = asdict(self)
+        if not self.num_goal_tokens:
+            facts["observation"].pop("things", None)
+            del facts["num_goal_tokens"]
+        return facts
+
     def to_json(self) -> dict[str, Any]:
         """Observation and action in plain JSON types, for a manifest; the rest are no facts of data."""
         observation = asdict(self.observation)
-        observation.pop("entities", None)
+        for parts in ("entities", "things"):
+            observation.pop(parts, None)
         return {"observation": observation, "action": asdict(self.action)}
 
     @staticmethod
@@ -183,16 +205,19 @@ def vector_spec(
     action_size: int,
     is_discrete: bool,
     goal_embedding_size: int = 0,
-    entities: Sequence[tuple[int, int]] = (),
+    things: Sequence[tuple[int, int]] = (),
 ) -> Spec:
     """The spec of a world of vectors, whose continuous actions are in [-1, 1]^A."""
     bounds = (-1.0,) * action_size, (1.0,) * action_size
     action = DiscreteAction(action_size) if is_discrete else VectorAction(*bounds)
-    return Spec(VectorObservation(observation_size, tuple(entities)), action, goal_embedding_size)
+    return Spec(VectorObservation(observation_size, things=tuple(things)), action, goal_embedding_size)
 
 
 def spec_of_spaces(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], entities: Sequence[slice] = ()
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    entities: Sequence[slice] = (),
+    things: Sequence[slice] = (),
 ) -> Spec:
     """What Gymnasium's spaces describe.
 
@@ -201,13 +226,15 @@ def spec_of_spaces(
             ``grid``, and of a box of shape (K,), ``numbers``; or a text.
         action_space: ``Discrete(A)``, a box of shape (A,), or a text.
         entities: Where in a vector observation the numbers of each thing lie that a scene may lack.
+        things: Where those of each thing lie that there is.
 
     Raises:
         DataError: If a space is none of these.
     """
     observation = _observation_of(observation_space)
     if isinstance(observation, VectorObservation):
-        observation = replace(observation, entities=tuple((part.start, part.stop) for part in entities))
+        ends = [tuple((part.start, part.stop) for part in parts) for parts in (entities, things)]
+        observation = replace(observation, entities=ends[0], things=ends[1])
     return Spec(observation, _action_of(action_space))
 
 

@@ -14,11 +14,12 @@ from typing import Any, cast
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchrl.data import ReplayBufferEnsemble
 
 from kalm.core import names
-from kalm.core.errors import CheckpointError
+from kalm.core.errors import CheckpointError, DataError
 from kalm.core.rollout import Rollout
 from kalm.data.choice import check_verdict_weights, weighed_by_verdicts
 from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
@@ -99,7 +100,8 @@ class PolicyData(RolloutData):
             seed, ``seed``, ``seed + 1`` and so on.
     """
 
-    undecided = frozenset({"updates_per_step", "evaluation"})
+    # How sentences are read is the policy's: its checkpoint refuses another spec.
+    undecided = frozenset({"updates_per_step", "evaluation", "num_goal_tokens"})
     reading_verbs = frozenset({"fit"})
 
     def __init__(
@@ -111,6 +113,7 @@ class PolicyData(RolloutData):
         balance_goal_splits: bool = False,
         verdict_weights: dict[str, float] | None = None,
         symmetry: SymmetryKind = SymmetryKind.none,
+        num_goal_tokens: int = 0,
         batch_size: int = 100,
         sequence_length: int = 1,
         updates_per_step: int = 20,
@@ -131,6 +134,8 @@ class PolicyData(RolloutData):
                 product. Instead of a filter, so use ``imagined.filter: none``; null weighs all alike.
             symmetry: Under which of the domain's symmetries every row is shown, a random one each time, in
                 observation, action and sentence alike, as long as the stores have the sentence too (paper: none).
+            num_goal_tokens: Tokens of an instruction that the policy reads one by one, at most; its networks are then
+                those of ``kalm/rl/networks/token_network.py``. 0 gives it one vector of the whole sentence (paper).
             batch_size: Transitions of one update, or windows, B (paper: 100 for BC, 32 for CQL).
             sequence_length: 1 for transitions; above, an update gets windows of so many steps of a rollout, T, for
                 a policy that reads a history; rollouts are then equally likely, rather than transitions.
@@ -148,7 +153,9 @@ class PolicyData(RolloutData):
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
         self.seed, self.num_seeds = seed, 1
         require_least(batch_size=(batch_size, 1), sequence_length=(sequence_length, 1))
-        require_least(updates_per_step=(updates_per_step, 1))
+        require_least(updates_per_step=(updates_per_step, 1), num_goal_tokens=(num_goal_tokens, 0))
+        if num_goal_tokens:
+            self.spec = self.domain.spec.with_goals(num_goal_tokens * encoder.embedding_size, num_goal_tokens)
         evaluation.check(domain)
         self._num_imagined_rows = 0
         if imagined:
@@ -192,8 +199,27 @@ class PolicyData(RolloutData):
 
     @cached_property
     def goal_embeddings(self) -> Tensor:
-        """Sentence embedding of each of ``instructions``, float32 of shape (I, E)."""
-        return self.encoder.encode(self.instructions)
+        """What ``embed`` makes of each of ``instructions``, shape (I, E)."""
+        return self.embed(self.instructions)
+
+    def embed(self, sentences: Sequence[str]) -> Tensor:
+        """What a policy is given of sentences, shape (n, E): float32 vectors of each, or float16 ones of its tokens.
+
+        Raises:
+            DataError: If one has more than ``num_goal_tokens`` tokens.
+        """
+        if not self.spec.num_goal_tokens:
+            return self.encoder.encode(sentences)
+        vectors, is_token = self.encoder.token_vectors(sentences)
+        num_missing = self.spec.num_goal_tokens - vectors.shape[1]
+        if num_missing < 0:
+            longest = sentences[int(is_token.sum(1).argmax())]
+            raise DataError(
+                f"num_goal_tokens is {self.spec.num_goal_tokens}, but {longest!r} has {vectors.shape[1]} tokens; set "
+                "num_goal_tokens to as many or more"
+            )
+        # Half the numbers' length is half the memory, which thousands of sentences make worthwhile.
+        return functional.pad(vectors, (0, 0, 0, num_missing)).flatten(1).half()
 
     def batch(self, index: int) -> TensorDict:
         """The minibatches of training step ``index``: updates K * index to K * (index + 1) - 1.

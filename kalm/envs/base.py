@@ -120,6 +120,11 @@ class Domain(ABC):
         return ()
 
     @property
+    def things(self) -> Sequence[slice]:
+        """Where in an observation the numbers of each thing lie; a policy that reads token by token sees them apart."""
+        return ()
+
+    @property
     def agent_grid(self) -> AgentGrid:
         """What students of plans are told of the world, and whoever reads its grids relies on.
 
@@ -216,7 +221,7 @@ class Domain(ABC):
     @property
     def spec(self) -> Spec:
         """What observations and actions are, for what knows no goals."""
-        return spec_of_spaces(self.observation_space, self.action_space, self.entities)
+        return spec_of_spaces(self.observation_space, self.action_space, self.entities, self.things)
 
     @property
     def training_split(self) -> str:

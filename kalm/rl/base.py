@@ -13,7 +13,6 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -74,7 +73,8 @@ class OfflineRLModule(EvaluatedPolicy):
 
         Args:
             spec: Sizes of observation, action and goal embedding; the command line takes them from the data.
-            hidden_sizes: Width of each hidden layer of every network (paper: 256, 256).
+            hidden_sizes: Width of each hidden layer of every network (paper: 256, 256). Where ``data.num_goal_tokens``
+                are read one by one, of each layer of attention, all of one width.
             learning_rate: Adam's step size for every network.
             discount: Worth of a reward one step later, in [0, 1] (paper: 0.99).
             target_update_rate: Part of a target network that is replaced at each of its updates, in (0, 1].
@@ -85,6 +85,7 @@ class OfflineRLModule(EvaluatedPolicy):
                 normalised; null for no limit. Common libraries take 10.
             normalize_goal_embedding: Whether goal embeddings are shifted, and scaled as a whole, by the statistics of
                 the data's instructions; else a sentence encoder's are too close for a small network to tell apart.
+                Vectors of tokens are not.
             gradient_clip_norm: Largest norm of the whole gradient; null does not clip.
             learning_rate_schedule: The learning rate after the warm-up: constant, or falling to 0 (linear, cosine).
             warmup_updates: Updates over which the learning rate rises from 0.
@@ -139,7 +140,8 @@ class OfflineRLModule(EvaluatedPolicy):
         is_vector = isinstance(spec.observation, VectorObservation)  # codes on a grid are no quantities
         limit = math.inf if observation_limit is None or not normalize_observation else observation_limit
         self.observation_normalizer = Normalizer(spec.observation_size, limit) if is_vector else nn.Identity()
-        self.goal_normalizer = Normalizer(spec.goal_embedding_size)
+        # Networks that read tokens normalise each on its own: what is no token stays zero.
+        self.goal_normalizer = nn.Identity() if spec.num_goal_tokens else Normalizer(spec.goal_embedding_size)
         # The table of goal embeddings belongs to the data, not to the checkpoint.
         self.register_buffer("goal_embeddings", torch.zeros(0, spec.goal_embedding_size), persistent=False)
         self.transition_weights = TransitionWeights(source_weights)
@@ -203,7 +205,7 @@ class OfflineRLModule(EvaluatedPolicy):
         data = self._data
         if self.normalize_observation and isinstance(self.observation_normalizer, Normalizer):
             self.observation_normalizer.set_statistics(data.observation_mean, data.observation_std)
-        if self.normalize_goal_embedding:
+        if self.normalize_goal_embedding and isinstance(self.goal_normalizer, Normalizer):
             mean = data.goal_embeddings.mean(0)
             self.goal_normalizer.set_statistics(mean, (data.goal_embeddings - mean).square().mean().sqrt())
         self.goal_embeddings = self.goal_normalizer(data.goal_embeddings.to(self.device))
@@ -304,7 +306,7 @@ class OfflineRLModule(EvaluatedPolicy):
     @property
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with; a policy with sizes of its own adds them."""
-        sizes = {"hidden_sizes": list(self.hidden_sizes), **asdict(self.spec)}
+        sizes = {"hidden_sizes": list(self.hidden_sizes), **self.spec.facts()}
         return {"algorithm": type(self).__name__, **sizes} | (
             {"num_seeds": self.num_seeds} if self.num_seeds > 1 else {}
         )
@@ -319,10 +321,10 @@ class OfflineRLModule(EvaluatedPolicy):
         """Act in every episode, with the weights that policy ``number`` of those side by side is evaluated with."""
 
         def run() -> list[EpisodeResult]:
-            policy, encoder = self.start_episodes(episodes), self._data.encoder
+            policy, embed = self.start_episodes(episodes), self._data.embed
             if self.acting.rule != "argmax":
                 policy = self._choosing(policy, ActionChoice(self.acting, self._seeds[number], episodes, self.spec))
-            return evaluate_policy(policy, self.device, encoder, domain, episodes, self.num_evaluation_envs)
+            return evaluate_policy(policy, self.device, embed, domain, episodes, self.num_evaluation_envs)
 
         return cast("list[EpisodeResult]", MethodCall(self, run).using(self.acting_weights(number)))
 

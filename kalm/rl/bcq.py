@@ -39,7 +39,7 @@ from kalm.rl.losses import (
     td_target,
     value_of_action,
 )
-from kalm.rl.networks.mlp import MLP, critic_network, goal_conditioned_mlp
+from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
 from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-4.0, 15.0)  # the authors' code
@@ -143,11 +143,11 @@ class BCQ(OfflineRLModule):
     # --- continuous actions ------------------------------------------------------------------------------------------
 
     def _build_continuous(self) -> None:
-        sizes = [self.spec.observation_size, self.spec.goal_embedding_size, self.spec.action_size]
+        size = self.spec.action_size
         self.autoencoder = _ActionAutoencoder(self.spec, self.hidden_sizes)
         self.critic = critic_network(self.spec, self.hidden_sizes)
         self.target_critic = self.target_of(self.critic)
-        self.perturbation = MLP(sizes, self.hidden_sizes, self.spec.action_size)
+        self.perturbation = goal_conditioned_mlp(self.spec, self.hidden_sizes, size, size)
         self.target_perturbation = self.target_of(self.perturbation)
         code_size = self.autoencoder.code_size
         self.noise_size = code_size * (2 + self.num_sampled_actions)
@@ -185,7 +185,9 @@ class BCQ(OfflineRLModule):
         soft_minimum = self.lower_value_weight * q.amin(0) + (1 - self.lower_value_weight) * q.amax(0)
         return soft_minimum.amax(dim=-1)
 
-    def _perturbed(self, perturbation: MLP, observation: Tensor, goal_embedding: Tensor, action: Tensor) -> Tensor:
+    def _perturbed(
+        self, perturbation: nn.Module, observation: Tensor, goal_embedding: Tensor, action: Tensor
+    ) -> Tensor:
         """An action, moved a little towards a greater value, in [-1, 1]."""
         change = self.max_perturbation * torch.tanh(perturbation(observation, goal_embedding, action))
         return (action + change).clamp(-1, 1)
@@ -201,9 +203,8 @@ class _ActionAutoencoder(nn.Module):
     def __init__(self, spec: Spec, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         self.code_size = 2 * spec.action_size
-        inputs = [spec.observation_size, spec.goal_embedding_size]
-        self.encoder = MLP([*inputs, spec.action_size], hidden_sizes, 2 * self.code_size)
-        self.decoder = MLP([*inputs, self.code_size], hidden_sizes, spec.action_size)
+        self.encoder = goal_conditioned_mlp(spec, hidden_sizes, 2 * self.code_size, spec.action_size)
+        self.decoder = goal_conditioned_mlp(spec, hidden_sizes, spec.action_size, self.code_size)
 
     def encode(self, observation: Tensor, goal_embedding: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the deviation of an action's codes, each of shape (..., D)."""

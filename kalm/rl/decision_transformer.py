@@ -40,6 +40,7 @@ from kalm.envs.simulation import Episode
 from kalm.rl.base import OfflineRLModule
 from kalm.rl.losses import imitation_loss, squared_action_error
 from kalm.rl.networks.grid_encoder import observation_token
+from kalm.rl.networks.token_network import goal_token
 from kalm.rl.networks.transformer import CausalTransformer
 from kalm.rl.training.batches import Normalizer, WindowBatch, split
 from kalm.rl.training.policy_evaluation import EpisodePolicy
@@ -102,7 +103,7 @@ class DecisionTransformer(OfflineRLModule):
         self.sequence_length = context_length
         self.max_timesteps = max_timesteps
         self.target_return_quantile = target_return_quantile
-        self.goal_token = nn.Linear(spec.goal_embedding_size, embedding_size)
+        self.goal_token = goal_token(spec, embedding_size)
         self.return_token = nn.Linear(1, embedding_size)
         self.observation_token = observation_token(spec, embedding_size)
         self.action_token = (nn.Embedding if spec.is_discrete else nn.Linear)(spec.action_size, embedding_size)
@@ -216,5 +217,5 @@ class DecisionTransformer(OfflineRLModule):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        sizes = {"embedding_size": self.goal_token.out_features, "max_timesteps": self.max_timesteps}
+        sizes = {"embedding_size": self.transformer.width, "max_timesteps": self.max_timesteps}
         return {**super()._identity, **sizes, "context_length": self.sequence_length}

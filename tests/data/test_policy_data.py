@@ -171,6 +171,26 @@ def test_instruction_ids_point_to_one_table_of_distinct_sentences(folder: Path) 
     assert torch.equal(data.goal_embeddings[batch["instruction_id"]], WordEncoder().encode(sentences))
 
 
+def test_sentences_are_handed_over_word_by_word(folder: Path) -> None:
+    """The vectors of the words one after the other, then zeros, as halves; a row is its own sentence's."""
+    data = make_data(folder, num_goal_tokens=9)
+    assert (data.spec.goal_embedding_size, data.spec.num_goal_tokens) == (9 * 16, 9)
+    assert data.goal_embeddings.shape == (len(data.instructions), 9 * 16)
+    assert data.goal_embeddings.dtype == torch.float16
+    words, is_word = WordEncoder().token_vectors(data.instructions)
+    rows = data.goal_embeddings.unflatten(-1, (9, 16))
+    torch.testing.assert_close(rows[:, : words.shape[1]][is_word].float(), words[is_word], atol=2e-3, rtol=1e-3)
+    assert (rows != 0).any(-1).sum(-1).tolist() == [len(sentence.split()) for sentence in data.instructions]
+    assert torch.equal(data.embed(["go to the centre"])[0, 4 * 16 :], torch.zeros(5 * 16, dtype=torch.float16))
+
+
+def test_a_sentence_of_too_many_words_is_named(folder: Path) -> None:
+    """None is cut off in silence."""
+    data = make_data(folder, num_goal_tokens=3)
+    with pytest.raises(DataError, match="num_goal_tokens is 3, but 'please be at the centre soon' has 6 tokens"):
+        data.embed(["go to the", "please be at the centre soon"])
+
+
 def test_without_imagined_stores_all_rows_are_real(folder: Path) -> None:
     """The baseline: no imagined rollouts, whatever the fraction says."""
     batch = make_data(folder, imagined=()).batch(0)

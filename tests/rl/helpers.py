@@ -30,6 +30,10 @@ from tests.word_encoder import WordEncoder
 
 DISCRETE = vector_spec(observation_size=5, action_size=3, is_discrete=True, goal_embedding_size=4)
 CONTINUOUS = vector_spec(observation_size=5, action_size=3, is_discrete=False, goal_embedding_size=4)
+WORDS, CONTINUOUS_WORDS = (
+    vector_spec(5, 3, is_discrete, things=((0, 2), (2, 4))).with_goals(goal_embedding_size=3 * 8, num_goal_tokens=3)
+    for is_discrete in (True, False)
+)
 GRID = Spec(GridObservation((5, 4, 2)), DiscreteAction(3), goal_embedding_size=4)
 MAX_NOISE_SIZE = 256  # more than any algorithm asks for
 

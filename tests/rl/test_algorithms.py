@@ -20,8 +20,10 @@ from kalm.envs.simulation import evaluate
 from kalm.rl.base import OfflineRLModule
 from tests.rl.helpers import (
     CONTINUOUS,
+    CONTINUOUS_WORDS,
     DISCRETE,
     GRID,
+    WORDS,
     FixedData,
     algorithms,
     build,
@@ -43,8 +45,20 @@ def supports(algorithm: type[OfflineRLModule], spec: Spec) -> bool:
     return True
 
 
-KINDS = {"discrete": DISCRETE, "continuous": CONTINUOUS, "grid": GRID}
-CASES = [(algorithm, spec) for algorithm in algorithms() for spec in KINDS.values() if supports(algorithm, spec)]
+KINDS = {
+    "discrete": DISCRETE,
+    "continuous": CONTINUOUS,
+    "grid": GRID,
+    "words": WORDS,
+    "continuous words": CONTINUOUS_WORDS,
+}
+# What reads words is asked once of each algorithm, with discrete actions where there are such.
+CASES = [
+    (algorithm, spec)
+    for algorithm in algorithms()
+    for spec in KINDS.values()
+    if supports(algorithm, spec) and not (spec is CONTINUOUS_WORDS and supports(algorithm, WORDS))
+]
 
 
 def kind_of(spec: Spec) -> str:
@@ -61,17 +75,17 @@ each_algorithm = pytest.mark.parametrize("algorithm", algorithms(), ids=lambda a
 
 
 # File in kalm/rl -> for how many kinds its algorithm is defined: vectors with discrete and with continuous actions,
-# grids with discrete ones.
+# grids with discrete ones, vectors with sentences that are read word by word.
 COVERED = {
-    "bc": 3, "cql": 3, "td3_bc": 1, "awac": 3, "iql": 3, "bcq": 3, "combo": 1, "decision_transformer": 3,
+    "bc": 4, "cql": 4, "td3_bc": 2, "awac": 4, "iql": 4, "bcq": 4, "combo": 2, "decision_transformer": 4,
 }  # fmt: skip
 
 
 def test_the_algorithms_are_found() -> None:
-    """Eight algorithms, twenty cases: none drops out of the suite, nor refuses a kind of world, without notice."""
+    """Eight algorithms, twenty-eight cases: none drops out, nor refuses a kind of world, without notice."""
     assert Counter(algorithm.__module__.removeprefix("kalm.rl.") for algorithm, _ in CASES) == COVERED
     assert len(algorithms()) == 8
-    assert len(CASES) == 20
+    assert len(CASES) == 28
 
 
 @each_case
@@ -110,6 +124,15 @@ def test_gradients_reach_every_trained_network_and_no_target(algorithm: type[Off
     optimized = {id(p) for group in policy.configure_optimizers().param_groups for p in group["params"]}
     assert moved == {name for name, parameter in policy.named_parameters() if id(parameter) in optimized}
     assert not [name for name in moved if name.startswith("target_")]
+
+
+@each_algorithm
+def test_networks_of_continuous_actions_read_words(algorithm: type[OfflineRLModule]) -> None:
+    """Critics that are given actions, models of actions and of dynamics: every one of their weights is moved."""
+    policy = build(algorithm, CONTINUOUS_WORDS)
+    torch.stack(list(policy.losses(loss_batch(policy)).values())).sum().backward()
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
 
 
 @each_algorithm
@@ -199,10 +222,13 @@ def test_it_trains_in_mixed_precision(algorithm: type[OfflineRLModule], spec: Sp
     assert policy(batch.observation, batch.goal_embedding).isfinite().all()
 
 
+NUM_WORDS = 6  # of the longest sentence of training
+
+
 def fit_world(algorithm: type[OfflineRLModule], spec: Spec, folder: Path, max_steps: int) -> OfflineRLModule:
     """Train on a small world's rollouts, at a pace that suits so few of them; a wasted step costs a fifth."""
     lightning.seed_everything(0)
-    data = chain_data(folder, world(spec))
+    data = chain_data(folder, world(spec), num_goal_tokens=NUM_WORDS if spec.num_goal_tokens else 0)
     policy = build(
         algorithm,
         data.spec,
@@ -255,7 +281,8 @@ def test_it_learns_a_small_world_better_than_chance(
 ) -> None:
     """Trained on walks with mistakes now and then, it reaches both ends nearly always; random actions do not."""
     policy, domain = fit_world(algorithm, spec, tmp_path, 300), world(spec)
-    data = chain_data(tmp_path, domain, evaluation__goal_splits=["train"], evaluation__num_test_episodes=40)
+    evaluation = {"evaluation__goal_splits": ["train"], "evaluation__num_test_episodes": 40}
+    data = chain_data(tmp_path, domain, num_goal_tokens=policy.spec.num_goal_tokens, **evaluation)
     trainer(tmp_path, -1).test(policy, data, verbose=False)
     rate = summarize(policy.episode_results)["train"].success_rate
     domain.action_space.seed(0)

@@ -13,7 +13,7 @@ from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.envs.base import Domain
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, instructed_goals
-from kalm.envs.clevr_robot.layout import NUM_ACTIONS, OBSERVATION_SIZE, ball_permutations
+from kalm.envs.clevr_robot.layout import NUM_ACTIONS, NUM_BALLS, OBSERVATION_SIZE, ball_permutations
 from kalm.envs.clevr_robot.plausibility import violations
 from kalm.envs.clevr_robot.sub_goals import next_sub_goal
 from kalm.envs.simulation import Act
@@ -81,6 +81,11 @@ class ClevrRobot(Domain):
     def symmetries(self) -> Sequence[Symmetry]:
         """The balls differ in colour only."""
         return ball_permutations()
+
+    @property
+    def things(self) -> Sequence[slice]:
+        """The balls."""
+        return [slice(2 * ball, 2 * ball + 2) for ball in range(NUM_BALLS)]
 
     def draw(self, observation: Array, instruction: str = "", size: int = 256) -> NDArray[np.uint8]:  # noqa: D102
         from kalm.envs.clevr_robot.drawing import draw_observation  # brings pillow

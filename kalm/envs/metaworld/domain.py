@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.envs.base import Domain
 from kalm.envs.metaworld.goals import HORIZON, TaskGoal, goal_from_json
-from kalm.envs.metaworld.layout import ACTION_SIZE, ENTITIES, OBSERVATION_SIZE, mirror_images, pose_slice
+from kalm.envs.metaworld.layout import (
+    ACTION_SIZE,
+    ENTITIES,
+    HAND,
+    OBSERVATION_SIZE,
+    OPENING,
+    TARGET,
+    mirror_images,
+    pose_slice,
+)
 from kalm.envs.metaworld.plausibility import FLAGS, violations
 from kalm.envs.simulation import Act
 from kalm.envs.symmetry import Symmetry
@@ -106,6 +115,11 @@ class MetaWorld(Domain):
     def entities(self) -> Sequence[slice]:
         """One pose each."""
         return [pose_slice(entity) for entity in ENTITIES]
+
+    @property
+    def things(self) -> Sequence[slice]:
+        """The gripper, the target location and the entities."""
+        return [slice(HAND.start, OPENING + 1), TARGET, *self.entities]
 
     @property
     def collection_settings(self) -> dict[str, Any]:  # noqa: D102

@@ -20,7 +20,7 @@ Shape letters: n steps of all rollouts, R rollouts, O numbers in an observation,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,7 +177,7 @@ class LLMDecisionTransformer(EvaluatedPolicy):
     @property
     def _identity(self) -> dict[str, Any]:
         sizes = {"inner_size": self._inner_size, "hidden_size": self.backbone.hidden_size}
-        return {"algorithm": type(self).__name__, **sizes, **asdict(self.spec)}
+        return {"algorithm": type(self).__name__, **sizes, **self.spec.facts()}
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -262,7 +262,7 @@ class Student(EvaluatedPolicy):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        facts = asdict(self.spec)
+        facts = self.spec.facts()
         del facts["observation"]  # the weights serve grids of other sizes
         return {"algorithm": type(self).__name__, **facts, **self.sizes}
 

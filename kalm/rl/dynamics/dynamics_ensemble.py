@@ -20,7 +20,7 @@ from torch.nn import functional
 from kalm.core.specs import Spec
 from kalm.rl.losses import gaussian_log_probability
 from kalm.rl.networks.gaussian_policies import SquashedGaussian, softly_bounded, uniform_actions
-from kalm.rl.networks.mlp import EnsembleMLP
+from kalm.rl.networks.mlp import goal_conditioned_ensemble
 from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-5.0, 5.0)
@@ -52,8 +52,8 @@ class DynamicsEnsemble(nn.Module):
         """Build N members, ``num_members``, with hidden layers of the same widths."""
         super().__init__()
         self.num_outcomes = spec.observation_size + 1  # the change of the observation, and the reward
-        inputs = [spec.observation_size, spec.goal_embedding_size, spec.action_size]
-        self.members = EnsembleMLP(num_members, inputs, hidden_sizes, 2 * self.num_outcomes + 1)
+        output_size = 2 * self.num_outcomes + 1
+        self.members = goal_conditioned_ensemble(num_members, spec, hidden_sizes, output_size, spec.action_size)
 
     def losses(self, batch: TransitionBatch) -> tuple[Tensor, Tensor]:
         """How unlikely the members find what happened, and whether the task ended with it.

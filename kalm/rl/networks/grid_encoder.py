@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from kalm.core.errors import DataError
 from kalm.core.specs import GridObservation, Spec, VectorObservation
 from kalm.rl.networks.agent_view import AgentView, agent_view
+from kalm.rl.networks.token_network import OnTokens, TokenEncoder
 
 _NUM_CODES = 256  # of 8 bits
 _NUM_CHANNELS = 8
+_NUM_TOKEN_LAYERS = 2  # of what reads a vector and a sentence token by token
 # Where bands of rows ahead of the agent, and of columns to its right, part; those behind and to its left mirror them.
 _BAND_ENDS = (0.5, 1.5, 2.5, 4.5, 8.5)
 _FARTHEST = 255  # on a grid whose size fits 8 bits
@@ -44,6 +46,8 @@ class GridEncoder(nn.Module):
             DataError: If its observations are of another kind.
         """
         super().__init__()
+        if spec.num_goal_tokens:
+            raise DataError("num_goal_tokens is above 0, but this reads one vector a sentence; set it to 0 for grids")
         grid = spec.observation
         is_agent_grid = isinstance(grid, GridObservation) and len(grid.shape) == 3 and grid.shape[-1] == 2
         if not (is_agent_grid and isinstance(grid, GridObservation) and not grid.is_wide and not grid.num_numbers):
@@ -109,6 +113,9 @@ class FirstInput(nn.Linear):
 
 def observation_token(spec: Spec, size: int) -> nn.Module:
     """What makes a token of ``size`` numbers of an observation, vector or grid, and a goal embedding."""
+    if spec.num_goal_tokens:
+        tokens = TokenEncoder(spec, [size] * _NUM_TOKEN_LAYERS)
+        return OnTokens(tokens, nn.Linear(tokens.output_size, size))
     if isinstance(spec.observation, VectorObservation):
         return FirstInput(spec.observation_size, size)
     encoder = GridEncoder(spec)

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from kalm.core.specs import GridObservation, Spec
 from kalm.rl.networks.grid_encoder import GridEncoder, OnGrid
+from kalm.rl.networks.token_network import OnTokens, TokenEncoder
 
 _Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
 _ROWS_A_PIECE = 2048
@@ -138,31 +139,44 @@ class GivenInputs:
         return torch.stack([_evaluate([_Part(own, None), *others], layers) for own, layers in members])
 
 
-def goal_conditioned_mlp(spec: Spec, hidden_sizes: Sequence[int], output_size: int) -> Any:
-    """A perceptron over observation and goal embedding: a policy, a value, or the Q-values of discrete actions.
+def goal_conditioned_mlp(spec: Spec, hidden_sizes: Sequence[int], output_size: int, *other_sizes: int) -> Any:
+    """A perceptron over observation, goal embedding and other inputs: a policy, a value, or Q-values of actions.
 
-    Before it stands what reads grids, where observations are such.
+    Before it stands what reads grids, where observations are such, or tokens, where goal embeddings consist of them.
     """
+    if spec.num_goal_tokens:
+        tokens = TokenEncoder(spec, hidden_sizes)
+        return OnTokens(tokens, MLP([tokens.output_size, *other_sizes], hidden_sizes[-1:], output_size))
     if isinstance(spec.observation, GridObservation):
         encoder = GridEncoder(spec)
         return OnGrid(encoder, MLP([encoder.output_size, spec.goal_embedding_size], hidden_sizes, output_size))
-    return MLP([spec.observation_size, spec.goal_embedding_size], hidden_sizes, output_size)
+    return MLP([spec.observation_size, spec.goal_embedding_size, *other_sizes], hidden_sizes, output_size)
+
+
+def goal_conditioned_ensemble(
+    num_members: int, spec: Spec, hidden_sizes: Sequence[int], output_size: int, *other_sizes: int
+) -> Any:
+    """Perceptrons over observation, goal embedding and other inputs; they share what reads grids or tokens."""
+    if spec.num_goal_tokens:
+        tokens = TokenEncoder(spec, hidden_sizes)
+        sizes = [tokens.output_size, *other_sizes]
+        return OnTokens(tokens, EnsembleMLP(num_members, sizes, hidden_sizes[-1:], output_size))
+    if isinstance(spec.observation, GridObservation) and not other_sizes:
+        encoder = GridEncoder(spec)
+        sizes = [encoder.output_size, spec.goal_embedding_size]
+        return OnGrid(encoder, EnsembleMLP(num_members, sizes, hidden_sizes, output_size))
+    sizes = [spec.observation_size, spec.goal_embedding_size, *other_sizes]
+    return EnsembleMLP(num_members, sizes, hidden_sizes, output_size)
 
 
 def critic_network(spec: Spec, hidden_sizes: Sequence[int]) -> Any:
     """Two critics: Q-values of all discrete actions, (N, ..., A), or of the continuous action given, (N, ..., 1).
 
-    Critics of continuous actions take the inputs observation, goal embedding, action. Those of grids share what reads
-    the grid.
+    Critics of continuous actions take the inputs observation, goal embedding, action.
     """
-    if isinstance(spec.observation, GridObservation) and spec.is_discrete:
-        encoder = GridEncoder(spec)
-        inputs = [encoder.output_size, spec.goal_embedding_size]
-        return OnGrid(encoder, EnsembleMLP(2, inputs, hidden_sizes, spec.action_size))
-    inputs = [spec.observation_size, spec.goal_embedding_size]
     if spec.is_discrete:
-        return EnsembleMLP(2, inputs, hidden_sizes, spec.action_size)
-    return EnsembleMLP(2, [*inputs, spec.action_size], hidden_sizes, 1)
+        return goal_conditioned_ensemble(2, spec, hidden_sizes, spec.action_size)
+    return goal_conditioned_ensemble(2, spec, hidden_sizes, 1, spec.action_size)
 
 
 # --- evaluation: products of the first layer are summed, in pieces that keep to the processor's cache ----------------

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult, evaluate
-from kalm.language.encoder import SentenceEncoder
 
 # Observations (B, O) as the environment gives them, goal embeddings (B, E) and the number of each row's episode (B,),
 # -1 for a row that nobody asked for, to actions.
@@ -29,19 +28,20 @@ _ROWS = 64
 def evaluate_policy(
     policy: EpisodePolicy,
     device: torch.device,
-    encoder: SentenceEncoder,
+    embed: Callable[[Sequence[str]], Tensor],
     domain: Domain,
     episodes: Sequence[Episode],
     num_envs: int,
 ) -> list[EpisodeResult]:
     """Run every episode with a policy on ``device``, ``num_envs`` side by side: one result an episode, in their order.
 
-    The policy is asked once a step of each episode, in order; ``encoder`` is the one that it was trained with.
+    The policy is asked once a step of each episode, in order; ``embed`` makes goal embeddings of sentences as they were
+    made for its training.
     """
     sentences = [episode.instructed.instruction for episode in episodes]
     distinct = list(dict.fromkeys(sentences))
     row_of = {sentence: row for row, sentence in enumerate(distinct)}
-    embeddings = encoder.encode(distinct)[[row_of[sentence] for sentence in sentences]]  # a row an episode
+    embeddings = embed(distinct)[[row_of[sentence] for sentence in sentences]]  # a row an episode
 
     @torch.no_grad()
     def act(observations: NDArray[Any], rows: list[int], info: dict[str, Any]) -> NDArray[Any]:

@@ -21,6 +21,11 @@ def env() -> SingleEnv:
     return gym.make("kalm/ClevrRobot-v0").unwrapped  # type: ignore[return-value]
 
 
+def test_the_things_are_the_balls() -> None:
+    """Five of two numbers each."""
+    assert [(thing.start, thing.stop) for thing in ClevrRobot().things] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+
+
 def test_success_terminates_and_never_truncates(env: SingleEnv) -> None:
     """The step that meets the goal is terminated and earns 100; before, ten times the distance gained to the place."""
     goal = PlaceGoal("red", "blue", "right")

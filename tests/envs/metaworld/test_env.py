@@ -175,6 +175,14 @@ def test_imagination_begins_in_the_tasks_own_scene(task: str) -> None:
     env.close()
 
 
+def test_every_number_belongs_to_one_thing() -> None:
+    """Gripper, target location and twelve entities, and nothing is left of the 91 numbers."""
+    domain = MetaWorld()
+    columns = [column for thing in domain.things for column in range(thing.start, thing.stop)]
+    assert columns == list(range(91))
+    assert [thing.stop - thing.start for thing in domain.things] == [4, 3] + [7] * 12
+
+
 def test_a_thing_is_there_for_a_whole_rollout_or_not_at_all() -> None:
     """The numbers of what a scene lacks stay zero, those of what it has are never all zero."""
     domain = MetaWorld()
