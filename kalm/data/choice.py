@@ -137,12 +137,13 @@ def top_returns(domain: Domain, selection: Selection, fraction: float, discount:
 
 
 def start_distances(domain: Domain, selection: Selection) -> Tensor:
-    """How far each rollout's goal is from its first observation, float64 of shape (J,); 0 where a goal cannot tell."""
+    """How far each rollout's goal is from its first observation, float64 of shape (J,); 0 where nobody can tell."""
     found = torch.zeros(len(selection), dtype=torch.float64)
     (observation,) = selection.read((names.OBSERVATION,), selection.starts)
     places: dict[Goal, list[int]] = {}
     for place, goal in enumerate(_rollout_goals(domain, selection)):
-        places.setdefault(goal, []).append(place)
+        if goal is not None:
+            places.setdefault(goal, []).append(place)
     for goal, own in places.items():
         distance = goal.distance(observation[own].numpy())
         if distance is not None:
@@ -185,15 +186,16 @@ def verified_rollouts(
 
 
 def rollout_tasks(domain: Domain, selection: Selection) -> list[str]:
-    """The task of each rollout's goal."""
-    return [goal.task for goal in _rollout_goals(domain, selection)]
+    """The task of each rollout's goal; none has the empty one."""
+    return ["" if goal is None else goal.task for goal in _rollout_goals(domain, selection)]
 
 
-def _rollout_goals(domain: Domain, selection: Selection) -> list[Goal]:
-    goals: list[Goal] = []
+def _rollout_goals(domain: Domain, selection: Selection) -> list[Goal | None]:
+    goals: list[Goal | None] = []
     for store, rows in selection.by_store():
         of_instruction = [domain.goal_from_json(row.goal) for row in store.instructions]
-        goals += [of_instruction[number] for number in store.rollouts[names.INSTRUCTION_ID][rows].tolist()]
+        numbers = store.rollouts[names.INSTRUCTION_ID][rows].tolist()
+        goals += [of_instruction[number] if number >= 0 else None for number in numbers]
     return goals
 
 

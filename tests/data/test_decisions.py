@@ -45,7 +45,7 @@ CLASSES = [GoalData, GroundingData, LabelData, PlanData, PolicyData, ReturnCondi
 # enough rollouts each. The encoder decides goal embeddings, which are no part of a batch.
 WITHOUT_EFFECT_HERE = {
     *("domain", "encoder", "balance_goal_splits", "real.filter", "real.return_discount"),
-    *("imagined.return_discount", "imagined.num_least"),
+    *("imagined.return_discount", "imagined.num_least", "imagined.label"),
 }
 
 
