@@ -312,10 +312,8 @@ def test_imagined_stores_without_a_sound_rollout_are_refused(tmp_path: Path) -> 
     missed = [rollout for rollout in imagined_rollouts(40, "hard") if not rollout.is_success]
     write_store(tmp_path / "missed", missed)
     data = chain_grounding_data(tmp_path, imagined=ImaginedRollouts([str(tmp_path / "missed")]))
-    with pytest.raises(
-        DataError,
-        match=r"no imagined rollout passes filter: both by the label domain_rule; what there is, by the rule:\s+.*missed",
-    ):
+    refusal = r"no imagined rollout passes filter: both by the label domain_rule; .*, by the rule:\s+.*missed"
+    with pytest.raises(DataError, match=refusal):
         data.setup("fit")
 
 
