@@ -110,7 +110,8 @@ def test_a_loss_of_one_transition_does_not_depend_on_the_others(algorithm: type[
     first_half = policy.losses(type(batch)(**{field.name: getattr(batch, field.name)[:3] for field in fields(batch)}))
     for name, loss in whole.items():
         factor = loss[0] / first_half[name][0] if name in policy.minibatch_scaled else torch.ones(())
-        torch.testing.assert_close(loss[:3], factor * first_half[name])
+        # Products of other shapes round differently; what is averaged over a batch differs by far more.
+        torch.testing.assert_close(loss[:3], factor * first_half[name], rtol=1e-4, atol=1e-5)
         assert (factor != 1) == (name in policy.minibatch_scaled)
     assert policy.minibatch_scaled <= whole.keys()
 
