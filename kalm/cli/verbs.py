@@ -146,7 +146,8 @@ def _label_rollouts(made: Namespace, config: Namespace) -> int:
         table.add_row(split, f"{row.num_rollouts:,}", *(f"{share:.1%}" for share in shares))
     Console().print(table)
     _say(f"{store.path}/labels/{name}: {len(labels):,} rollouts; the rule is only compared with, where none was asked")
-    _say(f"next: learn from what it calls met, --data.imagined.filter success --data.imagined.label {name}")
+    chosen = f"--data.imagined.filter success --data.imagined.label {name} --data.imagined.top_return_fraction 1"
+    _say(f"next: learn from what it calls met, {chosen}")
     return 0
 
 

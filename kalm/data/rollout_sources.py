@@ -81,7 +81,8 @@ class ImaginedRollouts:
         stores: Folders of the stores.
         filter: What a rollout must be to be used: none (paper), plausible, success or both.
         label: Name of the label, beside each store, that says which rollouts meet their goals. ``domain_rule``, which
-            every store has, knows what policies are judged by: what is learned by it is an upper bound.
+            every store has, knows what policies are judged by: what is learned by it is an upper bound. Returns hold
+            the rule's reward, so with another judge nothing may be chosen by returns.
         fraction: Part of what is learned in an update that is imagined, in (0, 1], to the nearest row (paper: 0.5).
         top_return_fraction: Share of those that pass to use of each task, in (0, 1]: those of the highest return among
             the rollouts that began about as far from their goal.
@@ -105,6 +106,12 @@ class ImaginedRollouts:
         if self.num_least < 0:
             raise DataError(f"imagined.num_least is {self.num_least}; it must be 0 or more")
         _check_top_returns("imagined", self.top_return_fraction, self.return_discount)
+        if self.label != DOMAIN_RULE and (self.top_return_fraction < 1 or self.num_least):
+            raise DataError(
+                f"imagined.label is {self.label}, but top_return_fraction {self.top_return_fraction} and num_least "
+                f"{self.num_least} choose by returns, which hold the reward of the rule; set them to 1 and 0, or label "
+                f"to {DOMAIN_RULE}"
+            )
 
     def num_rows(self, total: int, name: str) -> int:
         """How many of an update's ``total`` rows, rollouts or transitions, called ``name`` in YAML, are imagined.

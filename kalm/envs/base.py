@@ -8,8 +8,8 @@ the goal itself says (``kalm.core.goal``).
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +24,7 @@ from kalm.core.names import Source
 from kalm.core.rollout import Rollout
 from kalm.core.specs import Spec, spec_of_spaces
 from kalm.envs.agent_grid import AgentGrid
+from kalm.envs.goal_splits import GoalSplits
 from kalm.envs.simulation import Act, collect
 from kalm.envs.symmetry import Symmetry
 
@@ -32,18 +33,12 @@ if TYPE_CHECKING:
     from kalm.envs.vector_env import DomainVectorEnv
 
 
-class Domain(ABC):
+class Domain(GoalSplits):
     """A world as KALM sees it. Subclass it in one package under ``kalm/envs/``, or anywhere else, to add a world.
 
     Attributes:
         name: Folder name under ``checkpoints/`` and ``conf/``, for example ``clevr_robot``.
-        goal_splits: Names of the splits that policies are evaluated on, in the order of tables. The first is the one
-            that real rollouts are collected for; how new the others are to a learner is the domain's to say.
         goal_class: What all its goals are.
-        sentences_from: Splits that have the sentences of another one, which they differ from in something else, such
-            as the place: that other one, by name. No two others share a sentence.
-        unseen_splits: Splits that have the goals of another one in sentences that are kept for the test: that other
-            one, by name. Nothing imagines, labels, trains or validates on them, see ``learning_splits``.
         observation_space: What is seen, a Gymnasium space of any kind.
         action_space: What can be done, another.
         plausibility_flags: Names of the ways in which a transition can be implausible.
@@ -51,9 +46,6 @@ class Domain(ABC):
     """
 
     name: ClassVar[str]
-    goal_splits: ClassVar[tuple[str, ...]] = ("train",)
-    sentences_from: ClassVar[Mapping[str, str]] = {}
-    unseen_splits: ClassVar[Mapping[str, str]] = {}
     goal_class: ClassVar[type[Any]]
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
@@ -61,10 +53,6 @@ class Domain(ABC):
     render_fps: ClassVar[int] = 4
 
     # --- goals ------------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:
-        """Every built-in instruction of a split, always in the same order."""
 
     def goal_from_json(self, data: Mapping[str, Any]) -> Goal:
         """Rebuild a goal from its ``to_json`` form; by default that is the fields of ``goal_class``.
@@ -223,22 +211,6 @@ class Domain(ABC):
         """What observations and actions are, for what knows no goals."""
         return spec_of_spaces(self.observation_space, self.action_space, self.entities, self.things)
 
-    @property
-    def training_split(self) -> str:
-        """The split that real rollouts are collected for."""
-        return self.goal_splits[0]
-
-    @property
-    def told_splits(self) -> tuple[str, ...]:
-        """The splits whose sentences are told in training."""
-        first = self.training_split
-        return tuple(split for split in self.goal_splits if self.sentences_from.get(split, split) == first)
-
-    @property
-    def learning_splits(self) -> tuple[str, ...]:
-        """The splits that whatever comes before the test may look at: all but those of unseen sentences."""
-        return tuple(split for split in self.goal_splits if split not in self.unseen_splits)
-
     def instruction_for(self, goal: Goal) -> str:
         """The first built-in sentence for a goal; an empty one for a user's."""
         return self._instruction_for.get(goal, "")
@@ -248,48 +220,6 @@ class Domain(ABC):
         rows = [row for split in self.learning_splits for row in self.instructed_goals(split)]
         return {row.goal: row.instruction for row in reversed(rows)}
 
-    def check_goal_splits(self, goal_splits: Sequence[str] | None) -> list[str]:
-        """Names of splits that this domain has; all of them for None.
-
-        Raises:
-            DataError: If a name is unknown or none is given; the message lists the known ones.
-        """
-        chosen = list(self.goal_splits if goal_splits is None else goal_splits)
-        unknown = [split for split in chosen if split not in self.goal_splits]
-        if unknown or not chosen:
-            raise DataError(
-                f"goal_splits: {', '.join(map(repr, unknown)) or 'none named'}; the splits are "
-                f"{', '.join(self.goal_splits)}"
-            )
-        return chosen
-
-    def check_learning_splits(self, goal_splits: Sequence[str] | None) -> list[str]:
-        """Names of splits that may be looked at before the test; all of those for None.
-
-        Raises:
-            DataError: If a name is unknown or none is given, or if the sentences of a split are kept for the test.
-        """
-        chosen = self.check_goal_splits(self.learning_splits if goal_splits is None else goal_splits)
-        if kept := [split for split in chosen if split in self.unseen_splits]:
-            raise DataError(
-                f"goal_splits: the sentences of {', '.join(map(repr, kept))} are kept for the test; before it only "
-                f"{', '.join(self.learning_splits)} may be imagined, labelled, trained or validated on"
-            )
-        return chosen
-
-    def kept_for_the_test(self, told: Iterable[tuple[str, str]]) -> list[str]:
-        """Which of these sentences, each with its split, only a test may show, as problems to raise."""
-        return [
-            f"{sentence!r} of the split {split!r} is kept for the test"
-            for sentence, split in told
-            if split in self.unseen_splits or sentence.casefold() in self._unseen_sentences
-        ]
-
-    @cached_property
-    def _unseen_sentences(self) -> frozenset[str]:
-        rows = (row for split in self.unseen_splits for row in self.instructed_goals(split))
-        return frozenset(row.instruction.casefold() for row in rows)
-
     def label_rollout(
         self,
         instructed: InstructedGoal,
@@ -297,11 +227,11 @@ class Domain(ABC):
         actions: Array,
         source: Source,
         provenance: Mapping[str, Any] | None = None,
+        ends_when_met: bool = True,
     ) -> Rollout:
         """Turn observations and actions into a rollout with the domain's own rewards and verdicts.
 
-        The rollout is cut after the first step at which the goal holds; that step is ``terminated``. A rollout that
-        never meets its goal is ``truncated`` at its last step.
+        A rollout at whose last step the goal holds is ``terminated`` there, any other one ``truncated``.
 
         Args:
             instructed: Goal and sentence the rollout was made for.
@@ -309,12 +239,15 @@ class Domain(ABC):
             actions: Shape (T,) or (T, A).
             source: Real or imaginary.
             provenance: Plain JSON types that say how the rollout was made.
+            ends_when_met: Whether it is cut after the first step at which the goal holds, as the simulator would; if
+                not, whoever made it decided where it ends, and the rule only says what it is worth.
         """
         goal = instructed.goal
         before, after = observations[:-1], observations[1:]
         success = goal.success(after, before, actions)
         is_success = bool(success.any())
-        num_steps = int(success.argmax()) + 1 if is_success else len(actions)
+        num_steps = int(success.argmax()) + 1 if is_success and ends_when_met else len(actions)
+        ends_met = bool(success[:num_steps][-1:].any())
         before, actions, after = before[:num_steps], actions[:num_steps], after[:num_steps]
         is_last = np.arange(num_steps) == num_steps - 1
         return Rollout(
@@ -325,8 +258,8 @@ class Domain(ABC):
             observations=observations[: num_steps + 1],
             actions=actions,
             rewards=goal.reward(before, actions, after).astype(np.float32),
-            terminated=is_last & is_success,
-            truncated=is_last & (not is_success),
+            terminated=is_last & ends_met,
+            truncated=is_last & (not ends_met),
             is_success=is_success,
             violations={flag: int(marked.sum()) for flag, marked in self.plausibility(before, actions, after).items()},
             provenance=dict(provenance or {}),

@@ -45,6 +45,21 @@ def test_violations_are_counted_up_to_the_cut_only() -> None:
     assert rollout.violations == {"jumped": 1, "nowhere": 0}
 
 
+def test_whoever_made_a_rollout_may_say_where_it_ends() -> None:
+    """Cells 2, 4, 2: met at the first step and gone on, uncut; cells 2, 3, 4: met at the last one, which ends it."""
+    actions = np.array([RIGHT, LEFT])
+    on, there = (
+        CHAIN.label_rollout(TO_RIGHT_END, one_hot(np.array(cells)), actions, Source.IMAGINARY, ends_when_met=False)
+        for cells in ([2, 4, 2], [2, 3, 4])
+    )
+    assert len(on) == len(there) == 2
+    assert on.is_success
+    assert there.is_success
+    assert (on.terminated.tolist(), on.truncated.tolist()) == ([False, False], [False, True])
+    assert (there.terminated.tolist(), there.truncated.tolist()) == ([False, True], [False, False])
+    assert on.violations == {"jumped": 2, "nowhere": 0}
+
+
 def test_rollout_without_steps_is_left_for_validation_to_refuse() -> None:
     """No action at all gives an empty rollout that is no success."""
     rollout = CHAIN.label_rollout(TO_RIGHT_END, one_hot(np.array([4])), np.zeros(0, dtype=np.int64), Source.IMAGINARY)

@@ -111,3 +111,11 @@ def test_imagination_is_chosen_by_the_label_that_is_named(tmp_path: Path) -> Non
         chosen("left")
     with pytest.raises(DataError, match="does not say of rollouts"):
         chosen("jumped")
+
+
+@pytest.mark.parametrize("options", [{"top_return_fraction": 0.5}, {"num_least": 3}], ids=["top returns", "least"])
+def test_a_judge_without_the_rule_is_not_helped_by_its_reward(options: dict[str, Any]) -> None:
+    """Returns of imagined rollouts hold the reward for success, which the rule gave."""
+    ImaginedRollouts(["store"], RolloutFilter.success, **options).check()
+    with pytest.raises(DataError, match="imagined.label is right, but .* hold the reward of the rule"):
+        ImaginedRollouts(["store"], RolloutFilter.success, label="right", **options).check()

@@ -43,7 +43,9 @@ _ROLLOUTS_AT_ONCE = 256
 class GroundedJudge(Judge):
     """A grounded model out of a checkpoint, on the CPU; a subclass says what it is asked."""
 
-    def __init__(self, checkpoint: str, domain: Domain, backbone: Backbone, inner_size: int, name: str) -> None:
+    def __init__(
+        self, checkpoint: str, domain: Domain, backbone: Backbone, inner_size: int = 256, name: str = "grounded"
+    ) -> None:
         """Load it.
 
         Args:
@@ -78,34 +80,22 @@ class GroundedJudge(Judge):
 class ContrastJudge(GroundedJudge):
     """Whether a rollout is far likelier under its own instruction than under others."""
 
-    def __init__(
-        self,
-        checkpoint: str,
-        domain: Domain,
-        backbone: Backbone,
-        inner_size: int = 256,
-        margin: float = 2.0,
-        num_others: int = 64,
-        name: str = "contrast",
-    ) -> None:
+    def __init__(self, margin: float = 2.0, num_others: int = 64, name: str = "contrast", **model: Any) -> None:
         """Choose how much likelier.
 
         Args:
-            checkpoint: Of grounding, or the folder of its run.
-            domain: The world that it was grounded in.
-            backbone: The language model underneath, as it was grounded.
-            inner_size: As it was grounded.
             margin: Difference, in nats a step, between the log-probability of its actions under its own instruction and
                 that under the mean of others, from which on a rollout is called met.
             num_others: Other instructions of the rollout's split, K; the same for all of its rollouts.
             name: Of the label that it writes.
+            model: Which model is asked, see ``GroundedJudge``.
 
         Raises:
             CheckpointError: If the checkpoint is missing, damaged, or of another model.
             KalmError: If a number is out of range.
         """
         require(num_others >= 1, "num_others", num_others, "1 or more")
-        super().__init__(checkpoint, domain, backbone, inner_size, name)
+        super().__init__(name=name, **model)
         self._margin, self._num_others = margin, num_others
         self._others: dict[str, list[str]] = {}
 
@@ -161,31 +151,20 @@ class ContrastJudge(GroundedJudge):
 class ExplanationJudge(GroundedJudge):
     """Whether the model, asked what a rollout is for, names its goal."""
 
-    def __init__(
-        self,
-        checkpoint: str,
-        domain: Domain,
-        backbone: Backbone,
-        inner_size: int = 256,
-        num_answers: int = 8,
-        name: str = "explanation",
-    ) -> None:
+    def __init__(self, num_answers: int = 8, name: str = "explanation", **model: Any) -> None:
         """Choose how many answers it tries.
 
         Args:
-            checkpoint: Of grounding, or the folder of its run.
-            domain: The world that it was grounded in.
-            backbone: The language model underneath, as it was grounded.
-            inner_size: As it was grounded.
             num_answers: Answers to each rollout, of which the one counts that best foretells it.
             name: Of the label that it writes.
+            model: Which model is asked, see ``GroundedJudge``.
 
         Raises:
             CheckpointError: If the checkpoint is missing, damaged, or of another model.
             KalmError: If a number is out of range.
         """
         require(num_answers >= 1, "num_answers", num_answers, "1 or more")
-        super().__init__(checkpoint, domain, backbone, inner_size, name)
+        super().__init__(name=name, **model)
         self._num_answers = num_answers
 
     @property

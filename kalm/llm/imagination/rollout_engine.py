@@ -43,7 +43,8 @@ class ImaginationSettings:
             data; else the scores of discrete actions are divided by it, and to a continuous action it adds Gaussian
             noise of this standard deviation.
         goal_test: Who says that a goal is met, which stops a rollout. ``rule`` is the domain's own: an oracle, so that
-            what comes of it is an upper bound. ``end_head`` is the model itself, by ``end_threshold`` alone.
+            what comes of it is an upper bound. ``end_head`` is the model itself, by ``end_threshold`` alone, and
+            nothing is cut behind it.
         end_threshold: Probability of the end, as the model's end head sees it, at which a rollout stops. It counts
             beside the rule as well; 1, which meets more goals, leaves it to the rule and the step limit.
         chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another; the
@@ -121,20 +122,21 @@ class RolloutEngine:
 
     def _plans(self, items: Sequence[WorkItem]) -> list[Plan]:
         """Chains for goals that have sub-goals where those are wanted."""
-        whole: list[Plan] = [WholeRollout(self._domain, item) for item in items]
+        by_rule = self._settings.goal_test == "rule"
+        whole: list[Plan] = [WholeRollout(self._domain, item, by_rule) for item in items]
         if not self._settings.chain_sub_goals:
             return whole
         sentences = sentences_of_goals(self._domain)
-        chains = [ChainedRollout(self._domain, item, sentences, self._is_met) for item in items]
+        chains = [ChainedRollout(self._domain, item, sentences, self._is_met, by_rule) for item in items]
         return [chain if chain.next_item is not None else plan for chain, plan in zip(chains, whole, strict=True)]
 
 
 class WholeRollout:
     """A rollout of one piece, as in the paper."""
 
-    def __init__(self, domain: Domain, item: WorkItem) -> None:
-        """Ask for ``item`` and nothing else."""
-        self._domain, self._item = domain, item
+    def __init__(self, domain: Domain, item: WorkItem, ends_when_met: bool = True) -> None:
+        """Ask for ``item`` and nothing else; see ``Domain.label_rollout`` for who says where it ends."""
+        self._domain, self._item, self._ends_when_met = domain, item, ends_when_met
         self.next_item: WorkItem | None = item
 
     def add(self, piece: Generated) -> None:
@@ -145,7 +147,9 @@ class WholeRollout:
         """It, with the domain's rewards and verdicts."""
         made, item = self._piece, self._item
         facts = {"seed": item.seed, "stopped_by": made.stopped_by}
-        return self._domain.label_rollout(item.instructed, made.observations, made.actions, Source.IMAGINARY, facts)
+        return self._domain.label_rollout(
+            item.instructed, made.observations, made.actions, Source.IMAGINARY, facts, self._ends_when_met
+        )
 
 
 class ChainedRollout:
@@ -160,10 +164,16 @@ class ChainedRollout:
     """
 
     def __init__(
-        self, domain: Domain, item: WorkItem, sentences: Mapping[Goal, Sequence[InstructedGoal]], is_met: GoalTest
+        self,
+        domain: Domain,
+        item: WorkItem,
+        sentences: Mapping[Goal, Sequence[InstructedGoal]],
+        is_met: GoalTest,
+        ends_when_met: bool = True,
     ) -> None:
         """Choose the first link; sentences say how to ask for each goal, ``is_met`` ends the chain."""
         self._domain, self._item, self._sentences, self._is_met = domain, item, sentences, is_met
+        self._ends_when_met = ends_when_met
         self._rng = np.random.default_rng([item.seed, 1])
         self._links: list[tuple[WorkItem, Generated]] = []
         self._has_met_goal = False
@@ -188,7 +198,9 @@ class ChainedRollout:
         ]
         stopped_by = "goal" if self._has_met_goal else "limit"
         facts = {"seed": self._item.seed, "stopped_by": stopped_by, "links": links}
-        return self._domain.label_rollout(self._item.instructed, observations, actions, Source.IMAGINARY, facts)
+        return self._domain.label_rollout(
+            self._item.instructed, observations, actions, Source.IMAGINARY, facts, self._ends_when_met
+        )
 
     def _choose(self, observation: NDArray[Any]) -> WorkItem | None:
         """The link that goes on from ``observation``, shape (O,)."""

@@ -58,7 +58,7 @@ def test_a_rollout_is_likelier_under_its_own_instruction(
     checkpoint: Path, told: tuple[list[Rollout], list[Rollout]]
 ) -> None:
     """Most that do as they are told, by an expert who errs three times in ten, and few of the others; so do scores."""
-    judge = ContrastJudge(str(checkpoint), margin=0.0, **SIZES)  # type: ignore[arg-type]
+    judge = ContrastJudge(checkpoint=str(checkpoint), margin=0.0, **SIZES)
     right, wrong = (judge.judge(goals_of(rollouts), rollouts) for rollouts in told)
     assert right.met.mean() > 0.8
     assert wrong.met.mean() < 0.2
@@ -70,7 +70,7 @@ def test_a_rollout_is_likelier_under_its_own_instruction(
 def test_a_larger_margin_calls_fewer_met(checkpoint: Path, told: tuple[list[Rollout], list[Rollout]]) -> None:
     """Always a part of those of a smaller one."""
     met = [
-        ContrastJudge(str(checkpoint), margin=margin, **SIZES).judge(goals_of(told[0]), told[0]).met  # type: ignore[arg-type]
+        ContrastJudge(checkpoint=str(checkpoint), margin=margin, **SIZES).judge(goals_of(told[0]), told[0]).met
         for margin in (0.0, 0.3)
     ]
     assert (met[1] <= met[0]).all()
@@ -81,7 +81,7 @@ def test_a_verdict_does_not_depend_on_what_else_is_judged(
     checkpoint: Path, told: tuple[list[Rollout], list[Rollout]]
 ) -> None:
     """Together or alone, up to rounding; a rollout that was told nothing is not judged."""
-    judge = ContrastJudge(str(checkpoint), **SIZES)  # type: ignore[arg-type]
+    judge = ContrastJudge(checkpoint=str(checkpoint), **SIZES)
     together = judge.judge(goals_of(told[0]), told[0])
     for row in (0, 7):
         alone = judge.judge(goals_of(told[0])[row : row + 1], told[0][row : row + 1])
@@ -92,7 +92,7 @@ def test_a_verdict_does_not_depend_on_what_else_is_judged(
 
 def test_an_explanation_names_the_goal_or_not(checkpoint: Path, told: tuple[list[Rollout], list[Rollout]]) -> None:
     """Of walks that were told so, and of the same walks told otherwise."""
-    judge = ExplanationJudge(str(checkpoint), num_answers=2, **SIZES)  # type: ignore[arg-type]
+    judge = ExplanationJudge(checkpoint=str(checkpoint), num_answers=2, **SIZES)
     right, wrong = (judge.judge(goals_of(rollouts), rollouts).met.mean() for rollouts in told)
     assert right > 0.9
     assert wrong < 0.1
@@ -102,9 +102,9 @@ def test_an_explanation_names_the_goal_or_not(checkpoint: Path, told: tuple[list
 def test_what_cannot_judge_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """No checkpoint, one of another model, nobody to contrast with."""
     with pytest.raises(CheckpointError, match="judge.init_args.checkpoint"):
-        ContrastJudge(str(tmp_path / "none"), **SIZES)  # type: ignore[arg-type]
+        ContrastJudge(checkpoint=str(tmp_path / "none"), **SIZES)
     other = {**SIZES, "backbone": tiny_backbone(num_layers=1)}
     with pytest.raises(CheckpointError, match="another (backbone|model)"):
-        ContrastJudge(str(checkpoint), **other)  # type: ignore[arg-type]
+        ContrastJudge(checkpoint=str(checkpoint), **other)
     with pytest.raises(KalmError, match="num_others is 0"):
-        ContrastJudge(str(checkpoint), num_others=0, **SIZES)  # type: ignore[arg-type]
+        ContrastJudge(checkpoint=str(checkpoint), num_others=0, **SIZES)

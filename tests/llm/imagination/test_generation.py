@@ -329,7 +329,7 @@ def test_settings_out_of_range_are_refused(name: str, value: Any, others: dict[s
 
 
 def test_the_model_alone_may_stop_its_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asks the domain's rule before a rollout is done; by the rule, the same rollouts stop where it holds."""
+    """Nobody asks the rule before a rollout is done, nor is one cut by it; by the rule, the same rollouts stop."""
     model, domain, starts = grounded_llm(), ChainDomain(), one_hot_starts([2])
     items = [WorkItem(InstructedGoal(CellGoal(seed % 5), "go", "easy"), starts[0], 6, seed) for seed in range(20)]
     by_rule = engine_of(model, domain, temperature=1.0).imagine(items)
@@ -337,11 +337,13 @@ def test_the_model_alone_may_stop_its_rollouts(monkeypatch: pytest.MonkeyPatch) 
     label, asked = domain.label_rollout, []
     monkeypatch.setattr(domain, "label_rollout", lambda *parts: asked.append(parts) or label(*parts))
     monkeypatch.setattr(rollout_engine, "success_of_each", None)
-    for one, other in zip(by_rule, by_model.imagine(items), strict=True):
+    alone = by_model.imagine(items)
+    for one, other in zip(by_rule, alone, strict=True):
         assert other.provenance["stopped_by"] in ("end", "limit")
         np.testing.assert_array_equal(one.actions, other.actions[: len(one)])
     assert {rollout.provenance["stopped_by"] for rollout in by_rule} == {"goal", "limit"}
-    assert max(len(parts[2]) for parts in asked) == 6
+    assert [len(parts[2]) for parts in asked] == [len(made) for made in alone]
+    assert any(len(made) > len(one) for one, made in zip(by_rule, alone, strict=True) if one.is_success)  # gone on
 
 
 def test_what_was_imagined_before_leaves_no_trace() -> None:
