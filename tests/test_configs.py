@@ -21,8 +21,8 @@ FILES = sorted(CONF.rglob("*.yaml"))
 STUDIES = [path for path in FILES if path.parent.name == "study"]
 OVERLAYS = [path for path in FILES if path.parent.name == "overlay"]
 STAGES = [path for path in FILES if path not in STUDIES + OVERLAYS]
-# These download a pretrained model; tests/llm runs them with a small local one (test_ground_configs.py, and for
-# BabyAI test_llm_student.py).
+# These need a pretrained model; tests/llm runs them with a small local one (test_ground_configs.py, and for BabyAI
+# test_llm_student.py).
 PRETRAINED = [path for path in STAGES if "HuggingFaceBackbone" in path.read_text(encoding="utf-8")]
 SMOKE = CONF / "overlay" / "smoke.yaml"
 LIGHTNING_VERBS = ("fit", "predict")
@@ -40,7 +40,7 @@ def is_of(domain: str, path: Path) -> bool:
 
 
 def every_stage_file(domain: str) -> set[str]:
-    """Of a world, those that download nothing."""
+    """Of a world, those that need no pretrained model."""
     return {name(path) for path in STAGES if is_of(domain, path) and path not in PRETRAINED}
 
 
@@ -74,7 +74,7 @@ def test_every_file_is_found() -> None:
     }
     assert studies <= {path.stem for path in STUDIES}
     assert SMOKE in OVERLAYS
-    assert len(PRETRAINED) == 6
+    assert len(PRETRAINED) == 9
     assert {"collect", "label", "solve", "planner_student"} <= {path.stem for path in STAGES if is_of("babyai", path)}
     assert len(STAGES) + len(STUDIES) + len(OVERLAYS) == len(FILES) == len(list(CONF.rglob("*.y*ml")))
 

