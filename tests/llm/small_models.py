@@ -17,6 +17,10 @@ from tests.chain_domain import ChainDomain
 
 ARCHITECTURES = ("llama", "qwen2")
 CONTEXT_SIZE = 256
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -71,6 +75,14 @@ def save_small_model(
     model.save_pretrained(folder)
     tokenizer.backend_tokenizer.no_padding()  # it would be saved, and bring its token back
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_chat_model(folder: Path, pairs: Mapping[str, str], num_updates: int = 60, context_size: int = 512) -> Path:
+    """A small llama that learned to reply to what a user says; its tokenizer has a chat template."""
+    texts = [f"<user>{said}<assistant>{reply}" for said, reply in pairs.items()]
+    save_small_model(folder, "llama", [*texts, *pairs.values()], num_updates, context_size)
+    edit_json(folder / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
     return folder
 
 

@@ -25,17 +25,13 @@ from kalm.envs.babyai.simulator import next_states
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.llm.acting.llm_student import LLMStudent
 from kalm.llm.backbones.smollm2 import FOLDER
-from kalm.llm.language_model import LanguageModel
+from kalm.llm.local_language_model import LocalLanguageModel
 from kalm.store.writer import RolloutStoreWriter
 from tests.chain_run import kalm
-from tests.llm.small_models import edit_json, save_small_model, unloaded_backbone
+from tests.llm.small_models import CHAT_TEMPLATE, edit_json, save_small_model, unloaded_backbone
 from tests.rl.distillation.room_domain import RoomEncoder
 from tests.rl.helpers import trainer
 
-TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 MAX_STEPS = 6
 SENTENCE_OF_PLANS = "go to the tile (1, 1)"
 
@@ -53,7 +49,7 @@ def chat_model(world: BabyAI, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_small_model(
         tmp_path_factory.mktemp("models") / "chat", "qwen2", [*texts, *world.action_answers], 5, context_size=1024
     )
-    edit_json(folder / "tokenizer_config.json", chat_template=TEMPLATE)
+    edit_json(folder / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
     return folder
 
 
@@ -141,10 +137,10 @@ def taken(results: list[EpisodeResult]) -> list[list[int]]:
 
 
 def loss_by_hand(module: LLMStudent, states: Tensor) -> list[float]:
-    """Probabilities of ``LanguageModel``, added up over left and right: minus the log of that, for each state."""
+    """Probabilities of ``LocalLanguageModel``, added up over left and right: minus the log of that, for each state."""
     conversations = [BabyAI().conversation(state.numpy(), SENTENCE_OF_PLANS) for state in states]
     with torch.inference_mode():
-        scores = LanguageModel(module.backbone).scores(conversations, BabyAI().action_answers)
+        scores = LocalLanguageModel(module.backbone).log_probabilities(conversations, BabyAI().action_answers)
     return (-(scores[:, LEFT].exp() + scores[:, RIGHT].exp()).log()).tolist()
 
 

@@ -19,13 +19,9 @@ from kalm.core.errors import DataError, KalmError
 from kalm.llm.backbones import smollm2
 from tests.chain_run import kalm
 from tests.llm.small_gguf import write_gguf, write_package
-from tests.llm.small_models import backbone, edit_json
+from tests.llm.small_models import CHAT_TEMPLATE, backbone, edit_json
 
 REPOSITORY = Path(__file__).parents[3]
-TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 TEXT = "walk to the right end"
 
 
@@ -34,7 +30,7 @@ def source(small_models: dict[str, Path], tmp_path: Path) -> Path:
     """A small llama as Hugging Face has it, with a chat template."""
     folder = tmp_path / "llama"
     shutil.copytree(small_models["llama"], folder)
-    edit_json(folder / "tokenizer_config.json", chat_template=TEMPLATE)
+    edit_json(folder / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
     return folder
 
 
@@ -60,7 +56,7 @@ def test_the_converted_model_is_the_one_in_the_package(source: Path, package: tu
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer(TEXT)["input_ids"] == ids[0].tolist()
     assert tokenizer.pad_token == "<pad>"
-    assert tokenizer.chat_template == TEMPLATE
+    assert tokenizer.chat_template == CHAT_TEMPLATE
     assert "quantization_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
