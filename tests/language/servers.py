@@ -87,7 +87,7 @@ class ErringServer:
 
         Args:
             failures: Status of the first replies.
-            seconds: How long each reply takes.
+            seconds: How long each reply takes that is no failure.
             choice: What is different in a reply's one choice.
         """
         self.bodies: list[dict[str, Any]] = []
@@ -125,7 +125,7 @@ class ErringServer:
             self._num_at_once += 1
             self.most_at_once = max(self.most_at_once, self._num_at_once)
             failure = self._failures.pop(0) if self._failures else None
-        time.sleep(self._seconds)
+        time.sleep(0 if failure is not None else self._seconds)
         with self._lock:
             self._num_at_once -= 1
         if failure is not None:

@@ -149,10 +149,10 @@ def test_where_nobody_listens_the_error_says_how_to_start_a_server() -> None:
 
 
 def test_what_was_under_way_is_not_lost_when_one_question_fails() -> None:
-    """Four at a time, one of which fails: the other three come, no fifth is asked."""
+    """Four at a time, one of which fails at once: the other three come, no fifth is asked."""
     questions = [Question((("user", str(number)),)) for number in range(8)]
     numbers: list[int] = []
-    with ErringServer(failures=[404], seconds=0.05) as server:
+    with ErringServer(failures=[404], seconds=2.0) as server:
         replies = ServerLanguageModel("m", server.url, num_at_once=4, max_retries=0).ask(questions)
         with pytest.raises(KalmError, match="failure 404"):
             numbers.extend(number for number, reply in replies if reply.text == f"reply to {number}")

@@ -181,7 +181,7 @@ def test_its_identity_is_that_of_its_weights(chat_model: Path, tmp_path: Path) -
 
 
 def test_what_a_checkpoint_learned_is_asked(chat_model: Path, tmp_path: Path) -> None:
-    """Adapters of whatever was trained around it: scores are those of the model in memory; another model's are refused."""
+    """Adapters of whatever was trained around it: those scores are asked; another model's are refused."""
     trained = backbone(chat_model, tuning="lora")
     for name, parameter in trained.named_parameters():
         if "lora_B" in name:

@@ -109,7 +109,7 @@ def test_without_a_network_the_error_says_what_to_bring(tmp_path: Path, monkeypa
 def test_every_configuration_names_the_folder() -> None:
     """Of three worlds; what `make smollm2` makes is where they look for it."""
     files = sorted((REPOSITORY / "conf").glob("*/*smollm2_135m_instruct.yaml"))
-    assert [path.parent.name for path in files] == ["babyai", "clevr_robot", "metaworld"]
+    assert [path.parent.name for path in files] == ["babyai", "babyai", "clevr_robot", "metaworld"]
     for path in files:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert config["model"]["init_args"]["backbone"]["init_args"]["model"] == smollm2.FOLDER
