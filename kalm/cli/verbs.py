@@ -130,6 +130,11 @@ def _label(config: Namespace) -> int:
     _say(f"{store.path}/labels/{name}: {len(labels):,} rows of {len(labels.goals)} goals x {store.num_states:,} states")
     if labels.provenance.get("is_oracle"):
         _say("the judge is the domain's own rule: what is learned from these labels is an upper bound")
+    elif keep is not Keep.met:
+        from kalm.report.labeller_table import labeller_table
+
+        Console().print(labeller_table(made.domain, store, labels))
+        _say("the rule is only compared with, where none was asked")
     _say(f"next: {_AFTER_LABELS[keep.name]}")
     return 0
 

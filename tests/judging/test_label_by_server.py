@@ -52,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_server_labels_states_and_the_label_says_so(server: str, chat_model: Path, root: Path) -> None:
-    """By the YAML with another model: verdicts are those of the same model asked here, and the label keeps who was asked.
+    """By the YAML with another model: verdicts are those of the same model asked here; the label keeps who was asked.
 
     It is made again without a server, out of the replies that were kept.
     """
@@ -97,7 +97,7 @@ def test_a_server_labels_states_and_the_label_says_so(server: str, chat_model: P
 
 
 def test_the_file_for_a_model_of_one_s_own_labels_too(chat_model: Path, root: Path) -> None:
-    """`label_smollm2_135m_instruct.yaml` with a small model in its place, whose weights are in 4 bits, as in grounding."""
+    """`label_smollm2_135m_instruct.yaml` with a small model in its place, in 4 bits, as in grounding."""
     options = [f"--judge.model.model.backbone.model={chat_model}", "--judge.model.model.backbone.compute_type=float32"]
     path = CONF / "label_smollm2_135m_instruct.yaml"
     assert kalm("label", "--config", path, "--root", root, *WORLD, *FEW, *options) == 0

@@ -150,8 +150,8 @@ def rules(width: int, height: int) -> str:
     """When goals are met, for a judge who is shown a state of a grid as ``text_of_state`` tells it."""
     return (
         f"The world is a grid of {width} by {height} tiles, (column, row) from (0,0) at the top left, with rooms, "
-        "doors, boxes, keys and balls. An agent walks on it, turns, carries things and opens doors; what it carries is in its "
-        "inventory. One step to the right adds 1 to the column, one step down adds 1 to the row.\n"
+        "doors, boxes, keys and balls. An agent walks on it, turns, carries things and opens doors; what it carries is "
+        "in its inventory. One step to the right adds 1 to the column, one step down adds 1 to the row.\n"
         "A thing that a goal names may be any of that kind and colour; where it names no colour, of any colour. Goals "
         "may use other words for kinds and colours.\n"
         "- To pick up a thing: it is in the inventory.\n"
