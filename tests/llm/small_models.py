@@ -51,7 +51,7 @@ def save_small_model(
         sizes: Of its layers.
     """
     texts = texts or chain_texts()
-    tokenizer = _train_tokenizer(texts)
+    tokenizer = train_tokenizer(texts)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         architecture,
@@ -107,7 +107,8 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(kept), encoding="utf-8")
 
 
-def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """At most 400 tokens, of which the first are the beginning, the end and padding."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -149,6 +149,14 @@ def test_the_real_model_knows_english(pretrained: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("tuning", ["qlora", "lora", "full"])
+def test_the_real_model_is_read_in_bfloat16(pretrained: Path, tuning: str) -> None:
+    """Some of its numbers are very large, and what rounding does to them is no fault of reading."""
+    assert backbone(pretrained, tuning=tuning, compute_type="bfloat16").model is not None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_first_updates_run(pretrained: Path, tmp_path: Path) -> None:
     """On CLEVR-Robot from the file alone, with a small batch: two updates of adapters on 4-bit weights."""
     conf = REPOSITORY / "conf"
