@@ -26,16 +26,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 import kalm
 from kalm.callbacks.every_run import RandomState, UpdateAxis, UpdateCheckpoint, UpdateProgressBar, point_to
+from kalm.callbacks.termination import Termination
 from kalm.cli.usage import usage_error
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.provenance import git_commit
 from kalm.core.specs import Spec
+from kalm.core.termination import Terminated
 from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
 from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
 
-_TERMINATED = 143
 _NOISE = (
     ".*does not have many workers.*",  # batches are gathered from memory maps; a worker process would only copy them
     ".*`IterableDataset` has `__len__` defined.*",
@@ -62,11 +63,16 @@ def run_verb(verb: str, arguments: list[str]) -> None:
         logging.getLogger(name).addFilter(_is_no_chatter)
     # A data class is otherwise taken apart into arguments of its own, which a link cannot set as a whole.
     set_parsing_settings(subclasses_enabled=[Spec], omegaconf_absolute_to_relative_paths=True)
+    told = Termination()
     try:
-        KalmCLI([verb, *arguments])
+        KalmCLI([verb, *arguments], told)
     except SIGTERMException as error:
         # It is a SystemExit without a code, which means success: a study would take half a training for a whole one.
-        raise SystemExit(_TERMINATED) from error
+        raise Terminated from error
+    except RuntimeError as error:
+        if told.is_told:  # another device has ended, and this one was waiting for it
+            raise Terminated from error
+        raise
 
 
 class NumberedConfig(SaveConfigCallback):
@@ -90,9 +96,9 @@ def save_numbered(parser: LightningArgumentParser, config: Any, folder: Path) ->
 class KalmCLI(LightningCLI):
     """LightningCLI for kalm's modules, data modules and run folders."""
 
-    def __init__(self, args: list[str]) -> None:
-        """Parse ``args``, which start with the verb, build everything and run the verb."""
-        self._verb = args[0]
+    def __init__(self, args: list[str], termination: Termination) -> None:
+        """Parse ``args``, which start with the verb, build everything and run the verb until told to end."""
+        self._verb, self._termination = args[0], termination
         parser_kwargs: dict[str, Any] = {
             "parser_mode": "omegaconf+",
             "exit_on_error": False,
@@ -251,7 +257,11 @@ class KalmCLI(LightningCLI):
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, UpdateCheckpoint)]
         given = _as_list(config.get("callbacks"))
-        added: list[Callback] = [RandomState(self._get(self.config, "seed_everything")), UpdateAxis()]
+        added: list[Callback] = [
+            self._termination,
+            RandomState(self._get(self.config, "seed_everything")),
+            UpdateAxis(),
+        ]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
             added.append(UpdateProgressBar())
         return super()._instantiate_trainer({**config, "callbacks": [*added, *given]}, callbacks)

@@ -10,6 +10,8 @@ Shape letters: T steps, W columns, H rows.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -131,8 +133,17 @@ class _Worker:
 
     @classmethod
     def begin(cls, domain: BabyAI) -> None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         cls.collector = _Collector(domain)
 
     @classmethod
     def work(cls, seed: int, numbers: range) -> list[_Way]:
         return [cls.collector.make(seed, number) for number in numbers]
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is gone: killed, it could not say so."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
