@@ -24,7 +24,7 @@ def chain_config(root: Path, **changes: Any) -> dict[str, Any]:
             "accelerator": "cpu",
             "max_steps": 100,
             "log_every_n_steps": 1,
-            "val_check_interval": 5,
+            "val_check_interval": 25,
             "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -26,14 +27,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 import kalm
 from kalm.callbacks.every_run import RandomState, UpdateAxis, UpdateCheckpoint, UpdateProgressBar, point_to
+from kalm.callbacks.made_up_validation import MadeUpValidation, is_validation_missing, note_validation
+from kalm.callbacks.rollout_writer import RolloutWriter
+from kalm.callbacks.success_rate import SuccessRate
 from kalm.callbacks.termination import Termination
 from kalm.cli.usage import usage_error
+from kalm.cli.validation_interval import interval_in_batches
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.provenance import git_commit
 from kalm.core.specs import Spec
 from kalm.core.termination import Terminated
 from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
+from kalm.runs.evaluated import EvaluatedPolicy
 from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
 
@@ -215,8 +221,16 @@ class KalmCLI(LightningCLI):
             for folder in (self.folder, *self.seed_folders):
                 rank_zero_only(clear_run)(folder)
 
-    @rank_zero_only
     def after_fit(self) -> None:
+        """Make up a last validation that an earlier start was killed in; then leave a run for each of several seeds."""
+        if is_validation_missing(self.trainer):
+            update = self.trainer.global_step
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            rank_zero_only(note_validation)(self.trainer, update)
+        self._leave_runs_of_seeds()
+
+    @rank_zero_only
+    def _leave_runs_of_seeds(self) -> None:
         """Leave for each of several seeds, trained side by side, the run that it would have been alone."""
         if not self.seed_folders or not (self.folder / LAST).exists():
             return
@@ -251,7 +265,12 @@ class KalmCLI(LightningCLI):
             "plugins": [*_as_list(given.get("plugins")), VerifiedCheckpointIO()],
             "logger": self._loggers() if given.get("logger") in (None, True) else given["logger"],
         }
-        return super().instantiate_trainer(**own, **kwargs)
+        if self._verb == "fit":
+            per_batch = getattr(self.datamodule, "updates_per_step", 1)
+            own["val_check_interval"] = interval_in_batches(given, per_batch)
+        trainer = super().instantiate_trainer(**own, **kwargs)
+        require_kept(self._verb, self.model, trainer.callbacks)  # type: ignore[attr-defined]
+        return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
@@ -259,6 +278,7 @@ class KalmCLI(LightningCLI):
         given = _as_list(config.get("callbacks"))
         added: list[Callback] = [
             self._termination,
+            MadeUpValidation(),  # before random numbers are chosen, of which it may draw some
             RandomState(self._get(self.config, "seed_everything")),
             UpdateAxis(),
         ]
@@ -274,6 +294,26 @@ class KalmCLI(LightningCLI):
             RunTensorBoardLogger(str(self.folder), self.resumed_update),
             MetricsFileLogger(self.folder / name, self.resumed_update),
         ]
+
+
+def require_kept(verb: str, model: LightningModule, callbacks: Sequence[Callback]) -> None:
+    """Refuse to compute what nobody would keep: a list of callbacks in a later file replaces that of an earlier one.
+
+    Raises:
+        KalmError: It names the callback that is missing, and those that are there.
+    """
+    needed: type[Callback] | None = None
+    if verb == "predict":
+        needed = RolloutWriter
+    elif verb in ("validate", "test") and isinstance(model, EvaluatedPolicy):
+        needed = SuccessRate
+    if needed is not None and not any(isinstance(callback, needed) for callback in callbacks):
+        found = ", ".join(type(callback).__name__ for callback in callbacks)
+        name = f"{needed.__module__}.{needed.__name__}"
+        raise KalmError(
+            f"{verb} would compute and keep nothing: trainer.callbacks lacks {name}. There are {found}. A list "
+            f"replaces that of an earlier --config; add to it with trainer.callbacks+: {name}"
+        )
 
 
 def _as_list(value: Any) -> list[Any]:
