@@ -5,6 +5,7 @@ Shape letters: O numbers in an observation.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
@@ -102,6 +103,16 @@ class RolloutData(TrainingData):
         """The imagined rollouts that are learned from; none where none were asked for."""
         stored = self._stored.of_stores(1)
         return self.imagined.choose(self.domain, stored) if self.imagined else stored
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """Which rollouts are learned from, and how much each counts: a label of the same name may choose others."""
+        return {**super().found, "chosen_rollouts_sha256": self._chosen_sha256}
+
+    @cached_property
+    def _chosen_sha256(self) -> str:
+        parts = (tensor for one in (self.training, self.imagination) for tensor in (one.rollouts, one.weights))
+        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in parts)).hexdigest()
 
     @property
     def observation_mean(self) -> Tensor:

@@ -16,6 +16,7 @@ from kalm.core.provenance import changes
 from kalm.data.rollout_sources import data_decisions
 
 Batch = TypeVar("Batch")
+_FOUND = "found"  # key of a state
 
 
 class IndexedBatches(IterableDataset[Batch], Generic[Batch]):
@@ -85,7 +86,12 @@ class TrainingData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What decides, with the update, what is learned from in it; Lightning puts it into checkpoints."""
-        return {**self._decisions, "num_devices": self.num_devices}
+        return {**self._said, _FOUND: self.found}
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the description led to, as far as it may lead elsewhere another time; that has to be read."""
+        return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on training with other data than those of the checkpoint; evaluation does not mind.
@@ -93,13 +99,24 @@ class TrainingData(LightningDataModule):
         Raises:
             CheckpointError: With every argument that changed, from what to what.
         """
+        if self._verb != "fit":
+            return
         known = {"num_devices": 1, **state_dict}  # some did not say so
-        changed = changes(known, self.state_dict()) if self._verb == "fit" else []
+        found = known.pop(_FOUND, None)
+        self._refuse(changes(known, self._said))
+        if found is not None:
+            self._refuse(changes(found, self.found))
+
+    def _refuse(self, changed: list[str]) -> None:
         if changed:
             raise CheckpointError(
                 f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back, or "
                 f"{self.remedy}"
             )
+
+    @property
+    def _said(self) -> dict[str, Any]:
+        return {**self._decisions, "num_devices": self.num_devices}
 
     @cached_property
     def _decisions(self) -> dict[str, Any]:
