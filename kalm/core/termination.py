@@ -1,7 +1,9 @@
-"""SIGTERM, which schedulers send, ends a process as Ctrl-C does: what is open is closed, and the exit code is 143."""
+"""How processes end: on SIGTERM, which schedulers send, as on Ctrl-C, with exit code 143; and with their parent."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -32,3 +34,15 @@ def ended_by_sigterm() -> Iterator[None]:
 
 def _end(number: int, frame: Any) -> NoReturn:
     raise Terminated
+
+
+def end_with_parent() -> None:
+    """Let this process, which another one began to help it, end when that one is gone: killed, it cannot say so."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

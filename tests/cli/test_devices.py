@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.chain_run import kalm, run_folder_of, write_config
 from tests.fit_run import NUM_UPDATES, BothHands, cases, policy_cases
@@ -91,3 +92,21 @@ def test_two_devices_learn_from_both_minibatches(trained: tuple[Path, dict[str, 
         compared.append(name)
     assert compared == ["AWAC", "BC", "BCQ", "CQL", "IQL"]
     shutil.rmtree(folder)
+
+
+def test_a_study_runs_stages_on_two_devices_one_after_the_other(tmp_path: Path) -> None:
+    """Training, and the test of what it has left; a stage in between uses one."""
+    config = write_config(tmp_path, **{"trainer.max_steps": 10, "trainer.limit_val_batches": 0})
+    two = {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.accelerator": "cpu"}
+    stages = [
+        {"name": "one", "config": config, "experiment": "chain/bc/one", "with": {"trainer.devices": 1}},
+        {"name": "two", "config": config, "with": two, "test": True},
+    ]
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({"name": "devices", "root": str(tmp_path), "stages": stages}), encoding="utf-8")
+    done = run_cli("run", study)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((run_folder_of(tmp_path) / "results.jsonl").read_text(encoding="utf-8").splitlines()) == 4 * 6
+    saved = torch.load(run_folder_of(tmp_path) / "last.ckpt", weights_only=True)
+    assert saved["PolicyData"]["num_devices"] == 2
+    assert done.stdout.count("All distributed processes registered") + done.stderr.count("All distributed") >= 2

@@ -10,8 +10,6 @@ Shape letters: T steps, W columns, H rows.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.core.termination import end_with_parent
 from kalm.envs.babyai.goals import MAX_STEPS
 from kalm.envs.babyai.grids import Grid, Level, reset_quietly
 from kalm.envs.babyai.layout import NUM_ACTIONS
@@ -133,17 +132,9 @@ class _Worker:
 
     @classmethod
     def begin(cls, domain: BabyAI) -> None:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        end_with_parent()
         cls.collector = _Collector(domain)
 
     @classmethod
     def work(cls, seed: int, numbers: range) -> list[_Way]:
         return [cls.collector.make(seed, number) for number in numbers]
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that began it is gone: killed, it could not say so."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
