@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
@@ -265,7 +266,7 @@ class KalmCLI(LightningCLI):
             "plugins": [*_as_list(given.get("plugins")), VerifiedCheckpointIO()],
             "logger": self._loggers() if given.get("logger") in (None, True) else given["logger"],
         }
-        if self._verb == "fit":
+        if self._verb == "fit" and is_overridden("val_dataloader", self.datamodule):
             per_batch = getattr(self.datamodule, "updates_per_step", 1)
             own["val_check_interval"] = interval_in_batches(given, per_batch)
         trainer = super().instantiate_trainer(**own, **kwargs)
