@@ -72,3 +72,8 @@ def run_folder_of(root: Path, seed: int = 3) -> Path:
 def kalm(*arguments: str | Path) -> int:
     """``python -m kalm ...`` in this process; the exit code."""
     return main([str(argument) for argument in arguments])
+
+
+def briefly(num_updates: int) -> tuple[str, ...]:
+    """Options of a fit of so few updates that no validation comes."""
+    return "--trainer.max_steps", str(num_updates), "--trainer.limit_val_batches", "0"

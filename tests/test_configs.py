@@ -186,7 +186,7 @@ def test_every_fit_of_every_study_can_validate_when_it_says_so() -> None:
             data = config.get("data") or {}
             given |= {"data": data["class_path"]} if "class_path" in data else {}
             given |= {f"data.{key}": value for key, value in (data.get("init_args") or {}).items()}
-        options = (argument[2:].split("=", 1) for argument in stage.command if argument.startswith("--"))
+        options = (argument[2:].split("=", 1) for argument in stage.command if "=" in argument)
         given |= {key: yaml.safe_load(value) for key, value in options if key != "config"}
         data_class = pkgutil.resolve_name(given["data"])
         if is_overridden("val_dataloader", data_class, LightningDataModule):
