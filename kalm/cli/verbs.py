@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from kalm.cli.stage_process import run_stage
 from kalm.cli.usage import usage_error
 from kalm.core.errors import require
 from kalm.envs.base import Domain
@@ -243,10 +244,8 @@ def _run_parser() -> ArgumentParser:
 
 
 def _run(config: Namespace) -> int:
-    from kalm.__main__ import main
-
     study = definition.load_study(config.study, root=config.root, seeds=config.seeds)
-    return run.run_study(study, Console(), main, redo=config.redo)
+    return run.run_study(study, Console(), run_stage, redo=config.redo)
 
 
 def _export_parser() -> ArgumentParser:
