@@ -125,6 +125,17 @@ class Domain(GoalSplits):
         """Other sentences for a training instruction, which training may show; no pattern or synonym is the tests'."""
         return ()
 
+    def descriptions(self, before: Array, after: Array) -> list[Sequence[str]]:
+        """What anybody can say who sees B steps, of each some sentences: what moved, and where; by default nothing.
+
+        Hindsight captions: they name what the numbers of an observation are, and ask no goal's rule.
+
+        Args:
+            before: Observations before the steps, shape (B, O).
+            after: Observations after them, shape (B, O).
+        """
+        return [()] * len(before)
+
     @property
     def action_answers(self) -> Sequence[str]:
         """What a language model that is asked by ``conversation`` answers, one text for each discrete action.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.envs.base import Domain
+from kalm.envs.clevr_robot.descriptions import describe
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, NUM_BALLS, OBSERVATION_SIZE, ball_permutations
@@ -59,6 +60,10 @@ class ClevrRobot(Domain):
 
     def next_sub_goal(self, goal: Goal, observation: Array) -> ClevrRobotGoal | None:  # noqa: D102
         return next_sub_goal(goal, observation)
+
+    def descriptions(self, before: Array, after: Array) -> list[Sequence[str]]:
+        """By which ball moved, and where to."""
+        return describe(before, after)
 
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> ClevrRobotVectorEnv:  # noqa: D102
         from kalm.envs.clevr_robot.vector_env import ClevrRobotVectorEnv  # brings MuJoCo
