@@ -136,6 +136,17 @@ class Domain(GoalSplits):
         """
         return [()] * len(before)
 
+    def further_goals(self, goal_split: str) -> list[InstructedGoal]:
+        """Sentences to imagine for beside a split's own: goals of its kinds in words of no test; none by default."""
+        return []
+
+    def composed(self, goals: Sequence[Goal], rng: np.random.Generator) -> str | None:
+        """A sentence that asks for several training goals at once, in words of no test; None for goals that go ill.
+
+        It is for who learns to take such sentences apart. None by default.
+        """
+        return None
+
     @property
     def action_answers(self) -> Sequence[str]:
         """What a language model that is asked by ``conversation`` answers, one text for each discrete action.

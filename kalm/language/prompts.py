@@ -25,12 +25,18 @@ EXPLANATIONS = (
     "What did the person who did this want?",
     "Tell me how you would have asked for that.",
 )
+SUB_GOAL = "Say what is left to do of this: <instruction>"
 UNSEEN_EXPLANATION = "What was somebody told to do here?"  # for evaluation only: training never shows it
 
 
 def generation_prompt(instruction: str) -> str:
     """Prompt of rollout generation: goal in, rollout out."""
     return GENERATION.replace(_INSTRUCTION, instruction)
+
+
+def sub_goal_prompt(instruction: str) -> str:
+    """Prompt of the next part: a goal of several parts and a state in, the part to pursue out."""
+    return SUB_GOAL.replace(_INSTRUCTION, instruction)
 
 
 def prompts_hash() -> str:

@@ -8,15 +8,13 @@ Shape letters: B steps.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kalm.core.goal import Array, FloatArray
+from kalm.envs.clevr_robot.instructions import moved_sentences, nearer_sentences
 from kalm.envs.clevr_robot.layout import BALL_RADIUS, COLORS, DIRECTIONS, NUM_BALLS
 
 _SIDES = tuple(DIRECTIONS)
@@ -38,12 +36,18 @@ def describe(before: FloatArray, after: FloatArray) -> list[Sequence[str]]:
     gap_before, gap = (_distances_from(ball, center) for center in centers)
     other = gap.argmin(axis=1)
     is_nearer = gap[steps, other] < gap_before[steps, other]
+    moved = distance.max(axis=1) > _LEAST_WAY
     return [
-        _sentences(COLORS[b], _SIDES[s], COLORS[o] if came_nearer else None) if moved else ()
-        for b, s, o, came_nearer, moved in zip(
-            ball, side, other, is_nearer, distance.max(axis=1) > _LEAST_WAY, strict=True
-        )
+        _said(COLORS[ball[step]], _SIDES[side[step]], COLORS[other[step]] if is_nearer[step] else None)
+        if moved[step]
+        else ()
+        for step in steps.tolist()
     ]
+
+
+@cache
+def _said(ball: str, side: str, other: str | None) -> tuple[str, ...]:
+    return moved_sentences(ball, side) + (nearer_sentences(ball, other) if other else ())
 
 
 def _distances_from(ball: Array, centers: FloatArray) -> FloatArray:
@@ -53,19 +57,3 @@ def _distances_from(ball: Array, centers: FloatArray) -> FloatArray:
     distance = np.hypot(offset[..., 0], offset[..., 1])
     distance[steps, ball] = np.inf
     return distance
-
-
-@cache
-def _sentences(ball: str, side: str, other: str | None) -> tuple[str, ...]:
-    data = _data()
-    words = data["sides"][side]
-    moved = [pattern.format(ball=ball, side=words[number % len(words)]) for number, pattern in enumerate(data["moved"])]
-    nearer = [pattern.format(ball=ball, other=other) for pattern in data["nearer"]] if other else []
-    return (*moved, *nearer)  # no capitals: names that are exchanged are written small everywhere
-
-
-@cache
-def _data() -> Mapping[str, Any]:
-    path = Path(__file__).parent / "instructions" / "observed.json"
-    data: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return data

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.envs.base import Domain
 from kalm.envs.clevr_robot.descriptions import describe
-from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
-from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, instructed_goals
+from kalm.envs.clevr_robot.goals import ClevrRobotGoal, PlaceGoal, goal_from_json
+from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, composed, further_goals, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, NUM_BALLS, OBSERVATION_SIZE, ball_permutations
 from kalm.envs.clevr_robot.plausibility import violations
 from kalm.envs.clevr_robot.sub_goals import next_sub_goal
@@ -51,6 +51,9 @@ class ClevrRobot(Domain):
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
         return list(instructed_goals(goal_split))
 
+    def further_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
+        return list(further_goals(goal_split))
+
     def goal_from_json(self, data: Mapping[str, Any]) -> ClevrRobotGoal:  # noqa: D102
         return goal_from_json(data)
 
@@ -64,6 +67,12 @@ class ClevrRobot(Domain):
     def descriptions(self, before: Array, after: Array) -> list[Sequence[str]]:
         """By which ball moved, and where to."""
         return describe(before, after)
+
+    def composed(self, goals: Sequence[Goal], rng: np.random.Generator) -> str | None:
+        """Two or three placements of different balls."""
+        places = [goal for goal in goals if isinstance(goal, PlaceGoal)]
+        pairs = {frozenset((goal.source, goal.target)) for goal in places}
+        return composed(places, rng) if len(pairs) == len(goals) in (2, 3) else None
 
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> ClevrRobotVectorEnv:  # noqa: D102
         from kalm.envs.clevr_robot.vector_env import ClevrRobotVectorEnv  # brings MuJoCo

@@ -48,7 +48,7 @@ from kalm.runs.folder import find_checkpoint
 
 _AS_IN_THE_PAPER = ImaginationSettings()
 # What decides, with the weights, what is imagined; the other settings say how fast.
-_DECIDES = ("temperature", "goal_test", "end_threshold", "chain_sub_goals")
+_DECIDES = ("temperature", "goal_test", "end_threshold", "chain_sub_goals", "sub_goals_by")
 # A next state matches when every number is within this many standard deviations of the data.
 _STATE_TOLERANCE = 0.2
 
