@@ -57,7 +57,5 @@ class DescribedSteps:
         return self._rows[places]
 
     def read(self, keys: Sequence[Key], rows: Tensor) -> list[Tensor]:
-        """Columns of transitions; what a sentence tells is over after its step, and no reward was given for it."""
-        columns = dict(zip(keys, self._rollouts.read(keys, rows), strict=True))
-        told = {names.TERMINATED: torch.ones_like, names.REWARD: torch.zeros_like}
-        return [told[key](columns[key]) if key in told else columns[key] for key in keys]
+        """Columns of transitions, as ``Selection.read`` gives them; rewards are those of the rollouts' own goals."""
+        return self._rollouts.read(keys, rows)

@@ -219,7 +219,8 @@ class GroundingData(RolloutData):
             told = [list(map(generation_prompt, sentences)) for sentences in steps.sentences]
             common |= {"tokens_per_prompt": _TOKENS_OF_STEP * tasks.steps_per_description, "crop_probability": 0.0}
             seed = self._seed, _DESCRIBED_STREAM
-            batches.append(TaskBatches(steps, generation, told, None, tasks.description, **common, seed=seed))
+            described = GroundingTask.DESCRIPTION
+            batches.append(TaskBatches(steps, described, told, None, tasks.description, **common, seed=seed))
         if tasks.sub_goal:
             seed = self._seed, _SUB_GOAL_STREAM
             some = self.domain, real, self.answers, tasks.sub_goal

@@ -34,6 +34,7 @@ class GroundingTask(IntEnum):
     DYNAMICS = 1  # states and actions in, next states out
     EXPLANATION = 2  # rollout in, goal out
     SUB_GOAL = 3  # goal of several parts and state in, the part to pursue next out; not in the paper
+    DESCRIPTION = 4  # what moved and where in, the step out, as in generation but without an end; not in the paper
 
 
 class GeneralText(NamedTuple):

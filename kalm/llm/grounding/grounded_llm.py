@@ -150,12 +150,13 @@ class GroundedLLM(LightningModule):
 
     def _losses_of(self, hidden: RolloutHidden, batch: GroundingBatch) -> dict[str, Tensor]:
         task = batch.task.repeat_interleave(batch.lengths)
-        generates, predicts = task == GroundingTask.GENERATION, task == GroundingTask.DYNAMICS
+        predicts, may_end = task == GroundingTask.DYNAMICS, task == GroundingTask.GENERATION
+        generates = may_end | (task == GroundingTask.DESCRIPTION)
         change = self.codec.change(batch.observation, batch.next_observation)
         ends = batch.task == GroundingTask.GENERATION
         generated, written = hidden.observation[generates], self.backbone.text_logits(hidden.text)
-        end = self.codec.predict_end(torch.cat([generated, hidden.final[ends]]))
-        is_end = torch.cat([torch.zeros_like(task[generates], dtype=torch.bool), batch.is_terminated[ends]])
+        end = self.codec.predict_end(torch.cat([hidden.observation[may_end], hidden.final[ends]]))
+        is_end = torch.cat([torch.zeros_like(task[may_end], dtype=torch.bool), batch.is_terminated[ends]])
         losses = {
             "dynamics_loss": change_loss(self.codec.predict_change(hidden.action[predicts]), change[predicts]),
             "text_loss": text_loss(written, hidden.text_target),
