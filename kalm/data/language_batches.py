@@ -124,18 +124,18 @@ def batch_states(
         no_action: An action column without rows, shape (0,) or (0, A).
         answers: The text behind each; none where there are none.
     """
-    number = len(observation)
+    number, device = len(observation), observation.device
     return GroundingBatch(
         prompts=list(prompts),
-        prompt_of_rollout=torch.arange(number),
-        task=torch.full((number,), int(task)),
-        lengths=torch.zeros(number, dtype=torch.int64),
+        prompt_of_rollout=torch.arange(number, device=device),
+        task=torch.full((number,), int(task), device=device),
+        lengths=torch.zeros(number, dtype=torch.int64, device=device),
         observation=observation[:0],
         action=no_action,
         next_observation=observation[:0],
         final_observation=observation,
-        is_terminated=torch.zeros(number, dtype=torch.bool),
-        return_to_go=torch.zeros(0),
+        is_terminated=torch.zeros(number, dtype=torch.bool, device=device),
+        return_to_go=torch.zeros(0, device=device),
         answers=list(answers) or [""] * number,
     )
 

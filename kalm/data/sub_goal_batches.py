@@ -60,7 +60,7 @@ class SubGoalBatches:
 
         Args:
             domain: Says how several goals are asked for at once.
-            rollouts: Rollouts that met their goals at their ends.
+            rollouts: Rollouts of goals; those count that were recorded as ended by success.
             answers: How each one's goal is asked for, in one way a goal.
             size: States a batch, R.
             symmetries: Under which rollouts are shown; empty shows them as they were recorded.
@@ -69,6 +69,10 @@ class SubGoalBatches:
         Raises:
             DataError: If the domain composes none of its goals.
         """
+        last = rollouts.starts + rollouts.lengths - 1
+        (is_ended,) = rollouts.read((names.TERMINATED,), last)
+        rollouts = rollouts.keep(is_ended)
+        answers = [answer for answer, ended in zip(answers, is_ended.tolist(), strict=True) if ended]
         self._rollouts, self._size, self._seed = rollouts, size, tuple(seed)
         self._symmetries, self._numbers = list(symmetries), SymmetricNumbers(symmetries)
         self._instructions = [row.instruction for row in rollouts.instruction_rows]

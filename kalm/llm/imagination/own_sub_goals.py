@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from kalm.core.goal import InstructedGoal
-from kalm.data.language_batches import GroundingTask, WorkItem, batch_states
+from kalm.data.language_batches import GroundingBatch, GroundingTask, WorkItem, batch_states
 from kalm.language.prompts import generation_prompt, sub_goal_prompt
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.explaining import write_answers
@@ -70,10 +70,9 @@ class SubGoalWriter:
         done: NDArray[np.bool_] = (torch.sigmoid(self._codec.predict_end(hidden.final)) >= _DONE).cpu().numpy()
         return done
 
-    def _batch(self, prompts: list[str], observations: NDArray[np.float32], task: GroundingTask):  # type: ignore[no-untyped-def]
-        where = self._codec.observation_mean.device
-        batch = batch_states(torch.from_numpy(observations), prompts, task, self._codec.no_action)
-        return type(batch)(*(part.to(where) if isinstance(part, torch.Tensor) else part for part in batch))
+    def _batch(self, prompts: list[str], observations: NDArray[np.float32], task: GroundingTask) -> GroundingBatch:
+        states = torch.from_numpy(observations).to(self._codec.observation_mean.device)
+        return batch_states(states, prompts, task, self._codec.no_action)
 
 
 def imagine_by_own_sub_goals(
