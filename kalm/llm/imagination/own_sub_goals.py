@@ -2,7 +2,7 @@
 
 Nothing but the model is asked. It was taught to take a sentence apart and to see what is met (``SubGoalBatches``): from
 the whole sentence and the present state it writes what to pursue, imagines that in a link of its own, and goes on from
-where the link led to. Once its end head sees that what it writes is done already, nothing is left. What the domain's
+where the link led to. Once its end head sees that all it writes is done already, nothing is left. What the domain's
 rules know of parts and of how to go about them (``Domain.next_sub_goal``) plays no role.
 
 Shape letters: R rollouts, O numbers in an observation.
@@ -10,6 +10,7 @@ Shape letters: R rollouts, O numbers in an observation.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.rows import Generated
 
 _AT_ONCE = 256
+_NUM_DRAWN = 6  # parts, where the likeliest is done already
 _DONE = 0.5  # probability, by the end head, from which a part counts as done
 
 
@@ -55,12 +57,36 @@ class SubGoalWriter:
         """Take the model."""
         self._backbone, self._codec = backbone, codec
 
+    def left(self, instructions: Sequence[str], observations: NDArray[np.float32]) -> list[tuple[str, bool]]:
+        """For each of R instructions what to pursue from an observation, shape (R, O), and whether that is left to do.
+
+        It is the likeliest part, or where that one is done already the one of several drawn that was drawn most often
+        and is not done. What is drawn depends on who is asked for together.
+        """
+        parts = [answer for (answer,) in self.write(instructions, observations)]
+        found = [(part, not done) for part, done in zip(parts, self.is_done(parts, observations), strict=True)]
+        asked = [row for row, (_, is_left) in enumerate(found) if not is_left]
+        if asked:
+            drawn = self.write([instructions[row] for row in asked], observations[asked], 1 + _NUM_DRAWN)
+            pairs = [
+                (row, part) for row, some in zip(asked, drawn, strict=True) for part, _ in Counter(some).most_common()
+            ]
+            done = self.is_done([part for _, part in pairs], observations[[row for row, _ in pairs]])
+            for (row, part), is_done in zip(reversed(pairs), reversed(done), strict=True):
+                found[row] = found[row] if is_done else (part, True)
+        return found
+
     @torch.inference_mode()
-    def write(self, instructions: Sequence[str], observations: NDArray[np.float32]) -> list[str]:
-        """For each of R instructions what to pursue next from an observation, shape (R, O); itself if nothing comes."""
+    def write(
+        self, instructions: Sequence[str], observations: NDArray[np.float32], num_answers: int = 1
+    ) -> list[list[str]]:
+        """Parts of R instructions at observations, the likeliest first, others drawn; where none comes, the whole."""
         batch = self._batch(list(map(sub_goal_prompt, instructions)), observations, GroundingTask.SUB_GOAL)
-        answers = [answer.strip() for (answer,) in write_answers(self._backbone, self._codec, batch)]
-        return [answer or instruction for answer, instruction in zip(answers, instructions, strict=True)]
+        answers = write_answers(self._backbone, self._codec, batch, num_answers)
+        return [
+            [answer.strip() or instruction for answer in some]
+            for some, instruction in zip(answers, instructions, strict=True)
+        ]
 
     @torch.inference_mode()
     def is_done(self, instructions: Sequence[str], observations: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -96,12 +122,11 @@ def imagine_by_own_sub_goals(
         for first in range(0, len(going), _AT_ONCE):
             some = going[first : first + _AT_ONCE]
             at = np.stack([chain.observation for chain in some])
-            parts = writer.write([chain.item.instructed.instruction for chain in some], at)
-            done = writer.is_done(parts, at)
+            told = [chain.item.instructed.instruction for chain in some]
             links += [
                 (chain, _link(chain, part, max_link_steps))
-                for chain, part, is_done in zip(some, parts, done.tolist(), strict=True)
-                if not (is_done and chain.links)  # a rollout has a step at least
+                for chain, (part, is_left) in zip(some, writer.left(told, at), strict=True)
+                if is_left or not chain.links  # a rollout has a step at least
             ]
         pieces = carry_out([link for _, link in links])
         for (chain, link), piece in zip(links, pieces, strict=True):

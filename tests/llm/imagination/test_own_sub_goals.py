@@ -36,9 +36,11 @@ class Reckoner(SubGoalWriter):
     def __init__(self) -> None:
         """It needs no model."""
 
-    def write(self, instructions: Sequence[str], observations: NDArray[np.float32]) -> list[str]:
+    def write(
+        self, instructions: Sequence[str], observations: NDArray[np.float32], num_answers: int = 1
+    ) -> list[list[str]]:
         """By the cell."""
-        return ["right" if cell < 2 else "left" for cell in observations.argmax(-1)]
+        return [["right" if cell < 2 else "left"] * num_answers for cell in observations.argmax(-1)]
 
     def is_done(self, instructions: Sequence[str], observations: NDArray[np.float32]) -> NDArray[np.bool_]:
         """At the centre."""
@@ -122,5 +124,35 @@ def test_the_writer_asks_the_model_it_was_given() -> None:
         torch.nn.init.zeros_(model.codec.end_head.weight)
         assert writer.is_done([generation_prompt(text) for text in ANSWERS], states).tolist() == [expected] * 2
     known = {word for answer in ANSWERS for word in answer.split()}
-    for text, asked in zip(writer.write(ANSWERS, states), ANSWERS, strict=True):
-        assert text == asked or set(text.split()) <= known
+    for texts, asked in zip(writer.write(ANSWERS, states, 3), ANSWERS, strict=True):
+        assert len(texts) == 3
+        assert all(text == asked or set(text.split()) <= known for text in texts)
+
+
+def test_where_the_likeliest_part_is_done_the_one_drawn_most_often_that_is_not_is_pursued() -> None:
+    """Red is done.
+
+    Of the first the model says red, then draws red, red, blue, green, green, red: green it is. Of the second all that
+    is drawn is done as well: nothing is left. The third says blue, which is not done, and draws nothing.
+    """
+
+    class Drawer(SubGoalWriter):
+        def __init__(self) -> None:
+            pass
+
+        def write(
+            self, instructions: Sequence[str], observations: NDArray[np.float32], num_answers: int = 1
+        ) -> list[list[str]]:
+            """By the instruction."""
+            drawn = {"a": ["red", "red", "red", "blue", "green", "green", "red"], "b": ["red"] * 7, "c": ["blue"] * 7}
+            return [drawn[instruction][:num_answers] for instruction in instructions]
+
+        def is_done(self, instructions: Sequence[str], observations: NDArray[np.float32]) -> NDArray[np.bool_]:
+            """Red is."""
+            return np.array([instruction == "red" for instruction in instructions])
+
+    assert Drawer().left(["a", "b", "c"], one_hot_starts([0, 0, 0])) == [
+        ("green", True),
+        ("red", False),
+        ("blue", True),
+    ]
