@@ -60,17 +60,17 @@ class SubGoalWriter:
     def left(self, instructions: Sequence[str], observations: NDArray[np.float32]) -> list[tuple[str, bool]]:
         """For each of R instructions what to pursue from an observation, shape (R, O), and whether that is left to do.
 
-        It is the likeliest part, or where that one is done already the one of several drawn that was drawn most often
-        and is not done. What is drawn depends on who is asked for together.
+        It is the likeliest part; where that one is done already, it is the one of several drawn that was drawn most
+        often and is not done. Once is not enough: what the model is not sure of is no part. What is drawn depends on
+        who is asked for together.
         """
         parts = [answer for (answer,) in self.write(instructions, observations)]
         found = [(part, not done) for part, done in zip(parts, self.is_done(parts, observations), strict=True)]
         asked = [row for row, (_, is_left) in enumerate(found) if not is_left]
-        if asked:
-            drawn = self.write([instructions[row] for row in asked], observations[asked], 1 + _NUM_DRAWN)
-            pairs = [
-                (row, part) for row, some in zip(asked, drawn, strict=True) for part, _ in Counter(some).most_common()
-            ]
+        drawn = self.write([instructions[row] for row in asked], observations[asked], 1 + _NUM_DRAWN) if asked else []
+        counted = [(row, Counter(some[1:]).most_common()) for row, some in zip(asked, drawn, strict=True)]
+        pairs = [(row, part) for row, some in counted for part, number in some if number > 1]
+        if pairs:
             done = self.is_done([part for _, part in pairs], observations[[row for row, _ in pairs]])
             for (row, part), is_done in zip(reversed(pairs), reversed(done), strict=True):
                 found[row] = found[row] if is_done else (part, True)

@@ -132,8 +132,8 @@ def test_the_writer_asks_the_model_it_was_given() -> None:
 def test_where_the_likeliest_part_is_done_the_one_drawn_most_often_that_is_not_is_pursued() -> None:
     """Red is done.
 
-    Of the first the model says red, then draws red, red, blue, green, green, red: green it is. Of the second all that
-    is drawn is done as well: nothing is left. The third says blue, which is not done, and draws nothing.
+    Of the first the model says red, then draws red, red, blue, green, green, red: green it is, drawn twice. Of the
+    second all that is drawn is done as well: nothing is left. The third says blue, which is not done, and draws nothing.
     """
 
     class Drawer(SubGoalWriter):
