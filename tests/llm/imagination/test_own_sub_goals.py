@@ -133,7 +133,7 @@ def test_where_the_likeliest_part_is_done_the_one_drawn_most_often_that_is_not_i
     """Red is done.
 
     Of the first the model says red, then draws red, red, blue, green, green, red: green it is, drawn twice. Of the
-    second all that is drawn is done as well: nothing is left. The third says blue, which is not done, and draws nothing.
+    second all that is drawn is done as well: nothing is left. The third says blue, which is not done: nothing is drawn.
     """
 
     class Drawer(SubGoalWriter):
