@@ -41,4 +41,4 @@ def sub_goal_prompt(instruction: str) -> str:
 
 def prompts_hash() -> str:
     """SHA-256 of the prompts of training; kept with every imagined rollout."""
-    return hashlib.sha256("\n".join((GENERATION, DYNAMICS, *EXPLANATIONS)).encode()).hexdigest()
+    return hashlib.sha256("\n".join((GENERATION, DYNAMICS, SUB_GOAL, *EXPLANATIONS)).encode()).hexdigest()

@@ -1,7 +1,9 @@
 """The grounded language model (KALM, section 3.1): a backbone that also reads and writes states and actions.
 
 Three tasks teach it what states and actions mean: generation (goal in, rollout out; actions, next states and the end
-are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out).
+are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out). Two
+more can be added, which the paper does not have: description (what moved and where in, one step out) and sub-goals (a
+goal of several parts and a state in, the part that is left out).
 
 Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
 3.2) in ``imagination/rollout_engine.py``.

@@ -49,6 +49,11 @@ class OwnChain:
         """Steps that it has taken."""
         return sum(len(piece.actions) for _, piece in self.links)
 
+    @property
+    def stopped_by(self) -> str:
+        """Its step limit, or that the model saw nothing left."""
+        return "limit" if self.num_steps >= self.item.max_steps else "end"
+
 
 class SubGoalWriter:
     """Asks a grounded model what is left to do, and whether something is done."""

@@ -1,8 +1,8 @@
 """Imagination (KALM, section 3.2): a goal and a real first state in, a rollout out. One engine for every backbone.
 
-The way of a rollout: its ``WorkItem`` becomes a plan (``WholeRollout``, or ``ChainedRollout`` by sub-goals);
-``Generation`` takes the steps of many plans together, each in a row of its own; the plan makes a ``Rollout`` of what it
-was given, with the domain's rewards and verdicts.
+The way of a rollout: its ``WorkItem`` becomes a plan (``WholeRollout``, or ``ChainedRollout`` by the rule's sub-goals;
+by the model's own, see ``own_sub_goals.py``); ``Generation`` takes the steps of many plans together, each in a row of
+its own; the plan makes a ``Rollout`` of what it was given, with the domain's rewards and verdicts.
 
 Shape letters: O numbers in an observation.
 """
@@ -114,7 +114,7 @@ class RolloutEngine:
         by_rule = self._settings.goal_test == "rule"
         if self._settings.chain_sub_goals and self._settings.sub_goals_by == "model":
             chains = imagine_by_own_sub_goals(items, self._writer, self._pieces, _MAX_LINK_STEPS)
-            return [joined(self._domain, chain.item, chain.links, "end", by_rule) for chain in chains]
+            return [joined(self._domain, chain.item, chain.links, chain.stopped_by, by_rule) for chain in chains]
         plans = self._plans(items)
         self._carry_out(plans)
         return [plan.rollout() for plan in plans]

@@ -63,6 +63,7 @@ def test_links_follow_each_other_until_the_model_sees_nothing_left() -> None:
         assert [link.instructed.instruction for link, _ in chain.links] == [side, side]
         assert_array_equal(chain.links[1][0].start, chain.links[0][1].observations[-1])
         assert chain.observation.argmax() == 2
+        assert chain.stopped_by == "end"
         assert [link.max_steps for link, _ in chain.links] == [3, 3]
         assert chain.links[0][0].seed != chain.links[1][0].seed
 
@@ -77,6 +78,7 @@ def test_a_chain_ends_at_its_limit() -> None:
 
     (chain,) = imagine_by_own_sub_goals(items(1), Restless(), one_step, 4)
     assert chain.num_steps == LIMIT
+    assert chain.stopped_by == "limit"
     assert [link.max_steps for link, _ in chain.links] == [4, 4, 4, 3, 2, 1]
 
 
