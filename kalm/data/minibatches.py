@@ -29,7 +29,8 @@ from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter
 from kalm.core.errors import DataError
 from kalm.data.selection import Selection
 
-SYMMETRY_STREAM = 255  # of random words; far from those of a mixture's parts, which are 0, 1, ...
+# Of random words; far from those of a mixture's parts, which are 0, 1, ...
+SYMMETRY_STREAM, PARAPHRASE_STREAM = 255, 254
 _WORDS_A_BLOCK = 4  # Philox makes four 64-bit words a counter value
 _PADDING = ("collector", "mask")  # where TorchRL says which steps of a window are real
 

@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchrl.data import ReplayBufferEnsemble
 
@@ -22,7 +21,8 @@ from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.rollout import Rollout
 from kalm.data.choice import check_verdict_weights, weighed_by_verdicts
-from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
+from kalm.data.minibatches import PARAPHRASE_STREAM, SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
+from kalm.data.paraphrases import Paraphrases
 from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
@@ -37,6 +37,7 @@ from kalm.store.layout import Key
 # Evaluation is the same for every run, whatever its seed; validation and test never share a start.
 _VALIDATION_SEED, _TEST_SEED = 0, 1
 _EPISODES_A_BATCH = 128
+_SENTENCES_AT_ONCE = 1024  # whose tokens' vectors lie in memory as the encoder makes them
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class PolicyData(RolloutData):
         balance_goal_splits: bool = False,
         verdict_weights: dict[str, float] | None = None,
         symmetry: SymmetryKind = SymmetryKind.none,
+        paraphrase: bool = False,
         num_goal_tokens: int = 0,
         batch_size: int = 100,
         sequence_length: int = 1,
@@ -134,6 +136,8 @@ class PolicyData(RolloutData):
                 product. Instead of a filter, so use ``imagined.filter: none``; null weighs all alike.
             symmetry: Under which of the domain's symmetries every row is shown, a random one each time, in
                 observation, action and sentence alike, as long as the stores have the sentence too (paper: none).
+            paraphrase: Whether a row's sentence is, half of the time, another of the domain's for the same goal (paper:
+                no). That knows which sentences mean the same, and nothing of the rule by which a goal is met.
             num_goal_tokens: Tokens of an instruction that the policy reads one by one, at most; its networks are then
                 those of ``kalm/rl/networks/token_network.py``. 0 gives it one vector of the whole sentence (paper).
             batch_size: Transitions of one update, or windows, B (paper: 100 for BC, 32 for CQL).
@@ -149,6 +153,7 @@ class PolicyData(RolloutData):
         """
         super().__init__(locals())
         self.evaluation = evaluation
+        self._paraphrase = paraphrase
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
         self.seed, self.num_seeds = seed, 1
@@ -194,8 +199,8 @@ class PolicyData(RolloutData):
 
     @property
     def instructions(self) -> list[str]:
-        """The distinct sentences of all stores; ``instruction_id`` counts them."""
-        return self._stored.line.instructions
+        """The distinct sentences of all stores, then any paraphrases; ``instruction_id`` counts them."""
+        return self._paraphrases.sentences if self._paraphrases else self._stored.line.instructions
 
     @cached_property
     def goal_embeddings(self) -> Tensor:
@@ -210,16 +215,19 @@ class PolicyData(RolloutData):
         """
         if not self.spec.num_goal_tokens:
             return self.encoder.encode(sentences)
-        vectors, is_token = self.encoder.token_vectors(sentences)
-        num_missing = self.spec.num_goal_tokens - vectors.shape[1]
-        if num_missing < 0:
-            longest = sentences[int(is_token.sum(1).argmax())]
-            raise DataError(
-                f"num_goal_tokens is {self.spec.num_goal_tokens}, but {longest!r} has {vectors.shape[1]} tokens; set "
-                "num_goal_tokens to as many or more"
-            )
         # Half the numbers' length is half the memory, which thousands of sentences make worthwhile.
-        return functional.pad(vectors, (0, 0, 0, num_missing)).flatten(1).half()
+        table = torch.zeros(len(sentences), self.spec.goal_embedding_size, dtype=torch.float16)
+        for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
+            some = sentences[start : start + _SENTENCES_AT_ONCE]
+            vectors, is_token = self.encoder.token_vectors(some)
+            if vectors.shape[1] > self.spec.num_goal_tokens:
+                longest = some[int(is_token.sum(1).argmax())]
+                raise DataError(
+                    f"num_goal_tokens is {self.spec.num_goal_tokens}, but {longest!r} has {vectors.shape[1]} tokens; "
+                    "set num_goal_tokens to as many or more"
+                )
+            table[start : start + len(some), : vectors[0].numel()] = vectors.flatten(1)
+        return table
 
     def batch(self, index: int) -> TensorDict:
         """The minibatches of training step ``index``: updates K * index to K * (index + 1) - 1.
@@ -243,10 +251,15 @@ class PolicyData(RolloutData):
         updates = Updates(seed, rank, index * self.updates_per_step, self.updates_per_step)
         rows, padding_mask = self._minibatches.draw(updates)
         columns: dict[Any, Tensor] = dict(zip(self._keys, self.selection.read(self._keys, rows.flatten()), strict=True))
+
+        def words(stream: int) -> Tensor:  # the same for all steps of a window
+            return updates.numbers(stream, self.batch_size).flatten().repeat_interleave(self.sequence_length)
+
         if self._shown is not None:
-            # The steps of a window are shown under the same symmetry.
-            words = updates.numbers(SYMMETRY_STREAM, self.batch_size).flatten().repeat_interleave(self.sequence_length)
-            columns = self._shown(columns, words)
+            columns = self._shown(columns, words(SYMMETRY_STREAM))
+        if self._paraphrases is not None:
+            shown = self._paraphrases(columns[names.INSTRUCTION_ID], words(PARAPHRASE_STREAM))
+            columns[names.INSTRUCTION_ID] = shown
         batch = TensorDict({key: column.unflatten(0, rows.shape) for key, column in columns.items()}, rows.shape)
         if padding_mask is not None:
             batch[names.PADDING_MASK] = padding_mask
@@ -287,4 +300,10 @@ class PolicyData(RolloutData):
 
     @cached_property
     def _shown(self) -> SymmetricTransitions | None:
-        return SymmetricTransitions(self.instructions, self.symmetries) if self.symmetries else None
+        sentences = self._stored.line.instructions
+        return SymmetricTransitions(sentences, self.symmetries) if self.symmetries else None
+
+    @cached_property
+    def _paraphrases(self) -> Paraphrases | None:
+        sentences = self._stored.line.instructions
+        return Paraphrases(self.domain, self.stores, sentences) if self._paraphrase else None

@@ -122,7 +122,7 @@ class Domain(GoalSplits):
         raise DataError(f"the domain {self.name} is no grid that one agent walks on, which is what is read here")
 
     def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
-        """Other sentences for a training instruction, which training may show; no pattern or synonym is the tests'."""
+        """Other sentences for an instruction's goal, which training may show; none has words that the tests keep."""
         return ()
 
     def descriptions(self, before: Array, after: Array) -> list[Sequence[str]]:
