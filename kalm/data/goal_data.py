@@ -65,7 +65,6 @@ class GoalData(RolloutData):
         real: RealRollouts,
         num_rollouts: Mapping[str, int] = PAPER_NUM_ROLLOUTS,
         goals_file: str | None = None,
-        further_goals: bool = False,
         rollouts_per_shard: int = 1024,
         seed: int = 0,
     ) -> None:
@@ -77,8 +76,6 @@ class GoalData(RolloutData):
             real: The real rollouts, whose first observations imagination starts from.
             num_rollouts: Rollouts to imagine for each goal split (paper: 5600 rephrase, 72400 easy, 1680 hard).
             goals_file: JSON lines of your own goals, in place of the domain's.
-            further_goals: Whether rollouts are imagined for the domain's further sentences too, as many for each as for
-                one of a split's own (``Domain.further_goals``).
             rollouts_per_shard: Rollouts that are handed to the model and stored at once; what a kill can cost. Make it
                 several times the model's ``imagination_batch_size``, so that the batch is seldom half empty.
             seed: Decides the first observations and the model's luck.
@@ -91,7 +88,6 @@ class GoalData(RolloutData):
         splits = domain.check_learning_splits(list(num_rollouts))
         self._num_rollouts = {split: num_rollouts[split] for split in domain.goal_splits if split in splits}
         require_least(rollouts_per_shard=(rollouts_per_shard, 1), **{s: (n, 1) for s, n in num_rollouts.items()})
-        self._further_goals = further_goals
         self._goals_file, self._seed, self._rollouts_per_shard = goals_file, seed, rollouts_per_shard
         self.finished_shards: Callable[[], Collection[str]] = set
 
@@ -129,8 +125,7 @@ class GoalData(RolloutData):
 
     def _goals_of(self, split: str) -> list[InstructedGoal]:
         if self._goals_file is None:
-            further = self.domain.further_goals(split) if self._further_goals else []
-            return [*self.domain.instructed_goals(split), *further]
+            return self.domain.instructed_goals(split)
         goals = self.domain.load_instructed_goals(self._goals_file)
         chosen = [goal for goal in goals if goal.goal_split == split]
         raise_problems(

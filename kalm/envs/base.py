@@ -136,10 +136,6 @@ class Domain(GoalSplits):
         """
         return [()] * len(before)
 
-    def further_goals(self, goal_split: str) -> list[InstructedGoal]:
-        """Sentences to imagine for beside a split's own: goals of its kinds in words of no test; none by default."""
-        return []
-
     def composed(self, goals: Sequence[Goal], rng: np.random.Generator) -> str | None:
         """A sentence that asks for several training goals at once, in words of no test; None for goals that go ill.
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from kalm.core.errors import DataError
-from kalm.core.goal import InstructedGoal
 from kalm.data.goal_data import PAPER_NUM_ROLLOUTS, GoalData, ShardSampler
 from kalm.data.rollout_sources import RealRollouts
 from kalm.store.reader import is_finished_store
-from tests.chain_domain import MAX_STEPS, CellGoal, ChainDomain
+from tests.chain_domain import MAX_STEPS, ChainDomain
 from tests.data.rollouts import broken, real_rollouts, write_store
 from tests.word_encoder import WordEncoder
 
@@ -175,21 +174,3 @@ def test_absent_real_rollouts_are_collected(tmp_path: Path) -> None:
     data.prepare_data()
     assert is_finished_store(tmp_path / "new")
     assert len(data.all_shards) == 1
-
-
-def test_further_sentences_are_imagined_beside_a_splits_own(tmp_path: Path) -> None:
-    """Four rephrased sentences of the chain and one further: five rollouts take each once."""
-
-    class Talkative(ChainDomain):
-        def further_goals(self, goal_split: str) -> list[InstructedGoal]:
-            """One more way to ask for the left end, in the rephrased split."""
-            return [InstructedGoal(CellGoal(0), "sit at the left end", goal_split)] if goal_split == "rephrase" else []
-
-    own = [row.instruction for row in ChainDomain().instructed_goals("rephrase")]
-    for further, expected in ((True, [*own, "sit at the left end"]), (False, own)):
-        goal_data(tmp_path)  # writes the real rollouts
-        data = GoalData(
-            Talkative(), WordEncoder(), RealRollouts(str(tmp_path / "real")), {"rephrase": len(expected)}, None, further
-        )
-        found = [item.instructed.instruction for shard in data.all_shards for item in shard.items]
-        assert sorted(found) == sorted(expected)

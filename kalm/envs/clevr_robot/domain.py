@@ -14,7 +14,7 @@ from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.envs.base import Domain
 from kalm.envs.clevr_robot.descriptions import describe
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, PlaceGoal, goal_from_json
-from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, composed, further_goals, instructed_goals
+from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, composed, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, NUM_BALLS, OBSERVATION_SIZE, ball_permutations
 from kalm.envs.clevr_robot.paraphrases import paraphrases
 from kalm.envs.clevr_robot.plausibility import violations
@@ -56,9 +56,6 @@ class ClevrRobot(Domain):
 
     def instructed_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
         return list(instructed_goals(goal_split))
-
-    def further_goals(self, goal_split: str) -> list[InstructedGoal]:  # noqa: D102
-        return list(further_goals(goal_split))
 
     def goal_from_json(self, data: Mapping[str, Any]) -> ClevrRobotGoal:  # noqa: D102
         return goal_from_json(data)

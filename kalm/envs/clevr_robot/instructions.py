@@ -17,7 +17,6 @@ from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
 
 Pairs = list[tuple[ClevrRobotGoal, str]]
 
-_NUM_FURTHER_SETS = 800
 _NUMBERS = ("two", "three")  # of placements in a hard goal
 
 # Goals in words that nothing shows before the test: the split that has the same goals.
@@ -42,61 +41,6 @@ def composed(goals: Sequence[PlaceGoal], rng: np.random.Generator) -> str:
         for goal in goals
     ]
     return _drawn(patterns, rng).format(*parts)
-
-
-@cache
-def further_goals(goal_split: str) -> tuple[InstructedGoal, ...]:
-    """Further sentences for goals of the kinds of a split, in words of no test; none for the training split."""
-    fill = {"rephrase": _further_places, "easy": _further_moves, "hard": _further_sets}
-    return tuple(InstructedGoal(goal, text, goal_split) for goal, text in fill.get(goal_split, list)())
-
-
-def _further_places() -> Pairs:
-    data = _read("further")
-
-    def words(side: str, number: int) -> str:
-        return str(data["sides"][side][number % len(data["sides"][side])])
-
-    return [
-        (
-            PlaceGoal(source, target, side),
-            pattern.format(
-                source=source,
-                target=target,
-                side=words(side, number),
-                opposite=words(data["opposites"][side], number),
-            ),
-        )
-        for source, target in permutations(COLORS, 2)
-        for side in DIRECTIONS
-        for number, pattern in enumerate(data["place"])
-    ]
-
-
-def _further_moves() -> Pairs:
-    """What is said of steps that moved a ball asks for such a step as well."""
-    return [
-        (MoveGoal(color, direction), sentence)
-        for color in COLORS
-        for direction in DIRECTIONS
-        for sentence in moved_sentences(color, direction)
-    ]
-
-
-def _further_sets() -> Pairs:
-    """Two or three placements of different balls, each beside a ball that comes before in some order: all can hold."""
-    rng = np.random.default_rng(0)
-    pairs: Pairs = []
-    for number in range(_NUM_FURTHER_SETS):
-        order = rng.permutation(COLORS).tolist()
-        sources = sorted(rng.choice(np.arange(1, len(COLORS)), 2 + number % 2, replace=False).tolist())
-        goals = [
-            PlaceGoal(order[source], order[int(rng.integers(source))], _drawn(list(DIRECTIONS), rng))
-            for source in sources
-        ]
-        goals = [goals[place] for place in rng.permutation(len(goals))]
-        pairs.append((AllOf(tuple(goals)), composed(goals, rng)))
-    return pairs
 
 
 @cache

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kalm.envs.clevr_robot import AllOf, ClevrRobot, MoveGoal, PlaceGoal
+from kalm.envs.clevr_robot import ClevrRobot, MoveGoal, PlaceGoal
 from kalm.envs.clevr_robot.descriptions import describe
 from kalm.envs.clevr_robot.instructions import composed, moved_sentences, nearer_sentences
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
@@ -76,13 +76,13 @@ def runs(sentence: str) -> Iterator[tuple[str, ...]]:
 
 
 def own_sentences() -> set[str]:
-    """Everything that is said for learning or imagining beside the splits' own sentences."""
+    """Everything that grounding is told beside the instructions of its rollouts."""
     rng = np.random.default_rng(1)
     places = [
         [PlaceGoal("red", "blue", "left"), PlaceGoal("cyan", "green", side)] for side in DIRECTIONS for _ in range(99)
     ]
     return {
-        *(row.instruction for split in DOMAIN.goal_splits for row in DOMAIN.further_goals(split)),
+        *(text for ball in COLORS for side in DIRECTIONS for text in moved_sentences(ball, side)),
         *(text for ball in COLORS for other in COLORS if other != ball for text in nearer_sentences(ball, other)),
         *(composed(goals, rng) for goals in places),
     }
@@ -94,23 +94,6 @@ def test_no_pattern_is_a_tests() -> None:
     for split in DOMAIN.goal_splits[1:]:
         shared = own & {run for row in DOMAIN.instructed_goals(split) for run in runs(row.instruction)}
         assert {run for run in shared if split in DOMAIN.unseen_splits or not set(run) <= CLAUSE} == set(), split
-
-
-def test_further_sentences_ask_for_goals_of_their_splits_kinds() -> None:
-    """80 placements, 20 moves, and sets of two and three placements; no sentence is written twice."""
-    for split, kind, number in (("rephrase", PlaceGoal, 80), ("easy", MoveGoal, 20)):
-        rows = DOMAIN.further_goals(split)
-        assert len({row.goal for row in rows}) == number
-        assert all(isinstance(row.goal, kind) and row.goal_split == split for row in rows)
-        assert len({row.instruction for row in rows}) == len(rows)
-    goals = [row.goal for row in DOMAIN.further_goals("hard")]
-    assert {len(goal.goals) for goal in goals if isinstance(goal, AllOf)} == {2, 3}
-    for goal in goals:
-        assert isinstance(goal, AllOf)
-        sources = [part.source for part in goal.goals]
-        assert len(set(sources)) == len(sources), "no ball is asked to two places"
-    assert DOMAIN.further_goals("train") == []
-    assert DOMAIN.further_goals("easy_unseen") == []
 
 
 def test_only_placements_of_different_balls_are_composed() -> None:
