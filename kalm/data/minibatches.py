@@ -40,15 +40,13 @@ class Updates:
     """The updates to draw for, and all that their luck depends on."""
 
     seed: int = 0
-    rank: int = 0  # of a process in a distributed run; each draws rows of its own
     first: int = 0
     number: int = 1  # of updates from the first on, K
 
     def words(self, stream: int, num_words: int) -> NDArray[np.uint64]:
         """Random 64-bit words for each update, shape (K, num_words); streams and updates are independent of others."""
         blocks = -(-num_words // _WORDS_A_BLOCK)
-        key = [self.seed, (self.rank << 8) + stream]
-        generator = np.random.Philox(key=key, counter=self.first * blocks)
+        generator = np.random.Philox(key=[self.seed, stream], counter=self.first * blocks)
         words: NDArray[np.uint64] = generator.random_raw(self.number * blocks * _WORDS_A_BLOCK)
         return words.reshape(self.number, -1)[:, :num_words]
 

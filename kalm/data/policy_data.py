@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchrl.data import ReplayBufferEnsemble
 
 from kalm.core import names
@@ -27,7 +27,7 @@ from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
-from kalm.data.training_data import require_least
+from kalm.data.training_data import examined_loader, require_least
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.envs.simulation import Episode
@@ -85,8 +85,7 @@ class EvaluationEpisodes:
     ) -> DataLoader[list[Episode]]:
         splits = domain.check_goal_splits(goal_splits)
         episodes = evaluation_episodes(domain, splits, num_episodes, seed, self.goals_file)
-        dataset = cast("Dataset[list[Episode]]", episodes)  # a list serves, but PyTorch's types know only its own class
-        return DataLoader(dataset, batch_size=_EPISODES_A_BATCH, shuffle=False, collate_fn=list)
+        return examined_loader(episodes, _EPISODES_A_BATCH, list)
 
 
 DEFAULT_EPISODES = EvaluationEpisodes()
@@ -172,11 +171,6 @@ class PolicyData(RolloutData):
         if stage == "fit":
             _ = self._minibatches
 
-    def state_dict(self) -> dict[str, Any]:
-        """What decides, with the update, which transitions it gets; on several devices each has its own."""
-        num_devices = self.trainer.world_size if self.trainer is not None else 1
-        return {**super().state_dict(), "num_devices": num_devices}
-
     @cached_property
     def imagination(self) -> Selection:
         """The imagined rollouts that are learned from, with their weights; none where none were asked for."""
@@ -247,8 +241,7 @@ class PolicyData(RolloutData):
         return torch.stack([self._batch_of_seed(index, self.seed + number) for number in range(self.num_seeds)], dim=1)
 
     def _batch_of_seed(self, index: int, seed: int) -> TensorDict:
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        updates = Updates(seed, rank, index * self.updates_per_step, self.updates_per_step)
+        updates = Updates(seed, index * self.updates_per_step, self.updates_per_step)
         rows, padding_mask = self._minibatches.draw(updates)
         columns: dict[Any, Tensor] = dict(zip(self._keys, self.selection.read(self._keys, rows.flatten()), strict=True))
 
