@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,23 @@ def test_short_models_are_probed_as_far_as_they_go(tokenizer: PreTrainedTokenize
     folder = save(tmp_path / "model", "llama", tokenizer, max_position_embeddings=40)
     edit_json(folder / "tokenizer_config.json", model_max_length=40)
     assert backbone(folder, tuning="lora").context_size == 40
+
+
+_WHOLE = """
+import sys, torch
+from tests.llm.small_models import backbone
+import subprocess
+import sys
+from pathlib import Path
+backbone(Path(sys.argv[1]), tuning="full")
+sys.stdout.write(str("bitsandbytes" in sys.modules))
+"""
+
+
+def test_a_whole_model_brings_nothing_that_quantises(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Nor its warnings of kernels that are not there."""
+    folder = save(tmp_path / "model", "llama", tokenizer)
+    command = [sys.executable, "-c", _WHOLE, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    assert done.stdout == "False"
+    assert "gemm_4bit" not in done.stderr

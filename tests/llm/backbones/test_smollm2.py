@@ -111,9 +111,11 @@ def test_every_configuration_names_the_folder() -> None:
     files = sorted((REPOSITORY / "conf").glob("*/*smollm2_135m_instruct.yaml"))
     assert [path.parent.name for path in files] == ["babyai", "babyai", "clevr_robot", "metaworld"]
     for path in files:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert config["model"]["init_args"]["backbone"]["init_args"]["model"] == smollm2.FOLDER
-        assert config["model"]["init_args"]["schedule_updates"] == config["trainer"]["max_steps"]
+        text = path.read_text(encoding="utf-8")
+        assert text.count(f"model: {smollm2.FOLDER}\n") == 1
+        config = yaml.safe_load(text)
+        if "trainer" in config:
+            assert config["model"]["init_args"]["schedule_updates"] == config["trainer"]["max_steps"]
 
 
 @pytest.fixture(scope="module")
