@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from kalm.core import names
 from kalm.core.errors import DataError
+from kalm.data.described_steps import DescribedSteps
 from kalm.data.general_text import GeneralTextPieces, GeneralTextSource
 from kalm.data.language_batches import (
     GroundingBatch,
@@ -24,18 +25,21 @@ from kalm.data.language_batches import (
 from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
+from kalm.data.sub_goal_batches import SubGoalBatches
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, generation_prompts, shortest_instructions
 from kalm.data.training_data import examined_loader, require_least
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
-from kalm.language.prompts import DYNAMICS, EXPLANATIONS
+from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
 
 # Beyond the numbers of the tasks, which seed the streams of real rollouts.
-_IMAGINED_STREAM, _TEXT_STREAM = 1 << 8, 1 << 9
+_IMAGINED_STREAM, _TEXT_STREAM, _DESCRIBED_STREAM, _SUB_GOAL_STREAM = 1 << 8, 1 << 9, 1 << 10, 1 << 11
 # Validation is the same for every run, whatever its seed.
 _VALIDATION_SEED = 0
+_TASKS = ("generation", "dynamics", "explanation", "description", "sub_goal")  # fields of ``GroundingTasks``
 _ITEMS_A_BATCH = 128
+_TOKENS_OF_STEP = 3  # observation, action, observation
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,29 @@ class GroundingTasks:
         generation: Rollouts for the task goal to rollout.
         dynamics: Rollouts for the task state and action to next state.
         explanation: Rollouts for the task rollout to goal.
+        description: Single steps for the task goal to rollout behind a sentence that says what moved and where (paper:
+            0); see ``DescribedSteps``.
+        steps_per_description: Most of them that share a sentence in a batch.
+        sub_goal: States behind sentences of several goals, to say which part is left to do (paper: 0); see
+            ``SubGoalBatches``. Imagination by the model's own sub-goals needs it.
         num_explanation_prompts: Wordings in which that task asks, 1 to 8 (paper: 1).
     """
 
     generation: int = 64
     dynamics: int = 16
     explanation: int = 16
+    description: int = 0
+    steps_per_description: int = 8
+    sub_goal: int = 0
     num_explanation_prompts: int = len(EXPLANATIONS)
 
     def check(self) -> None:
         """Refuse numbers that are out of range, with a ``DataError`` that names what is allowed."""
-        sizes = {"generation": self.generation, "dynamics": self.dynamics, "explanation": self.explanation}
+        sizes = {name: getattr(self, name) for name in _TASKS}
         require_least(**{f"tasks.{name}": (size, 0) for name, size in sizes.items()})
+        require_least(**{"tasks.steps_per_description": (self.steps_per_description, 1)})
         if not any(sizes.values()):
-            raise DataError("tasks.generation, tasks.dynamics and tasks.explanation are all 0; one task must be left")
+            raise DataError(f"{', '.join(f'tasks.{name}' for name in sizes)} are all 0; one task must be left")
         if not 1 <= self.num_explanation_prompts <= len(EXPLANATIONS):
             raise DataError(
                 f"tasks.num_explanation_prompts is {self.num_explanation_prompts}; there are {len(EXPLANATIONS)}"
@@ -183,10 +196,10 @@ class GroundingData(RolloutData):
         return loaders
 
     @cached_property
-    def _task_batches(self) -> list[TaskBatches]:
+    def _task_batches(self) -> list[Callable[[int], GroundingBatch]]:
         tasks, num_imagined = self._tasks, self._num_imagined_generation
         real, imagined = self.training, self.imagination
-        generation, dynamics, explanation = GroundingTask
+        generation, dynamics, explanation = GroundingTask.GENERATION, GroundingTask.DYNAMICS, GroundingTask.EXPLANATION
         questions = [EXPLANATIONS[: tasks.num_explanation_prompts]] * len(real)
         # Rollouts, their task, prompts and answers, how many a batch has, and the stream that decides their order.
         shown: list[tuple[Selection, GroundingTask, Sequence[Sequence[str]], Sequence[str] | None, int, int]] = [
@@ -196,11 +209,23 @@ class GroundingData(RolloutData):
             (imagined, generation, generation_prompts(imagined), None, num_imagined, _IMAGINED_STREAM),
         ]
         common: Any = {**self._shown, "symmetries": self.symmetries}
-        return [
+        batches: list[Callable[[int], GroundingBatch]] = [
             TaskBatches(rollouts, task, prompts, answers, size, **common, seed=(self._seed, stream))
             for rollouts, task, prompts, answers, size, stream in shown
             if size
         ]
+        if tasks.description:
+            steps = DescribedSteps(self.domain, real)
+            told = [list(map(generation_prompt, sentences)) for sentences in steps.sentences]
+            common |= {"tokens_per_prompt": _TOKENS_OF_STEP * tasks.steps_per_description, "crop_probability": 0.0}
+            seed = self._seed, _DESCRIBED_STREAM
+            described = GroundingTask.DESCRIPTION
+            batches.append(TaskBatches(steps, described, told, None, tasks.description, **common, seed=seed))
+        if tasks.sub_goal:
+            seed = self._seed, _SUB_GOAL_STREAM
+            some = self.domain, real, self.answers, tasks.sub_goal
+            batches.append(SubGoalBatches(*some, symmetries=self.symmetries, seed=seed))
+        return batches
 
 
 def check_shown_rollouts(tokens_per_prompt: int, crop_probability: float, num_held_out: int) -> None:

@@ -33,6 +33,8 @@ class GroundingTask(IntEnum):
     GENERATION = 0  # goal in, rollout out
     DYNAMICS = 1  # states and actions in, next states out
     EXPLANATION = 2  # rollout in, goal out
+    SUB_GOAL = 3  # goal of several parts and state in, the part to pursue next out; not in the paper
+    DESCRIPTION = 4  # what moved and where in, the step out, as in generation but without an end; not in the paper
 
 
 class GeneralText(NamedTuple):
@@ -79,14 +81,14 @@ class GroundingBatch(NamedTuple):
     prompts: list[str]  # B of them
     prompt_of_rollout: Tensor  # which of them each rollout follows, int64 of shape (R,), never falling
     task: Tensor  # ``GroundingTask`` of each rollout, int64 of shape (R,)
-    lengths: Tensor  # steps of each rollout, int64 of shape (R,)
+    lengths: Tensor  # steps of each rollout, int64 of shape (R,); 0 where a state is all there is
     observation: Tensor  # before each step, float32 of shape (n, O); rollouts one after the other
     action: Tensor  # of each step, int64 of shape (n,) or float32 of shape (n, A)
     next_observation: Tensor  # after each step, float32 of shape (n, O)
     final_observation: Tensor  # after the last step of each rollout, float32 of shape (R, O)
     is_terminated: Tensor  # whether the last step of each rollout met its goal, bool of shape (R,)
     return_to_go: Tensor  # rewards of each step and of all later ones of its rollout, float32 of shape (n,)
-    answers: list[str]  # the text to be written behind each rollout; empty but for explanation
+    answers: list[str]  # the text to be written behind each rollout; empty where nothing is to be written
     general_text: GeneralText = GeneralText()  # beside the rollouts
 
 
@@ -107,6 +109,34 @@ def batch_rollouts(rollouts: Sequence[Rollout], prompts: Sequence[str], task: Gr
         is_terminated=torch.tensor([bool(rollout.terminated[-1]) for rollout in rollouts]),
         return_to_go=returns_to_go(rewards, lengths),
         answers=[""] * len(rollouts),
+    )
+
+
+def batch_states(
+    observation: Tensor, prompts: Sequence[str], task: GroundingTask, no_action: Tensor, answers: Sequence[str] = ()
+) -> GroundingBatch:
+    """Make a batch of states that nothing leads to, each behind a prompt of its own: rollouts of no step.
+
+    Args:
+        observation: The states, float32 of shape (R, O).
+        prompts: R of them.
+        task: What the states are for.
+        no_action: An action column without rows, shape (0,) or (0, A).
+        answers: The text behind each; none where there are none.
+    """
+    number, device = len(observation), observation.device
+    return GroundingBatch(
+        prompts=list(prompts),
+        prompt_of_rollout=torch.arange(number, device=device),
+        task=torch.full((number,), int(task), device=device),
+        lengths=torch.zeros(number, dtype=torch.int64, device=device),
+        observation=observation[:0],
+        action=no_action,
+        next_observation=observation[:0],
+        final_observation=observation,
+        is_terminated=torch.zeros(number, dtype=torch.bool, device=device),
+        return_to_go=torch.zeros(0, device=device),
+        answers=list(answers) or [""] * number,
     )
 
 

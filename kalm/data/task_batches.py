@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from kalm.core import names
+from kalm.data.described_steps import DescribedSteps
 from kalm.data.language_batches import GroundingBatch, GroundingTask
 from kalm.data.selection import Selection, returns_to_go
 from kalm.data.symmetry import SymmetricNumbers, SymmetricTexts
@@ -43,7 +44,7 @@ class TaskBatches:
 
     def __init__(
         self,
-        rollouts: Selection,
+        rollouts: Selection | DescribedSteps,
         task: GroundingTask,
         prompts: Sequence[Sequence[str]],
         answers: Sequence[str] | None,

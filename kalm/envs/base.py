@@ -125,6 +125,24 @@ class Domain(GoalSplits):
         """Other sentences for an instruction's goal, which training may show; none has words that the tests keep."""
         return ()
 
+    def descriptions(self, before: Array, after: Array) -> list[Sequence[str]]:
+        """What anybody can say who sees B steps, of each some sentences: what moved, and where; by default nothing.
+
+        Hindsight captions: they name what the numbers of an observation are, and ask no goal's rule.
+
+        Args:
+            before: Observations before the steps, shape (B, O).
+            after: Observations after them, shape (B, O).
+        """
+        return [()] * len(before)
+
+    def composed(self, goals: Sequence[Goal], rng: np.random.Generator) -> str | None:
+        """A sentence that asks for several training goals at once, in words of no test; None for goals that go ill.
+
+        It is for who learns to take such sentences apart. None by default.
+        """
+        return None
+
     @property
     def action_answers(self) -> Sequence[str]:
         """What a language model that is asked by ``conversation`` answers, one text for each discrete action.

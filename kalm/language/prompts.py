@@ -25,6 +25,7 @@ EXPLANATIONS = (
     "What did the person who did this want?",
     "Tell me how you would have asked for that.",
 )
+SUB_GOAL = "Say what is left to do of this: <instruction>"
 UNSEEN_EXPLANATION = "What was somebody told to do here?"  # for evaluation only: training never shows it
 
 
@@ -33,6 +34,11 @@ def generation_prompt(instruction: str) -> str:
     return GENERATION.replace(_INSTRUCTION, instruction)
 
 
+def sub_goal_prompt(instruction: str) -> str:
+    """Prompt of the next part: a goal of several parts and a state in, the part to pursue out."""
+    return SUB_GOAL.replace(_INSTRUCTION, instruction)
+
+
 def prompts_hash() -> str:
     """SHA-256 of the prompts of training; kept with every imagined rollout."""
-    return hashlib.sha256("\n".join((GENERATION, DYNAMICS, *EXPLANATIONS)).encode()).hexdigest()
+    return hashlib.sha256("\n".join((GENERATION, DYNAMICS, SUB_GOAL, *EXPLANATIONS)).encode()).hexdigest()

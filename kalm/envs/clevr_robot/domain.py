@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from kalm.core.goal import Array, BoolArray, Goal, InstructedGoal
 from kalm.envs.base import Domain
-from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
-from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, instructed_goals
+from kalm.envs.clevr_robot.descriptions import describe
+from kalm.envs.clevr_robot.goals import ClevrRobotGoal, PlaceGoal, goal_from_json
+from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, composed, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, NUM_BALLS, OBSERVATION_SIZE, ball_permutations
 from kalm.envs.clevr_robot.paraphrases import paraphrases
 from kalm.envs.clevr_robot.plausibility import violations
@@ -74,6 +75,16 @@ class ClevrRobot(Domain):
 
     def next_sub_goal(self, goal: Goal, observation: Array) -> ClevrRobotGoal | None:  # noqa: D102
         return next_sub_goal(goal, observation)
+
+    def descriptions(self, before: Array, after: Array) -> list[Sequence[str]]:
+        """By which ball moved, and where to."""
+        return describe(before, after)
+
+    def composed(self, goals: Sequence[Goal], rng: np.random.Generator) -> str | None:
+        """Two or three placements of different balls."""
+        places = [goal for goal in goals if isinstance(goal, PlaceGoal)]
+        pairs = {frozenset((goal.source, goal.target)) for goal in places}
+        return composed(places, rng) if len(pairs) == len(goals) in (2, 3) else None
 
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> ClevrRobotVectorEnv:  # noqa: D102
         from kalm.envs.clevr_robot.vector_env import ClevrRobotVectorEnv  # brings MuJoCo

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kalm.core.goal import InstructedGoal
 from kalm.envs.clevr_robot.goals import AllOf, ClevrRobotGoal, GatherGoal, MoveGoal, PlaceGoal, RowGoal
@@ -30,8 +32,38 @@ def instructed_goals(goal_split: str) -> tuple[InstructedGoal, ...]:
     return tuple(InstructedGoal(goal, text, goal_split) for goal, text in fill[goal_split](_read(goal_split)))
 
 
-def _read(goal_split: str) -> dict[str, Any]:
-    path = Path(__file__).parent / "instructions" / f"{goal_split}.json"
+def composed(goals: Sequence[PlaceGoal], rng: np.random.Generator) -> str:
+    """A sentence that asks for two or three placements at once; pattern and words are drawn, and are no test's."""
+    data = _read("composed")
+    placement, patterns = _drawn(data["placements"], rng), data["patterns"][str(len(goals))]
+    parts = [
+        placement.format(source=goal.source, target=goal.target, side=_drawn(data["sides"][goal.direction], rng))
+        for goal in goals
+    ]
+    return _drawn(patterns, rng).format(*parts)
+
+
+@cache
+def moved_sentences(ball: str, side: str) -> tuple[str, ...]:
+    """What is said of a ball that went to a side; in small letters, for names are exchanged as they are written."""
+    data = _read("observed")
+    words = data["sides"][side]
+    return tuple(pattern.format(ball=ball, side=words[n % len(words)]) for n, pattern in enumerate(data["moved"]))
+
+
+@cache
+def nearer_sentences(ball: str, other: str) -> tuple[str, ...]:
+    """What is said of a ball that came nearer to another."""
+    return tuple(pattern.format(ball=ball, other=other) for pattern in _read("observed")["nearer"])
+
+
+def _drawn(entries: Sequence[str], rng: np.random.Generator) -> str:
+    return entries[int(rng.integers(len(entries)))]
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    path = Path(__file__).parent / "instructions" / f"{name}.json"
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
 

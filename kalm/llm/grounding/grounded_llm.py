@@ -1,7 +1,9 @@
 """The grounded language model (KALM, section 3.1): a backbone that also reads and writes states and actions.
 
 Three tasks teach it what states and actions mean: generation (goal in, rollout out; actions, next states and the end
-are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out).
+are learned at every step at once), dynamics (next states without a goal) and explanation (rollout in, goal out). Two
+more can be added, which the paper does not have: description (what moved and where in, one step out) and sub-goals (a
+goal of several parts and a state in, the part that is left out).
 
 Where the symbols are: E_S, E_A, O_S, O_A in ``rollout_codec.py``; the losses in ``losses.py``; imagination (section
 3.2) in ``imagination/rollout_engine.py``.
@@ -49,7 +51,7 @@ from kalm.runs.folder import find_checkpoint
 
 _AS_IN_THE_PAPER = ImaginationSettings()
 # What decides, with the weights, what is imagined; the other settings say how fast.
-_DECIDES = ("temperature", "goal_test", "end_threshold", "chain_sub_goals")
+_DECIDES = ("temperature", "goal_test", "end_threshold", "chain_sub_goals", "sub_goals_by")
 # A next state matches when every number is within this many standard deviations of the data.
 _STATE_TOLERANCE = 0.2
 
@@ -156,12 +158,13 @@ class GroundedLLM(LightningModule):
 
     def _losses_of(self, hidden: RolloutHidden, batch: GroundingBatch) -> dict[str, Tensor]:
         task = batch.task.repeat_interleave(batch.lengths)
-        generates, predicts = task == GroundingTask.GENERATION, task == GroundingTask.DYNAMICS
+        predicts, may_end = task == GroundingTask.DYNAMICS, task == GroundingTask.GENERATION
+        generates = may_end | (task == GroundingTask.DESCRIPTION)
         change = self.codec.change(batch.observation, batch.next_observation)
         ends = batch.task == GroundingTask.GENERATION
         generated, written = hidden.observation[generates], self.backbone.text_logits(hidden.text)
-        end = self.codec.predict_end(torch.cat([generated, hidden.final[ends]]))
-        is_end = torch.cat([torch.zeros_like(task[generates], dtype=torch.bool), batch.is_terminated[ends]])
+        end = self.codec.predict_end(torch.cat([hidden.observation[may_end], hidden.final[ends]]))
+        is_end = torch.cat([torch.zeros_like(task[may_end], dtype=torch.bool), batch.is_terminated[ends]])
         losses = {
             "dynamics_loss": change_loss(self.codec.predict_change(hidden.action[predicts]), change[predicts]),
             "text_loss": text_loss(written, hidden.text_target),

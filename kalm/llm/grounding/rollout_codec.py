@@ -105,6 +105,14 @@ class RolloutCodec(nn.Module):
         """Vectors of action tokens, from (...) or (..., A) to (..., H)."""
         return self._scaled(self.action_encoder(action))
 
+    @property
+    def no_action(self) -> Tensor:
+        """An action column without rows, shape (0,) or (0, A)."""
+        device = self.observation_mean.device
+        if self.is_discrete:
+            return torch.zeros(0, dtype=torch.int64, device=device)
+        return torch.zeros(0, self.action_size, device=device)
+
     def predict_action(self, hidden: Tensor) -> Tensor:
         """Scores of all actions, or the action itself where it is continuous: from (..., H) to (..., A)."""
         return self.action_head(hidden[..., : self._hidden_sizes[0]])

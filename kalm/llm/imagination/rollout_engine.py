@@ -1,8 +1,8 @@
 """Imagination (KALM, section 3.2): a goal and a real first state in, a rollout out. One engine for every backbone.
 
-The way of a rollout: its ``WorkItem`` becomes a plan (``WholeRollout``, or ``ChainedRollout`` by sub-goals);
-``Generation`` takes the steps of many plans together, each in a row of its own; the plan makes a ``Rollout`` of what it
-was given, with the domain's rewards and verdicts.
+The way of a rollout: its ``WorkItem`` becomes a plan (``WholeRollout``, or ``ChainedRollout`` by the rule's sub-goals;
+by the model's own, see ``own_sub_goals.py``); ``Generation`` takes the steps of many plans together, each in a row of
+its own; the plan makes a ``Rollout`` of what it was given, with the domain's rewards and verdicts.
 
 Shape letters: O numbers in an observation.
 """
@@ -26,12 +26,14 @@ from kalm.envs.base import Domain
 from kalm.llm.backbones.backbone import Backbone
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.generation import Generation, Reader, Step, take_step
+from kalm.llm.imagination.own_sub_goals import SubGoalWriter, imagine_by_own_sub_goals
 from kalm.llm.imagination.rows import Generated, GoalTest, Plan
 
 _COMPILED_COLUMN_STEP = 64  # each other number of columns in use is compiled anew
 _MAX_LINK_STEPS = 15  # then the sub-goal is chosen anew; an expert's placement takes six
 
 GoalTestName = Literal["rule", "end_head"]
+SubGoalsBy = Literal["rule", "model"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class ImaginationSettings:
             beside the rule as well; 1, which meets more goals, leaves it to the rule and the step limit.
         chain_sub_goals: Whether goals for which the domain names sub-goals are imagined one sub-goal after another; the
             paper imagines them whole.
+        sub_goals_by: Who names them: the domain's ``rule``, so that what comes of it is an upper bound, or the
+            ``model`` itself, for every goal that is asked for; it must have been grounded with ``tasks.sub_goal``.
         batch_size: Rollouts that are imagined at the same time; as many as memory allows on a GPU. What is imagined
             does not depend on it.
         compile: Whether steps are compiled (``torch.compile``), for ``batch_size`` rows however few there are; as CUDA
@@ -59,6 +63,7 @@ class ImaginationSettings:
     goal_test: GoalTestName = "rule"
     end_threshold: float = 1.0
     chain_sub_goals: bool = False
+    sub_goals_by: SubGoalsBy = "rule"
     batch_size: int = 256
     compile: bool = False
 
@@ -68,6 +73,8 @@ class ImaginationSettings:
         names = get_args(GoalTestName)
         require(self.goal_test in names, "goal_test", self.goal_test, f"one of {', '.join(names)}")
         require(0 < self.end_threshold <= 1, "end_threshold", self.end_threshold, "in (0, 1]")
+        who = get_args(SubGoalsBy)
+        require(self.sub_goals_by in who, "sub_goals_by", self.sub_goals_by, f"one of {', '.join(who)}")
         is_ended = self.goal_test == "rule" or self.end_threshold < 1
         require(is_ended, "end_threshold", self.end_threshold, "below 1 where end_head stops rollouts, 0.5 for example")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
@@ -82,6 +89,7 @@ class RolloutEngine:
     def __init__(self, backbone: Backbone, codec: RolloutCodec, domain: Domain, settings: ImaginationSettings) -> None:
         """Take the grounded model, and the world whose rules say what a step is worth and what is implausible."""
         self._domain, self._settings = domain, settings
+        self._writer = SubGoalWriter(backbone, codec)
         self._device = codec.observation_mean.device
         self._reader = Reader(backbone, settings.batch_size, _COMPILED_COLUMN_STEP if settings.compile else 1)
         self._is_met = make_goal_test(settings.goal_test)
@@ -103,7 +111,21 @@ class RolloutEngine:
         Raises:
             KalmError: If there is too little memory for so many rollouts at a time.
         """
+        by_rule = self._settings.goal_test == "rule"
+        if self._settings.chain_sub_goals and self._settings.sub_goals_by == "model":
+            chains = imagine_by_own_sub_goals(items, self._writer, self._pieces, _MAX_LINK_STEPS)
+            return [joined(self._domain, chain.item, chain.links, chain.stopped_by, by_rule) for chain in chains]
         plans = self._plans(items)
+        self._carry_out(plans)
+        return [plan.rollout() for plan in plans]
+
+    def _pieces(self, items: Sequence[WorkItem]) -> list[Generated]:
+        """What is imagined for each item by itself."""
+        plans = [_Piece(item) for item in items]
+        self._carry_out(plans)
+        return [plan.made for plan in plans]
+
+    def _carry_out(self, plans: Sequence[Plan]) -> None:
         wanted = _by_instruction(plans)
         if wanted:
             most = self._settings.batch_size
@@ -118,12 +140,11 @@ class RolloutEngine:
                     f"out of memory with {num_rows} rollouts imagined at a time{free}: {error}. Set the model's "
                     "imagination.batch_size lower, or imagine goals of fewer steps"
                 ) from error
-        return [plan.rollout() for plan in plans]
 
-    def _plans(self, items: Sequence[WorkItem]) -> list[Plan]:
+    def _plans(self, items: Sequence[WorkItem]) -> list[WholeRollout | ChainedRollout]:
         """Chains for goals that have sub-goals where those are wanted."""
         by_rule = self._settings.goal_test == "rule"
-        whole: list[Plan] = [WholeRollout(self._domain, item, by_rule) for item in items]
+        whole: list[WholeRollout | ChainedRollout] = [WholeRollout(self._domain, item, by_rule) for item in items]
         if not self._settings.chain_sub_goals:
             return whole
         sentences = sentences_of_goals(self._domain)
@@ -190,17 +211,8 @@ class ChainedRollout:
 
     def rollout(self) -> Rollout:
         """The links one after the other, with the domain's rewards and verdicts for the goal that they serve."""
-        pieces = [piece for _, piece in self._links]
-        observations = np.concatenate([self._item.start[None], *(piece.observations[1:] for piece in pieces)])
-        actions = np.concatenate([piece.actions for piece in pieces])
-        links = [
-            {"instruction": link.instructed.instruction, "num_steps": len(piece.actions)} for link, piece in self._links
-        ]
         stopped_by = "goal" if self._has_met_goal else "limit"
-        facts = {"seed": self._item.seed, "stopped_by": stopped_by, "links": links}
-        return self._domain.label_rollout(
-            self._item.instructed, observations, actions, Source.IMAGINARY, facts, self._ends_when_met
-        )
+        return joined(self._domain, self._item, self._links, stopped_by, self._ends_when_met)
 
     def _choose(self, observation: NDArray[Any]) -> WorkItem | None:
         """The link that goes on from ``observation``, shape (O,)."""
@@ -212,6 +224,30 @@ class ChainedRollout:
         instructed = sentences[int(self._rng.integers(len(sentences)))]
         num_steps = min(num_left, sub_goal.max_steps, _MAX_LINK_STEPS)
         return WorkItem(instructed, observation, num_steps, int(self._rng.integers(2**31)))
+
+
+class _Piece:
+    """A piece that somebody else makes a rollout of."""
+
+    made: Generated
+
+    def __init__(self, item: WorkItem) -> None:
+        self.next_item: WorkItem | None = item
+
+    def add(self, piece: Generated) -> None:
+        self.made, self.next_item = piece, None
+
+
+def joined(
+    domain: Domain, item: WorkItem, links: Sequence[tuple[WorkItem, Generated]], stopped_by: str, ends_when_met: bool
+) -> Rollout:
+    """Links one after the other, with the domain's rewards and verdicts for the goal that they serve."""
+    pieces = [piece for _, piece in links]
+    observations = np.concatenate([item.start[None], *(piece.observations[1:] for piece in pieces)])
+    actions = np.concatenate([piece.actions for piece in pieces])
+    told = [{"instruction": link.instructed.instruction, "num_steps": len(piece.actions)} for link, piece in links]
+    facts = {"seed": item.seed, "stopped_by": stopped_by, "links": told}
+    return domain.label_rollout(item.instructed, observations, actions, Source.IMAGINARY, facts, ends_when_met)
 
 
 def sentences_of_goals(domain: Domain) -> dict[Goal, list[InstructedGoal]]:

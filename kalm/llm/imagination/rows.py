@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kalm.core.goal import Goal
-from kalm.core.rollout import Rollout
 from kalm.data.language_batches import WorkItem
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 
@@ -44,9 +43,6 @@ class Plan(Protocol):
 
     def add(self, piece: Generated) -> None:
         """Take what was imagined for ``next_item``, and decide what is next."""
-
-    def rollout(self) -> Rollout:
-        """All of it, with the domain's rewards and verdicts for the goal that it serves."""
 
 
 class Rows:

@@ -12,6 +12,7 @@ import torch
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.grounding_data import GroundingData
+from kalm.data.language_batches import GroundingTask
 from kalm.data.training_data import IndexedBatches
 from kalm.language.prompts import UNSEEN_EXPLANATION
 from kalm.llm.grounding.grounded_llm import GroundedLLM
@@ -285,3 +286,11 @@ def test_weights_that_are_not_there_or_of_another_backbone_are_refused(tmp_path:
     foreign = new_model(tmp_path, weights_from=str(tmp_path / "foreign.ckpt"))
     with pytest.warns(UserWarning, match="no sidecar"), pytest.raises(CheckpointError, match="another backbone"):
         trainer(tmp_path, max_steps=1).fit(foreign, datamodule=chain_grounding_data(tmp_path))
+
+
+def test_described_steps_teach_actions_and_next_states_but_no_end() -> None:
+    """A step is over where its sentence is; where a rollout ends it does not say. Eight steps of four rollouts."""
+    batch = hand_made_batch()
+    told = batch._replace(task=torch.full_like(batch.task, GroundingTask.DESCRIPTION), answers=[""] * 4)
+    losses = grounded_llm().losses(told)
+    assert {name: len(values) for name, values in losses.items()} == {"action_loss": 8, "next_observation_loss": 8}
