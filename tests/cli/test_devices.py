@@ -94,6 +94,7 @@ def test_two_devices_learn_from_both_minibatches(trained: tuple[Path, dict[str, 
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_study_runs_stages_on_two_devices_one_after_the_other(tmp_path: Path) -> None:
     """Training, and the test of what it has left."""
     config = write_config(tmp_path, **{"trainer.max_steps": 10, "trainer.limit_val_batches": 0})
