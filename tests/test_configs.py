@@ -27,9 +27,11 @@ FILES = sorted(CONF.rglob("*.yaml"))
 STUDIES = [path for path in FILES if path.parent.name == "study"]
 OVERLAYS = [path for path in FILES if path.parent.name == "overlay"]
 STAGES = [path for path in FILES if path not in STUDIES + OVERLAYS]
-# These download a pretrained model; tests/llm runs them with a small local one (test_ground_configs.py, and for
-# BabyAI test_llm_student.py).
-PRETRAINED = [path for path in STAGES if "HuggingFaceBackbone" in path.read_text(encoding="utf-8")]
+# These need a pretrained model, or a server of one; tests/llm runs them with a small local one (test_ground_configs.py,
+# for BabyAI test_llm_student.py), and tests/judging/test_label_by_server.py those that label.
+PRETRAINED = [
+    path for path in STAGES if re.search("HuggingFaceBackbone|ServerLanguageModel", path.read_text(encoding="utf-8"))
+]
 SMOKE = CONF / "overlay" / "smoke.yaml"
 LIGHTNING_VERBS = ("fit", "predict")
 COMMAND = re.compile(r"# python -m kalm (\w+) (.*)")
@@ -46,7 +48,7 @@ def is_of(domain: str, path: Path) -> bool:
 
 
 def every_stage_file(domain: str) -> set[str]:
-    """Of a world, those that download nothing."""
+    """Of a world, those that need no pretrained model."""
     return {name(path) for path in STAGES if is_of(domain, path) and path not in PRETRAINED}
 
 
@@ -80,7 +82,7 @@ def test_every_file_is_found() -> None:
     }
     assert studies <= {path.stem for path in STUDIES}
     assert SMOKE in OVERLAYS
-    assert len(PRETRAINED) == 6
+    assert len(PRETRAINED) == 11
     assert {"collect", "label", "solve", "planner_student"} <= {path.stem for path in STAGES if is_of("babyai", path)}
     assert len(STAGES) + len(STUDIES) + len(OVERLAYS) == len(FILES) == len(list(CONF.rglob("*.y*ml")))
 

@@ -131,6 +131,11 @@ def _label(config: Namespace) -> int:
     _say(f"{store.path}/labels/{name}: {len(labels):,} rows of {len(labels.goals)} goals x {store.num_states:,} states")
     if labels.provenance.get("is_oracle"):
         _say("the judge is the domain's own rule: what is learned from these labels is an upper bound")
+    elif keep is not Keep.met:
+        from kalm.report.labeller_table import labeller_table
+
+        Console().print(labeller_table(made.domain, store, labels))
+        _say("the rule is only compared with, where none was asked")
     _say(f"next: {_AFTER_LABELS[keep.name]}")
     return 0
 
@@ -161,8 +166,7 @@ _AFTER_LABELS = {
 
 
 def _solve_parser() -> ArgumentParser:
-    from kalm.rl.planning.hindsight import Hindsight  # brings numba, as the next one does
-    from kalm.rl.planning.solvers import Solver
+    from kalm.rl.planning.planner import Planner  # brings numba
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     parser = _parser(
@@ -181,7 +185,7 @@ def _solve_parser() -> ArgumentParser:
     parser.add_argument("--label", type=str, required=True, help=said)
     by = {"class_path": "kalm.rl.planning.solvers.ShortestPath"}
     how = "How goals are solved, by class_path; kalm.rl.planning.hindsight.Hindsight keeps what was recorded."
-    parser.add_argument("--solver", type=Solver | Hindsight, default=by, help=how)
+    parser.add_argument("--solver", type=Planner, default=by, help=how)
     asked = "Who says whether goals are met in states that were never recorded (is_completed), by class_path."
     parser.add_argument("--judge", type=Judge | None, default=None, help=asked)
     parser.add_argument("--num_plans", type=int, default=8, help="Starts for each goal in each part of the store.")
@@ -204,8 +208,9 @@ def _solve_parser() -> ArgumentParser:
 def _solve(config: Namespace) -> int:
     folder = run_folder(config.root, config.experiment, config.seed)
     made = _solve_parser().instantiate(config)
+    from kalm.rl.planning.planner import PlanSettings
     from kalm.rl.planning.solve import solve_store
-    from kalm.rl.planning.solve_facts import PlanSettings, read_statistics
+    from kalm.rl.planning.solve_facts import read_statistics
     from kalm.store.collect import open_domain_store
 
     settings = PlanSettings(**{field.name: config[field.name] for field in fields(PlanSettings)})

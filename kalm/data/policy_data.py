@@ -6,6 +6,7 @@ instructions, E numbers in an embedding, T steps of a window.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,6 +112,7 @@ class PolicyData(RolloutData):
         real: RealRollouts,
         imagined: ImaginedRollouts | None = None,
         balance_goal_splits: bool = False,
+        goal_split_weights: dict[str, float] | None = None,
         verdict_weights: dict[str, float] | None = None,
         symmetry: SymmetryKind = SymmetryKind.none,
         paraphrase: bool = False,
@@ -130,6 +132,8 @@ class PolicyData(RolloutData):
             imagined: The imagined rollouts; null trains on real rollouts only (the baseline).
             balance_goal_splits: Whether the imagined rows are shared out evenly among the goal splits that were
                 imagined, rather than by how many transitions of each are left (paper).
+            goal_split_weights: How many imagined rows a goal split gets in proportion to the others, where they are
+                balanced; 1 for a split that is not named, null for all.
             verdict_weights: How much imagined rollouts count that are ``implausible`` (a flag marks one of their
                 transitions) or ``missed`` (their goal was not met), where others count 1; one that is both counts the
                 product. Instead of a filter, so use ``imagined.filter: none``; null weighs all alike.
@@ -154,6 +158,7 @@ class PolicyData(RolloutData):
         self.evaluation = evaluation
         self._paraphrase = paraphrase
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
+        self._goal_split_weights = _checked_weights(domain, dict(goal_split_weights or {}), balance_goal_splits)
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
         self.seed, self.num_seeds = seed, 1
         require_least(batch_size=(batch_size, 1), sequence_length=(sequence_length, 1))
@@ -286,7 +291,9 @@ class PolicyData(RolloutData):
     def _minibatches(self) -> Minibatches:
         parts = [Part(self.training, self.batch_size - self._num_imagined_rows)]
         if self.imagined and self._balance_goal_splits:
-            parts += goal_split_parts(self.imagination, self._num_imagined_rows, self.domain.goal_splits)
+            parts += goal_split_parts(
+                self.imagination, self._num_imagined_rows, self.domain.goal_splits, self._goal_split_weights
+            )
         elif self.imagined:
             parts.append(Part(self.imagination, self._num_imagined_rows))
         return Minibatches(parts, self.sequence_length)
@@ -300,3 +307,14 @@ class PolicyData(RolloutData):
     def _paraphrases(self) -> Paraphrases | None:
         sentences = self._stored.line.instructions
         return Paraphrases(self.domain, self.stores, sentences) if self._paraphrase else None
+
+
+def _checked_weights(domain: Domain, weights: dict[str, float], balance_goal_splits: bool) -> dict[str, float]:
+    """The weights of goal splits, if they mean something."""
+    if weights and not balance_goal_splits:
+        raise DataError("goal_split_weights are given, which nothing reads; set balance_goal_splits to true")
+    domain.check_goal_splits(list(weights) or None)
+    wrong = {split: weight for split, weight in weights.items() if not 0 < weight < math.inf}
+    if wrong:
+        raise DataError(f"goal_split_weights has {wrong}; a weight is a number above 0")
+    return weights

@@ -142,6 +142,23 @@ class Domain(GoalSplits):
         """
         raise DataError(f"the domain {self.name} does not tell its states in words")
 
+    def state_in_words(self, observation: Any) -> str:
+        """A state as a text for a language model.
+
+        Raises:
+            DataError: Unless the world is one that can be told in words.
+        """
+        raise DataError(f"the domain {self.name} does not tell its states in words")
+
+    @property
+    def rules_in_words(self) -> str:
+        """What a language model must know to say whether a goal is met in a state that is told in words.
+
+        Raises:
+            DataError: Unless the world is one that can be told in words.
+        """
+        raise DataError(f"the domain {self.name} does not tell its states in words")
+
     @property
     def locality(self) -> Locality | None:
         """How its states come apart for who learns from data what actions do; None where nobody said so."""

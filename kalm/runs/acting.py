@@ -120,6 +120,26 @@ class ActionChoice:
         return np.bincount(np.array(actions)[is_near], minlength=self._num_actions)
 
 
+class Repeats:
+    """Remembers what running episodes did in which situations; what makes two situations the same, who asks decides."""
+
+    def __init__(self, num_episodes: int, num_actions: int) -> None:
+        """Begin the episodes, none of which has taken a step."""
+        self._num_actions = num_actions
+        self._times: list[dict[int, NDArray[np.int64]]] = [{} for _ in range(num_episodes)]
+
+    def times(self, episodes: Sequence[int], situations: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How often each of B episodes took each action in the situation that it is in, (B,); shape (B, A)."""
+        never = np.zeros(self._num_actions, dtype=np.int64)
+        pairs = zip(episodes, situations.tolist(), strict=True)
+        return np.stack([self._times[episode].get(situation, never) for episode, situation in pairs])
+
+    def add(self, episodes: Sequence[int], situations: NDArray[np.int64], actions: NDArray[np.int64]) -> None:
+        """Remember one more step of B episodes."""
+        for episode, situation, action in zip(episodes, situations.tolist(), actions.tolist(), strict=True):
+            self._times[episode].setdefault(situation, np.zeros(self._num_actions, dtype=np.int64))[action] += 1
+
+
 def draw_actions(logits: Tensor, luck: NDArray[np.float64], temperature: float) -> Tensor:
     """Draw from the softmax of logits over a temperature, by adding Gumbel's noise to them; at 0 the likeliest.
 

@@ -112,8 +112,36 @@ def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) 
         assert Counter(splits.tolist()) == {"train": 5, "rephrase": 2, "easy": 2, "hard": 1}
     fewest = make_data(folder, balance_goal_splits=True, imagined__fraction=0.3)
     assert Counter(splits_of(fewest, fewest.batch(0))[0].tolist()) == {"train": 7, "rephrase": 1, "easy": 1, "hard": 1}
-    with pytest.raises(DataError, match="2 imagined rows of a minibatch cannot be shared out among 3 goal splits"):
+    with pytest.raises(
+        DataError, match="2 imagined rows of a minibatch, shared out among 3 goal splits, leave none for hard"
+    ):
         make_data(folder, balance_goal_splits=True, imagined__fraction=0.2).setup("fit")
+
+
+def test_a_goal_split_can_get_more_of_the_imagined_rows(folder: Path) -> None:
+    """Of ten imagined rows by 1, 1 and 3: two, two, six; of five: one, one, three."""
+    weights = {"hard": 3.0}
+    data = make_data(folder, balance_goal_splits=True, goal_split_weights=weights)
+    assert Counter(splits_of(data, data.batch(3))[0].tolist()) == {"train": 5, "rephrase": 1, "easy": 1, "hard": 3}
+    whole = make_data(folder, balance_goal_splits=True, goal_split_weights=weights, imagined__fraction=1.0)
+    assert Counter(splits_of(whole, whole.batch(3))[0].tolist()) == {"rephrase": 2, "easy": 2, "hard": 6}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"goal_split_weights": {"hard": 3.0}}, "set balance_goal_splits to true"),
+        ({"goal_split_weights": {"harder": 3.0}, "balance_goal_splits": True}, "'harder'; the splits are"),
+        ({"goal_split_weights": {"hard": 0.0}, "balance_goal_splits": True}, "a weight is a number above 0"),
+        ({"goal_split_weights": {"hard": float("nan")}, "balance_goal_splits": True}, "a weight is a number above 0"),
+    ],
+)
+def test_weights_of_goal_splits_that_mean_nothing_are_refused(
+    folder: Path, options: dict[str, Any], message: str
+) -> None:
+    """Without balance, of an unknown split, not above 0: each by name."""
+    with pytest.raises(DataError, match=message):
+        make_data(folder, **options)
 
 
 def test_transitions_of_one_part_are_equally_likely(folder: Path) -> None:

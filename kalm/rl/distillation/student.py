@@ -7,7 +7,8 @@ kinds and colours of the things that it is about. It is shown no answers when it
 
 Equation -> function: the loss on sets -> ``set_loss``; the questions' -> ``answer_loss``.
 
-Difference from the paper: it acts closed loop, one action at a time for the state that it sees.
+Differences from the paper: it acts closed loop, one action at a time for the state that it sees; and it may remember
+what it did in this episode, so as not to repeat it for ever (``repeat_penalty``).
 
 Shape letters: B states, G instructions, A actions, L tokens, E numbers of a token, N answers of a question.
 """
@@ -35,7 +36,7 @@ from kalm.rl.distillation.chunks import Chunks
 from kalm.rl.networks.agent_view import AgentView, agent_view
 from kalm.rl.training.optimization import GradientStep, LearningRate, LearningRateSchedule, ScheduleKind
 from kalm.rl.training.randomness import initialize
-from kalm.runs.acting import draw_actions, uniform_numbers
+from kalm.runs.acting import Repeats, draw_actions, uniform_numbers
 from kalm.runs.checkpoint_io import POLICY, require_same_policy
 from kalm.runs.evaluated import EvaluatedPolicy
 
@@ -105,6 +106,7 @@ class Student(EvaluatedPolicy):
         auxiliary_weight: float = 1.0,
         answer_smoothing: float = 0.1,
         temperature: float = 0.7,
+        repeat_penalty: float = 0.0,
         only_seen_actions: bool = False,
         chunks: Chunks | None = None,
         learning_rate: float = 2e-3,
@@ -124,6 +126,8 @@ class Student(EvaluatedPolicy):
                 sure of what a word means that it has never read.
             temperature: Actions are drawn from the softmax of logits over it (paper: 0.7); 0 takes the likeliest one,
                 which may go round in circles.
+            repeat_penalty: What an action's logit is marked down by for each time that the episode took it before where
+                it stood, faced and carried the same, 0 or more (paper: 0); so it walks out of its circles.
             only_seen_actions: Whether to draw only from the actions that did something in the plans where the same
                 thing was in front and in the hand; where nothing was seen, from all.
             chunks: How often it looks while it acts; null at every step (closed loop).
@@ -139,17 +143,20 @@ class Student(EvaluatedPolicy):
             KalmError: If an option is out of range.
         """
         super().__init__(num_evaluation_envs)
-        require(auxiliary_weight >= 0, "auxiliary_weight", auxiliary_weight, "0 or more")
-        require(temperature >= 0, "temperature", temperature, "0 or more")
+        numbers = {
+            "auxiliary_weight": auxiliary_weight, "temperature": temperature, "repeat_penalty": repeat_penalty,
+            "weight_decay": weight_decay,
+        }  # fmt: skip
+        for name, value in numbers.items():
+            require(value >= 0, name, value, "0 or more")
         require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
-        require(weight_decay >= 0, "weight_decay", weight_decay, "0 or more")
         is_clip_norm = gradient_clip_norm is None or gradient_clip_norm > 0
         require(is_clip_norm, "gradient_clip_norm", gradient_clip_norm, "above 0")
         self.automatic_optimization = False
         self.spec = spec
         require(0 <= answer_smoothing < 1, "answer_smoothing", answer_smoothing, "in [0, 1)")
         self.auxiliary_weight, self.answer_smoothing = auxiliary_weight, answer_smoothing
-        self.temperature = temperature
+        self.temperature, self.repeat_penalty = temperature, repeat_penalty
         self.only_seen_actions, self.chunks = only_seen_actions, chunks
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.gradient_clip_norm = gradient_clip_norm
@@ -185,15 +192,11 @@ class Student(EvaluatedPolicy):
         """The losses whose sum is minimised, shape (B,), not reduced; ``batch`` is a minibatch of ``PlanData``."""
         read = self.read(Instructions(batch[TOKENS], batch[TOKENS_PADDING]))
         goal = batch[GOAL]
-        losses = {
-            "plan_loss": set_loss(
-                self.logits(agent_view(batch[OBSERVATION]), read.meaning, goal), batch[OPTIMAL_ACTIONS]
-            )
-        }
+        logits = self.logits(agent_view(batch[OBSERVATION]), read.meaning, goal)
+        losses = {"plan_loss": set_loss(logits, batch[OPTIMAL_ACTIONS])}
         if self.auxiliary_weight:
-            losses["answer_loss"] = (
-                self.auxiliary_weight * answer_loss(read.answers, batch[ANSWERS], self.answer_smoothing)[goal]
-            )
+            of_answers = answer_loss(read.answers, batch[ANSWERS], self.answer_smoothing)
+            losses["answer_loss"] = self.auxiliary_weight * of_answers[goal]
         return losses
 
     def setup(self, stage: str) -> None:
@@ -292,6 +295,7 @@ class Student(EvaluatedPolicy):
         goal_of = torch.tensor([place[sentence] for sentence in sentences])
         episode_seeds = np.array([episode.seed for episode in episodes], dtype=np.uint64)
         num_taken = np.zeros(len(episodes), dtype=np.uint64)
+        past = Repeats(len(episodes), self.spec.action_size)
         with torch.no_grad():
             meaning = self.meaning_of(distinct)
 
@@ -303,9 +307,13 @@ class Student(EvaluatedPolicy):
             )
             chunks = zip(states.split(_ROWS), goal_of[padded].split(_ROWS), strict=True)
             logits = torch.cat([self(part.to(self.device), meaning, goal.to(self.device)) for part, goal in chunks])
+            situations = agent_view(states[: len(rows)]).situation.numpy()
+            marks = self.repeat_penalty * torch.from_numpy(past.times(rows, situations))
             luck = uniform_numbers(self._data.seed, episode_seeds[rows], num_taken[rows], self.spec.action_size)
             num_taken[rows] += 1
-            return draw_actions(logits[: len(rows)].cpu(), luck, self.temperature).numpy()
+            actions = draw_actions(logits[: len(rows)].cpu() - marks, luck, self.temperature).numpy()
+            past.add(rows, situations, actions)
+            return actions
 
         return act
 

@@ -23,6 +23,11 @@ class AgentView:
     direction: Tensor  # in [0, 4), int64 of shape (B,)
     carried: Tensor  # code of what is in the hand, int64 of shape (B,)
 
+    @property
+    def situation(self) -> Tensor:
+        """Where the agent stands, how it faces and what it carries, as one number, int64 of shape (B,)."""
+        return self.place * 2**8 + self.carried * 4 + self.direction  # a mark of carried and direction has 8 bits
+
     def in_front(self, outside: int) -> Tensor:
         """Code of the tile that the agent faces, ``outside`` where the grid ends, int64 of shape (B,)."""
         bordered = functional.pad(self.tiles, (1, 1, 1, 1), value=outside).flatten(1)

@@ -155,6 +155,10 @@ class Part:
         """What is seen after steps from ``states`` that lead to ``next_states``, each (B,)."""
         return self.observe(next_states)
 
+    def used_for(self, is_goal: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """States that matter for a goal, which is met where ``is_goal`` says, shape (S,) each; None means all."""
+        return None
+
 
 class RecordedParts:
     """The parts of a store, one after the other.

@@ -9,8 +9,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from kalm.rl.planning.empirical_graph import Part
-from kalm.rl.planning.solvers import Solution
+from kalm.rl.planning.empirical_graph import Graph
 
 
 def choose_starts(
@@ -43,16 +42,15 @@ def choose_starts(
 
 
 def follow_all(
-    part: Part,
-    solution: Solution,
+    graph: Graph,
+    optimal: NDArray[np.bool_],
     is_goal: NDArray[np.bool_],
     starts: NDArray[np.int64],
     max_length: int,
     seed: int,
 ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
     """States and actions of every plan that reaches the goal."""
-    graph, luck = part.graph, np.uint64(seed)
-    length, states, actions = follow(graph.successor, solution.optimal, is_goal, starts, max_length, luck)
+    length, states, actions = follow(graph.successor, optimal, is_goal, starts, max_length, np.uint64(seed))
     arrived = np.flatnonzero(length > 0)
     paths = [states[row, : length[row] + 1].astype(np.int64) for row in arrived]
     return paths, [actions[row, : length[row]].astype(np.int64) for row in arrived]

@@ -12,31 +12,21 @@ Shape letters: S states of a part, V segments, T steps.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kalm.core.names import Source
 from kalm.rl.planning.empirical_graph import Part, Walks
+from kalm.rl.planning.planner import Planner, PlanSettings, Ways
 from kalm.rl.planning.solvers import distances
 
 
-class Ways(NamedTuple):
-    """Ways that were walked to a goal.
-
-    Attributes:
-        is_passed: Which states lie on one of all there are, before its end, bool, shape (S,).
-        states: Of each way that was chosen, shape (T + 1,).
-        actions: Of each way that was chosen, shape (T,).
-    """
-
-    is_passed: NDArray[np.bool_]
-    states: list[NDArray[np.int64]]
-    actions: list[NDArray[np.int64]]
-
-
-class Hindsight:
+class Hindsight(Planner):
     """Keeps what was recorded on the way to a goal; it has the place of a solver and says nothing of other states."""
+
+    source: ClassVar[Source] = Source.REAL
 
     def __init__(self, is_filtered: bool = False) -> None:
         """Say what is kept.
@@ -47,35 +37,31 @@ class Hindsight:
         """
         self.is_filtered = is_filtered
 
-    def ways(
-        self, part: Part, is_goal: NDArray[np.bool_], num_ways: int, max_length: int, rng: np.random.Generator
-    ) -> Ways:
-        """Some of the ways that were walked to a goal.
+    def plan(self, part: Part, is_goal: NDArray[np.bool_], settings: PlanSettings, rng: np.random.Generator) -> Ways:
+        """Some of the ways that were walked to a goal, whose best actions are those that were taken.
 
-        Args:
-            part: What was recorded.
-            is_goal: Which of its states meet the goal, shape (S,).
-            num_ways: How many to keep at most.
-            max_length: Steps; longer ways are left out.
-            rng: Decides between ways that are equally good.
+        One can start wherever any of them passes before its end; ``rng`` decides between ways that are equally good.
         """
         walks = part.walks
         begin, end = segments(walks, is_goal)
-        is_passed = np.zeros(len(is_goal), dtype=np.bool_)
+        can_start = np.zeros(len(is_goal), dtype=np.bool_)
         steps = [np.arange(*ends) for ends in zip(begin, end, strict=True)]
         for own in steps:
-            is_passed[walks.state[own]] = True
+            can_start[walks.state[own]] = True
         if self.is_filtered:
             steps = [own[without_loops(walks.state[own])] for own in steps]
-        steps = [own for own in steps if len(own) <= max_length]
+        steps = [own for own in steps if len(own) <= settings.max_length]
         order = rng.permutation(len(steps))
         if self.is_filtered and len(steps):
             shortest = distances(part.graph, is_goal)
             detour = np.array([len(own) - shortest[walks.state[own[0]]] for own in steps])
             order = order[np.argsort(detour[order], kind="stable")]
-        chosen = [steps[place] for place in np.sort(order[:num_ways])]
+        chosen = [steps[place] for place in np.sort(order[: settings.num_plans])]
         states = [np.append(walks.state[own], walks.next_state[own[-1]]) for own in chosen]
-        return Ways(is_passed, states, [walks.action[own] for own in chosen])
+        actions = [walks.action[own] for own in chosen]
+        return Ways(
+            can_start, states, actions, [np.eye(part.graph.num_actions, dtype=np.bool_)[own] for own in actions]
+        )
 
 
 def segments(walks: Walks, is_goal: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

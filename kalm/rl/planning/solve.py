@@ -35,11 +35,9 @@ from kalm.judging.judge import Judge
 from kalm.rl.planning.completed_part import CompletedPart
 from kalm.rl.planning.completion import complete
 from kalm.rl.planning.empirical_graph import UNKNOWN, Part, RecordedParts
-from kalm.rl.planning.following import choose_starts, follow_all
-from kalm.rl.planning.hindsight import Hindsight
 from kalm.rl.planning.local_dynamics import learn_local_dynamics
-from kalm.rl.planning.solve_facts import PlanSettings, by_kind, solve_provenance
-from kalm.rl.planning.solvers import Solution, Solver
+from kalm.rl.planning.planner import Planner, PlanSettings
+from kalm.rl.planning.solve_facts import by_kind, solve_provenance
 from kalm.runs.folder import SOLVED_FILE, STORE
 from kalm.store.labels import Labels
 from kalm.store.reader import RolloutStore, is_finished_store
@@ -55,7 +53,7 @@ def solve_store(
     domain: Domain,
     store: RolloutStore,
     label: str,
-    solver: Solver | Hindsight,
+    solver: Planner,
     folder: str | Path,
     settings: PlanSettings | None = None,
     judge: Judge | None = None,
@@ -82,7 +80,7 @@ def solve_store(
             completed, or no goal can be reached from anywhere.
     """
     settings, folder = settings or PlanSettings(), Path(folder)
-    is_possible = not (settings.is_completed and isinstance(solver, Hindsight))
+    is_possible = not (settings.is_completed and solver.source is Source.REAL)
     require(is_possible, "is_completed", settings.is_completed, "false with hindsight, which is of what was recorded")
     labels = store.labels(label)
     if labels.goal is None:
@@ -143,7 +141,7 @@ class _Work:
         domain: Domain,
         store: RolloutStore,
         labels: Labels,
-        solver: Solver | Hindsight,
+        solver: Planner,
         settings: PlanSettings,
         judge: Judge | None,
     ) -> None:
@@ -154,7 +152,6 @@ class _Work:
             )
             for row in labels.goals
         ]
-        self._source = Source.REAL if isinstance(solver, Hindsight) else Source.IMAGINARY
         self.parts = RecordedParts(store, settings.part_key)
         self._locality = domain.locality
         if settings.is_completed:
@@ -197,32 +194,14 @@ class _Work:
         if not is_goal.any():
             return _Solved(instructed, figures)
         rng = np.random.default_rng([settings.seed, number, goal])
-        if isinstance(self._solver, Hindsight):
-            can_start, states, actions = self._solver.ways(part, is_goal, settings.num_plans, settings.max_length, rng)
-            optimal = [np.eye(part.graph.num_actions, dtype=np.bool_)[taken] for taken in actions]
-        else:
-            solution = self._solution(self._solver, part, is_goal)
-            can_start = solution.has_best
-            starts = choose_starts(can_start, part.is_start, settings.num_plans, settings.start_share, rng)
-            luck = int(rng.integers(2**63))
-            states, actions = follow_all(part, solution, is_goal, starts, settings.max_length, luck)
-            optimal = [solution.optimal[path[:-1]] for path in states]
+        ways = self._solver.plan(part, is_goal, settings, rng)
         figures |= {
-            "solvable": _share(can_start | is_goal, is_recorded),
-            "solvable_at_start": _share(can_start | is_goal, part.is_start),
-            "num_plans": len(actions),
-            "num_steps": sum(map(len, actions)),
+            "solvable": _share(ways.can_start | is_goal, is_recorded),
+            "solvable_at_start": _share(ways.can_start | is_goal, part.is_start),
+            "num_plans": len(ways.actions),
+            "num_steps": sum(map(len, ways.actions)),
         }
-        return _Solved(instructed, figures, states, actions, optimal)
-
-    @staticmethod
-    def _solution(solver: Solver, part: Part, is_goal: NDArray[np.bool_]) -> Solution:
-        """By the states that matter for the goal; by all of them if those do not lead there from every start."""
-        if isinstance(part, CompletedPart):
-            solution = solver.solve(part.graph, is_goal, part.used_for(is_goal))
-            if (solution.has_best | is_goal)[part.is_start].all():
-                return solution
-        return solver.solve(part.graph, is_goal)
+        return _Solved(instructed, figures, ways.states, ways.actions, ways.optimal)
 
     def rollouts(self, solved: _Solved, part: Part, provenance: dict[str, Any]) -> Iterator[Rollout]:
         """Plans as rollouts, imaginary unless recorded: rewards by the label, ``is_success`` by the domain's rule."""
@@ -243,7 +222,7 @@ class _Work:
                 goal=goal.to_json(),
                 instruction=solved.instructed.instruction,
                 goal_split=solved.instructed.goal_split,
-                source=self._source,
+                source=self._solver.source,
                 observations=seen,
                 actions=actions,
                 rewards=is_last.astype(np.float32),

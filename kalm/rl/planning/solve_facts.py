@@ -4,55 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kalm.core.errors import require
 from kalm.judging.judge import Judge
-from kalm.rl.planning.completion import MAX_CONFIGURATIONS
-from kalm.rl.planning.empirical_graph import GRID
-from kalm.rl.planning.hindsight import Hindsight
-from kalm.rl.planning.solvers import Solver
+from kalm.rl.planning.planner import Planner, PlanSettings
 from kalm.runs.folder import SOLVED_FILE
 from kalm.store.labels import Labels
 from kalm.store.reader import RolloutStore
-
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """How plans are made out of solutions.
-
-    Attributes:
-        num_plans: Starts for each goal in each part, drawn among the states from which the goal can be reached; all of
-            them where there are fewer. Of hindsight: rollouts, out of all that were recorded.
-        start_share: Share of them where an agent may set out at test time, as far as the data tell: in the
-            configurations in which recorded rollouts begin; the others may be anywhere. Hindsight has no choice.
-        max_length: Steps; longer plans are left out.
-        is_completed: Whether the graph is completed by a local model of the dynamics that is learned from the store.
-        max_configurations: Predicted for each part, at most, where the graph is completed.
-        part_key: In the provenance of the recorded rollouts: equal values, equal part. Where it is absent, rollouts
-            that share a state belong together.
-        seed: Decides starts, and which of several best actions is taken.
-    """
-
-    num_plans: int = 8
-    start_share: float = 0.5
-    max_length: int = 500
-    is_completed: bool = False
-    max_configurations: int = MAX_CONFIGURATIONS
-    part_key: str = GRID
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        require(self.num_plans >= 1, "num_plans", self.num_plans, "at least 1")
-        require(0 <= self.start_share <= 1, "start_share", self.start_share, "in [0, 1]")
-        require(self.max_configurations >= 0, "max_configurations", self.max_configurations, "at least 0")
-        require(self.max_length >= 1, "max_length", self.max_length, "at least 1")
-        require(self.seed >= 0, "seed", self.seed, "at least 0")
 
 
 def read_statistics(folder: str | Path) -> dict[str, Any]:
@@ -60,8 +22,8 @@ def read_statistics(folder: str | Path) -> dict[str, Any]:
     return dict(json.loads((Path(folder) / SOLVED_FILE).read_bytes()))
 
 
-def solver_facts(solver: Solver | Hindsight) -> dict[str, Any]:
-    """Name and constants of a solver, as plain JSON types."""
+def solver_facts(solver: Planner) -> dict[str, Any]:
+    """Name and constants of what solves, as plain JSON types."""
     return {"name": type(solver).__name__, **{key: _plain(value) for key, value in vars(solver).items()}}
 
 
@@ -73,7 +35,7 @@ def solve_provenance(
     store: RolloutStore,
     label: str,
     labels: Labels,
-    solver: Solver | Hindsight,
+    solver: Planner,
     settings: PlanSettings,
     judge: Judge | None,
 ) -> dict[str, Any]:

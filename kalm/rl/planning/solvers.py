@@ -18,16 +18,19 @@ Shape letters: S states, A actions.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from kalm.core.errors import require
-from kalm.rl.planning.empirical_graph import UNKNOWN, Graph
+from kalm.core.names import Source
+from kalm.rl.planning.empirical_graph import UNKNOWN, Graph, Part
+from kalm.rl.planning.following import choose_starts, follow_all
+from kalm.rl.planning.planner import Planner, PlanSettings, Ways
 
 _SAME = 1e-9  # values of actions that differ by less, relatively, are equal but for rounding
 _NOT_USED = -2
@@ -53,8 +56,21 @@ class Solution:
         return _any(self.optimal)
 
 
-class Solver(ABC):
-    """Solves one goal on one graph."""
+class Solver(Planner):
+    """Solves one goal on one graph; its plans follow the solution from several starts."""
+
+    source: ClassVar[Source] = Source.IMAGINARY
+
+    def plan(self, part: Part, is_goal: NDArray[np.bool_], settings: PlanSettings, rng: np.random.Generator) -> Ways:
+        """Act by best actions, from a share of starts where recorded rollouts begin and others anywhere."""
+        graph, used = part.graph, part.used_for(is_goal)
+        solution = self.solve(graph, is_goal, used)
+        if used is not None and not (solution.has_best | is_goal)[part.is_start].all():
+            solution = self.solve(graph, is_goal)  # what matters for the goal does not lead there from every start
+        can_start, optimal = solution.has_best, solution.optimal
+        starts = choose_starts(can_start, part.is_start, settings.num_plans, settings.start_share, rng)
+        states, actions = follow_all(graph, optimal, is_goal, starts, settings.max_length, int(rng.integers(2**63)))
+        return Ways(can_start, states, actions, [optimal[path[:-1]] for path in states])
 
     @abstractmethod
     def solve(self, graph: Graph, is_goal: NDArray[np.bool_], is_used: NDArray[np.bool_] | None = None) -> Solution:

@@ -207,6 +207,22 @@ def test_luck_is_a_function_of_seed_episode_and_step() -> None:
     assert ((together > 0) & (together < 1)).all()
 
 
+def test_what_was_done_in_a_situation_is_marked_down_there(tmp_path: Path) -> None:
+    """Logits 1 of an action, 0 of another, neither of which moves the agent, and 0.6 off for each repetition.
+
+    The one stands at 1, 0.4 and -0.2 before the steps 0, 1 and 2, then at -0.2 and, taken in step 3, at -0.8; the other
+    at 0 until it is taken in step 2, then at -0.6, so that it is taken again in step 4.
+    """
+    data = room_data(tmp_path)
+    (student,) = [one for one in students() if one.__name__ == "PlannerStudent"]
+    module = build(student, data.spec, temperature=0.0, repeat_penalty=0.6)
+    logits = torch.full((7,), -torch.inf)
+    logits[6], logits[5] = 1.0, 0.0
+    module.forward = lambda states, meaning, goal: logits.expand(len(states), -1)  # type: ignore[method-assign]
+    for row in actions(module, data, tmp_path):
+        assert row[:5] == [6, 6, 5, 6, 5]
+
+
 def test_actions_that_never_did_anything_are_not_drawn(tmp_path: Path) -> None:
     """In the plans only walking changes anything, and nothing but turning where a wall is in front."""
     data = room_data(tmp_path)

@@ -33,6 +33,19 @@ def test_a_state_comes_apart_as_in_the_layout() -> None:
     assert found.in_front(WALL).tolist() == in_front(states()).tolist()
 
 
+def test_a_situation_is_a_place_a_direction_and_a_hand() -> None:
+    """Two states are in the same one exactly if all three agree; 2 x 2 x 4 x 38 are all different."""
+    tiles = np.zeros((5, 5), dtype=np.uint8)
+    all_of_them = [
+        put_agent(tiles, x, y, direction, carried)
+        for x in (1, 2) for y in (1, 3) for direction in range(4) for carried in range(NUM_CODES)
+    ]  # fmt: skip
+    situation = agent_view(torch.from_numpy(np.stack(all_of_them))).situation
+    assert len(situation.unique()) == len(all_of_them)
+    moved = np.stack([put_agent(np.full_like(tiles, WALL), 2, 3, 1, 7), put_agent(tiles, 2, 3, 1, 7)])
+    assert len(agent_view(torch.from_numpy(moved)).situation.unique()) == 1
+
+
 def test_the_patch_turns_with_the_agent() -> None:
     """A ball ahead and a key to the right are in the same places of the patch, whichever way the agent faces."""
     ball, key = code_of("ball", "red"), code_of("key", "red")

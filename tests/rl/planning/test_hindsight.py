@@ -22,9 +22,10 @@ from kalm.core.names import Source
 from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.rl.planning.empirical_graph import Part, Walks, graph_of
-from kalm.rl.planning.hindsight import Hindsight, Ways, segments, without_loops
+from kalm.rl.planning.hindsight import Hindsight, segments, without_loops
+from kalm.rl.planning.planner import PlanSettings, Ways
 from kalm.rl.planning.solve import solve_store
-from kalm.rl.planning.solve_facts import PlanSettings, read_statistics
+from kalm.rl.planning.solve_facts import read_statistics
 from kalm.store.reader import RolloutStore
 from tests.rl.planning.room import Room, label_by_rule, walks
 from tests.store.test_store import digests
@@ -48,7 +49,8 @@ def part(paths: Any = PATHS) -> Part:
 
 def found(hindsight: Hindsight, paths: Any = PATHS, num_ways: int = 10, max_length: int = 10, seed: int = 0) -> Ways:
     """What is kept of walks along some paths for the goal in state 3."""
-    return hindsight.ways(part(paths), IS_GOAL, num_ways, max_length, np.random.default_rng(seed))
+    settings = PlanSettings(num_plans=num_ways, max_length=max_length)
+    return hindsight.plan(part(paths), IS_GOAL, settings, np.random.default_rng(seed))
 
 
 def test_a_segment_ends_where_the_goal_is_met_and_begins_behind_where_it_was() -> None:
@@ -59,7 +61,7 @@ def test_a_segment_ends_where_the_goal_is_met_and_begins_behind_where_it_was() -
     ways = found(Hindsight())
     assert [way.tolist() for way in ways.states] == [[0, 1, 2, 1, 3], [4, 3], [5, 3]]
     assert [way.tolist() for way in ways.actions] == [[1, 2, 1, 3], [3], [3]]
-    assert np.flatnonzero(ways.is_passed).tolist() == [0, 1, 2, 4, 5]
+    assert np.flatnonzero(ways.can_start).tolist() == [0, 1, 2, 4, 5]
 
 
 def test_nothing_is_found_where_the_goal_was_never_met() -> None:
@@ -67,7 +69,7 @@ def test_nothing_is_found_where_the_goal_was_never_met() -> None:
     for path in ([0, 5], [3, 3]):
         ways = found(Hindsight(), [path])
         assert ways.states == []
-        assert not ways.is_passed.any()
+        assert not ways.can_start.any()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from kalm.core.names import Source
 from kalm.envs.babyai.simulator import next_states
 from kalm.judging.judge import DomainRule
 from kalm.rl.planning import solve
+from kalm.rl.planning.planner import PlanSettings
 from kalm.rl.planning.solve import solve_store
-from kalm.rl.planning.solve_facts import PlanSettings, read_statistics, solver_facts
+from kalm.rl.planning.solve_facts import read_statistics, solver_facts
 from kalm.rl.planning.solvers import ShortestPath, TabularQLearning
 from kalm.store.reader import RolloutStore
 from tests.rl.planning.room import GOALS, Room, label_by_rule, tiles, walks
