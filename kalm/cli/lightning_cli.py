@@ -12,6 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -42,6 +43,7 @@ from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
 from kalm.runs.evaluated import EvaluatedPolicy
 from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder
+from kalm.runs.holding import folder_held
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
 
 _NOISE = (
@@ -72,7 +74,8 @@ def run_verb(verb: str, arguments: list[str]) -> None:
     set_parsing_settings(subclasses_enabled=[Spec], omegaconf_absolute_to_relative_paths=True)
     told = Termination()
     try:
-        KalmCLI([verb, *arguments], told)
+        with ExitStack() as held:
+            KalmCLI([verb, *arguments], told, held)
     except SIGTERMException as error:
         # It is a SystemExit without a code, which means success: a study would take half a training for a whole one.
         raise Terminated from error
@@ -103,9 +106,12 @@ def save_numbered(parser: LightningArgumentParser, config: Any, folder: Path) ->
 class KalmCLI(LightningCLI):
     """LightningCLI for kalm's modules, data modules and run folders."""
 
-    def __init__(self, args: list[str], termination: Termination) -> None:
-        """Parse ``args``, which start with the verb, build everything and run the verb until told to end."""
-        self._verb, self._termination = args[0], termination
+    def __init__(self, args: list[str], termination: Termination, held: ExitStack) -> None:
+        """Parse ``args``, which start with the verb, build everything and run the verb until told to end.
+
+        What is taken hold of meanwhile is let go of by ``held``.
+        """
+        self._verb, self._termination, self._held = args[0], termination, held
         parser_kwargs: dict[str, Any] = {
             "parser_mode": "omegaconf+",
             "exit_on_error": False,
@@ -218,9 +224,18 @@ class KalmCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Clear away an earlier run, now that everything was built and training can start."""
+        self._hold_folder()
         if self.resumed_update is None:
             for folder in (self.folder, *self.seed_folders):
                 rank_zero_only(clear_run)(folder)
+
+    def before_predict(self) -> None:
+        """Let nobody else write there."""
+        self._hold_folder()
+
+    @rank_zero_only
+    def _hold_folder(self) -> None:
+        self._held.enter_context(folder_held(self.folder))
 
     def after_fit(self) -> None:
         """Make up a last validation that an earlier start was killed in; then leave a run for each of several seeds."""

@@ -94,14 +94,12 @@ def test_two_devices_learn_from_both_minibatches(trained: tuple[Path, dict[str, 
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_a_study_runs_stages_on_two_devices_one_after_the_other(tmp_path: Path) -> None:
-    """Training, and the test of what it has left; a stage in between uses one."""
+    """Training, and the test of what it has left."""
     config = write_config(tmp_path, **{"trainer.max_steps": 10, "trainer.limit_val_batches": 0})
     two = {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.accelerator": "cpu"}
-    stages = [
-        {"name": "one", "config": config, "experiment": "chain/bc/one", "with": {"trainer.devices": 1}},
-        {"name": "two", "config": config, "with": two, "test": True},
-    ]
+    stages = [{"name": "two", "config": config, "with": two, "test": True}]
     study = tmp_path / "study.yaml"
     study.write_text(yaml.safe_dump({"name": "devices", "root": str(tmp_path), "stages": stages}), encoding="utf-8")
     done = run_cli("run", study)
@@ -109,4 +107,4 @@ def test_a_study_runs_stages_on_two_devices_one_after_the_other(tmp_path: Path) 
     assert len((run_folder_of(tmp_path) / "results.jsonl").read_text(encoding="utf-8").splitlines()) == 4 * 6
     saved = torch.load(run_folder_of(tmp_path) / "last.ckpt", weights_only=True)
     assert saved["PolicyData"]["num_devices"] == 2
-    assert done.stdout.count("All distributed processes registered") + done.stderr.count("All distributed") >= 2
+    assert (done.stdout + done.stderr).count("Starting with 2 processes") == 2
