@@ -26,6 +26,7 @@ from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates, g
 from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
+from kalm.data.statistics import transition_moments
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
@@ -177,6 +178,19 @@ class PolicyData(RolloutData):
         """The imagined rollouts that are learned from, with their weights; none where none were asked for."""
         return weighed_by_verdicts(super().imagination, self._verdict_weights)
 
+    @property
+    def observation_mean(self) -> Tensor:
+        """Of real rollouts, float32 of shape (O,); of numbers that vary in imagination alone, of all rollouts.
+
+        Such are those of things that no recorded scene has.
+        """
+        return self._observation_statistics[0]
+
+    @property
+    def observation_std(self) -> Tensor:
+        """Standard deviation of the same, float32 of shape (O,); 1 where a number never changes."""
+        return self._observation_statistics[1]
+
     @cached_property
     def selection(self) -> Selection:
         """All rollouts that are learned from."""
@@ -186,6 +200,15 @@ class PolicyData(RolloutData):
     def buffer(self) -> ReplayBufferEnsemble:
         """TorchRL's buffers of row numbers: the real rollouts', then those of the imagined ones."""
         return self._minibatches.buffer
+
+    @cached_property
+    def _observation_statistics(self) -> tuple[Tensor, Tensor]:
+        mean, std = super().observation_mean, super().observation_std
+        is_constant = self.moments[0].spread == 0
+        if not (is_constant.any() and len(self.imagination)):
+            return mean, std
+        of_all, _, _ = transition_moments(self.selection)
+        return torch.where(is_constant, of_all.mean, mean), torch.where(is_constant, of_all.std, std)
 
     def first_rollout(self, goal_split: str) -> Rollout | None:
         """The first rollout in use of a split, a real one where there is any; None where there is no rollout."""
