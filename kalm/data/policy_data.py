@@ -27,7 +27,7 @@ from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.statistics import transition_moments
-from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
+from kalm.data.symmetry import SymmetricTexts, SymmetricTransitions, SymmetryKind
 from kalm.data.training_data import require_least
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import evaluation_episodes
@@ -134,7 +134,8 @@ class PolicyData(RolloutData):
                 transitions) or ``missed`` (their goal was not met), where others count 1; one that is both counts the
                 product. Instead of a filter, so use ``imagined.filter: none``; null weighs all alike.
             symmetry: Under which of the domain's symmetries every row is shown, a random one each time, in
-                observation, action and sentence alike, as long as the stores have the sentence too (paper: none).
+                observation, action and sentence alike, as long as the stores have the sentence too; stand-ins bring
+                sentences of their own (paper: none).
             num_goal_tokens: Tokens of an instruction that the policy reads one by one, at most; its networks are then
                 those of ``kalm/rl/networks/token_network.py``. 0 gives it one vector of the whole sentence (paper).
             batch_size: Transitions of one update, or windows, B (paper: 100 for BC, 32 for CQL).
@@ -150,6 +151,7 @@ class PolicyData(RolloutData):
         """
         super().__init__(locals())
         self.evaluation = evaluation
+        self._has_stand_ins = symmetry is SymmetryKind.stand_ins
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
         self.seed, self.num_seeds = seed, 1
@@ -204,7 +206,7 @@ class PolicyData(RolloutData):
     @cached_property
     def _observation_statistics(self) -> tuple[Tensor, Tensor]:
         mean, std = super().observation_mean, super().observation_std
-        is_constant = self.moments[0].spread == 0
+        is_constant = self.moments[0].spread[self._statistics_of[0]] == 0
         if not (is_constant.any() and len(self.imagination)):
             return mean, std
         of_all, _, _ = transition_moments(self.selection)
@@ -215,10 +217,11 @@ class PolicyData(RolloutData):
         of_split = self.selection.of_goal_split(goal_split)
         return of_split.rollout(0) if len(of_split) else None
 
-    @property
+    @cached_property
     def instructions(self) -> list[str]:
-        """The distinct sentences of all stores; ``instruction_id`` counts them."""
-        return self._stored.line.instructions
+        """The distinct sentences of all stores, and what they become with stand-ins; ``instruction_id`` counts them."""
+        stored = self._stored.line.instructions
+        return SymmetricTexts(stored, self.symmetries).distinct if self._has_stand_ins else stored
 
     @cached_property
     def goal_embeddings(self) -> Tensor:

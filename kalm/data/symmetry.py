@@ -110,10 +110,11 @@ class SymmetricNumbers:
 
 
 class SymmetricTransitions:
-    """Shows transitions under symmetries that turn their sentence into one of the stores' own.
+    """Shows transitions under symmetries that turn their sentence into one of those that are given.
 
-    So no sentence is new: what nobody recorded or imagined a rollout for, nobody asks the policy for. Goals of a split
-    that is closed under symmetry, such as those of two balls, get all; a goal with a fixed order of all gets few.
+    With the stores' own no sentence is new: what nobody recorded or imagined a rollout for, nobody asks the policy for.
+    Goals of a split that is closed under symmetry, such as those of two balls, get all; a goal with a fixed order of
+    all gets few.
     """
 
     def __init__(self, instructions: Sequence[str], symmetries: Sequence[Symmetry]) -> None:

@@ -217,7 +217,7 @@ class WithStandIn(LineDomain):
     observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
     stand_ins = (
         Symmetry(np.arange(2), np.ones(1, np.float32), {}),
-        Symmetry(np.array([1, 0]), np.ones(1, np.float32), {}, observation_sign=np.array([1, -1], np.float32)),
+        Symmetry(np.array([1, 0]), np.ones(1, np.float32), {"go": "roll"}, np.array([1, -1], np.float32)),
     )
 
 
@@ -241,6 +241,20 @@ def test_what_stands_in_for_another_has_its_statistics(tmp_path: Path) -> None:
     assert shown.observation_mean.tolist() == [-0.25, 0.25]
     assert shown.observation_std.tolist() == [0.25, 0.25]
     assert shown.change_std.tolist() == [0.125, 0.125]
+
+
+def test_a_policy_is_shown_stand_ins_under_sentences_of_their_own(tmp_path: Path) -> None:
+    """Who goes to an end, in the first number, is now and then somebody who rolls there, in the second, mirrored."""
+    recorded = next(row for row in LineDomain().instructed_goals("train") if row.instruction == "go to the left end")
+    positions, actions = np.array([[0.5, 0.0], [0.25, 0.0], [-1.0, 0.0]], np.float32), -np.ones((2, 1), np.float32)
+    walk = LineDomain().label_rollout(recorded, positions, actions, Source.REAL)
+    real = RealRollouts(str(write_store(tmp_path / "walk", [walk], domain=WithStandIn()).path))
+    data = PolicyData(WithStandIn(), TokenEncoder(), real, symmetry=SymmetryKind.stand_ins, batch_size=50)
+    assert data.instructions == ["go to the left end", "roll to the left end"]
+    assert data.goal_embeddings.shape[0] == 2
+    batch = data.batch(0).flatten()
+    shown = zip(batch[names.INSTRUCTION_ID].tolist(), batch[names.OBSERVATION].tolist(), strict=True)
+    assert {(number, *seen) for number, seen in shown} == {(0, 0.5, 0), (0, 0.25, 0), (1, 0, -0.5), (1, 0, -0.25)}
 
 
 def test_what_only_imagination_has_has_the_statistics_of_all(tmp_path: Path) -> None:
