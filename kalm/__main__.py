@@ -11,6 +11,7 @@ import sys
 
 import kalm
 from kalm.core.errors import KalmError
+from kalm.core.termination import ended_by_sigterm
 
 # verb -> module, what it does. Each module has a function ``run_verb(verb, arguments)``.
 _VERBS = {
@@ -52,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise KalmError(
                 f"unknown verb {verb!r}; the verbs are {', '.join(_VERBS)}. python -m kalm --help says more"
             )
-        code = importlib.import_module(_VERBS[verb][0]).run_verb(verb, rest)
+        with ended_by_sigterm():
+            code = importlib.import_module(_VERBS[verb][0]).run_verb(verb, rest)
     except KalmError as error:
         if os.environ.get("KALM_TRACEBACK"):
             raise

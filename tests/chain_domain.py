@@ -111,6 +111,11 @@ class ChainDomain(Domain):
         mirrored = Symmetry(cells[::-1].copy(), actions[::-1].copy(), {"left": "right", "right": "left"})
         return [Symmetry(cells, actions, {}), mirrored]
 
+    def paraphrases(self, instructed: InstructedGoal) -> list[str]:
+        """Two more sentences a goal, but for the hard one."""
+        name = CELL_NAMES[instructed.goal.cell]  # type: ignore[attr-defined]
+        return [] if name == "centre" else [f"find the {name}", f"your place is the {name}"]
+
     def make_vector_env(self, num_envs: int, num_threads: int | None = None) -> DomainVectorEnv:
         """All environments in one array."""
         return ChainVectorEnv(self, num_envs)

@@ -24,7 +24,7 @@ def chain_config(root: Path, **changes: Any) -> dict[str, Any]:
             "accelerator": "cpu",
             "max_steps": 100,
             "log_every_n_steps": 1,
-            "val_check_interval": 5,
+            "val_check_interval": 25,
             "num_sanity_val_steps": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
@@ -72,3 +72,8 @@ def run_folder_of(root: Path, seed: int = 3) -> Path:
 def kalm(*arguments: str | Path) -> int:
     """``python -m kalm ...`` in this process; the exit code."""
     return main([str(argument) for argument in arguments])
+
+
+def briefly(num_updates: int) -> tuple[str, ...]:
+    """Options of a fit of so few updates that no validation comes."""
+    return "--trainer.max_steps", str(num_updates), "--trainer.limit_val_batches", "0"

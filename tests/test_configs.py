@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
+import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from kalm.cli.validation_interval import interval_in_batches
 from kalm.envs.babyai import BabyAI
 from kalm.store.reader import RolloutStore
 from kalm.study.definition import load_study
@@ -21,9 +27,11 @@ FILES = sorted(CONF.rglob("*.yaml"))
 STUDIES = [path for path in FILES if path.parent.name == "study"]
 OVERLAYS = [path for path in FILES if path.parent.name == "overlay"]
 STAGES = [path for path in FILES if path not in STUDIES + OVERLAYS]
-# These download a pretrained model; tests/llm runs them with a small local one (test_ground_configs.py, and for
-# BabyAI test_llm_student.py).
-PRETRAINED = [path for path in STAGES if "HuggingFaceBackbone" in path.read_text(encoding="utf-8")]
+# These need a pretrained model, or a server of one; tests/llm runs them with a small local one (test_ground_configs.py,
+# for BabyAI test_llm_student.py), and tests/judging/test_label_by_server.py those that label.
+PRETRAINED = [
+    path for path in STAGES if re.search("HuggingFaceBackbone|ServerLanguageModel", path.read_text(encoding="utf-8"))
+]
 SMOKE = CONF / "overlay" / "smoke.yaml"
 LIGHTNING_VERBS = ("fit", "predict")
 COMMAND = re.compile(r"# python -m kalm (\w+) (.*)")
@@ -40,7 +48,7 @@ def is_of(domain: str, path: Path) -> bool:
 
 
 def every_stage_file(domain: str) -> set[str]:
-    """Of a world, those that download nothing."""
+    """Of a world, those that need no pretrained model."""
     return {name(path) for path in STAGES if is_of(domain, path) and path not in PRETRAINED}
 
 
@@ -74,7 +82,7 @@ def test_every_file_is_found() -> None:
     }
     assert studies <= {path.stem for path in STUDIES}
     assert SMOKE in OVERLAYS
-    assert len(PRETRAINED) == 6
+    assert len(PRETRAINED) == 11
     assert {"collect", "label", "solve", "planner_student"} <= {path.stem for path in STAGES if is_of("babyai", path)}
     assert len(STAGES) + len(STUDIES) + len(OVERLAYS) == len(FILES) == len(list(CONF.rglob("*.y*ml")))
 
@@ -167,3 +175,26 @@ def test_the_smoke_study_of_babyai_runs_every_stage_file(tmp_path: Path, capsys:
     capsys.readouterr()
     assert kalm("run", name(study), "--root", tmp_path) == 0
     assert "study babyai_smoke is finished" in capsys.readouterr().out
+
+
+def test_every_fit_of_every_study_can_validate_when_it_says_so() -> None:
+    """The interval, in updates, is hit by training steps and comes before the end; files first, then what differs."""
+    num_looked_at = 0
+    for stage in (stage for path in STUDIES for stage in load_study(path).stages if stage.verb == "fit"):
+        given: dict[str, Any] = {}
+        for path in stage.configs:
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            given |= {f"trainer.{key}": value for key, value in (config.get("trainer") or {}).items()}
+            data = config.get("data") or {}
+            given |= {"data": data["class_path"]} if "class_path" in data else {}
+            given |= {f"data.{key}": value for key, value in (data.get("init_args") or {}).items()}
+        options = (argument[2:].split("=", 1) for argument in stage.command if "=" in argument)
+        given |= {key: yaml.safe_load(value) for key, value in options if key != "config"}
+        data_class = pkgutil.resolve_name(given["data"])
+        if is_overridden("val_dataloader", data_class, LightningDataModule):
+            own = inspect.signature(data_class).parameters.get("updates_per_step")
+            per_batch = given.get("data.updates_per_step", 1 if own is None else own.default)
+            trainer = {key.removeprefix("trainer."): value for key, value in given.items()}
+            assert interval_in_batches(trainer, per_batch), stage.label
+            num_looked_at += 1
+    assert num_looked_at > 100

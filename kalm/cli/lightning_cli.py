@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -21,21 +22,28 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import kalm
 from kalm.callbacks.every_run import RandomState, UpdateAxis, UpdateCheckpoint, UpdateProgressBar, point_to
+from kalm.callbacks.made_up_validation import MadeUpValidation, is_validation_missing, note_validation
+from kalm.callbacks.rollout_writer import RolloutWriter
+from kalm.callbacks.success_rate import SuccessRate
+from kalm.callbacks.termination import Termination
 from kalm.cli.usage import usage_error
+from kalm.cli.validation_interval import interval_in_batches
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.provenance import git_commit
 from kalm.core.specs import Spec
+from kalm.core.termination import Terminated
 from kalm.rl.training.side_by_side import checkpoint_of
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, read_sidecar, verify_checkpoint
+from kalm.runs.evaluated import EvaluatedPolicy
 from kalm.runs.folder import LAST, METRICS_FILE, clear_run, find_checkpoint, run_folder
 from kalm.runs.loggers import MetricsFileLogger, RunTensorBoardLogger
 
-_TERMINATED = 143
 _NOISE = (
     ".*does not have many workers.*",  # batches are gathered from memory maps; a worker process would only copy them
     ".*`IterableDataset` has `__len__` defined.*",
@@ -62,11 +70,16 @@ def run_verb(verb: str, arguments: list[str]) -> None:
         logging.getLogger(name).addFilter(_is_no_chatter)
     # A data class is otherwise taken apart into arguments of its own, which a link cannot set as a whole.
     set_parsing_settings(subclasses_enabled=[Spec], omegaconf_absolute_to_relative_paths=True)
+    told = Termination()
     try:
-        KalmCLI([verb, *arguments])
+        KalmCLI([verb, *arguments], told)
     except SIGTERMException as error:
         # It is a SystemExit without a code, which means success: a study would take half a training for a whole one.
-        raise SystemExit(_TERMINATED) from error
+        raise Terminated from error
+    except RuntimeError as error:
+        if told.is_told:  # another device has ended, and this one was waiting for it
+            raise Terminated from error
+        raise
 
 
 class NumberedConfig(SaveConfigCallback):
@@ -90,9 +103,9 @@ def save_numbered(parser: LightningArgumentParser, config: Any, folder: Path) ->
 class KalmCLI(LightningCLI):
     """LightningCLI for kalm's modules, data modules and run folders."""
 
-    def __init__(self, args: list[str]) -> None:
-        """Parse ``args``, which start with the verb, build everything and run the verb."""
-        self._verb = args[0]
+    def __init__(self, args: list[str], termination: Termination) -> None:
+        """Parse ``args``, which start with the verb, build everything and run the verb until told to end."""
+        self._verb, self._termination = args[0], termination
         parser_kwargs: dict[str, Any] = {
             "parser_mode": "omegaconf+",
             "exit_on_error": False,
@@ -209,8 +222,16 @@ class KalmCLI(LightningCLI):
             for folder in (self.folder, *self.seed_folders):
                 rank_zero_only(clear_run)(folder)
 
-    @rank_zero_only
     def after_fit(self) -> None:
+        """Make up a last validation that an earlier start was killed in; then leave a run for each of several seeds."""
+        if is_validation_missing(self.trainer):
+            update = self.trainer.global_step
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            rank_zero_only(note_validation)(self.trainer, update)
+        self._leave_runs_of_seeds()
+
+    @rank_zero_only
+    def _leave_runs_of_seeds(self) -> None:
         """Leave for each of several seeds, trained side by side, the run that it would have been alone."""
         if not self.seed_folders or not (self.folder / LAST).exists():
             return
@@ -245,13 +266,23 @@ class KalmCLI(LightningCLI):
             "plugins": [*_as_list(given.get("plugins")), VerifiedCheckpointIO()],
             "logger": self._loggers() if given.get("logger") in (None, True) else given["logger"],
         }
-        return super().instantiate_trainer(**own, **kwargs)
+        if self._verb == "fit" and is_overridden("val_dataloader", self.datamodule):
+            per_batch = getattr(self.datamodule, "updates_per_step", 1)
+            own["val_check_interval"] = interval_in_batches(given, per_batch)
+        trainer = super().instantiate_trainer(**own, **kwargs)
+        require_kept(self._verb, self.model, trainer.callbacks)  # type: ignore[attr-defined]
+        return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, UpdateCheckpoint)]
         given = _as_list(config.get("callbacks"))
-        added: list[Callback] = [RandomState(self._get(self.config, "seed_everything")), UpdateAxis()]
+        added: list[Callback] = [
+            self._termination,
+            MadeUpValidation(),  # before random numbers are chosen, of which it may draw some
+            RandomState(self._get(self.config, "seed_everything")),
+            UpdateAxis(),
+        ]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
             added.append(UpdateProgressBar())
         return super()._instantiate_trainer({**config, "callbacks": [*added, *given]}, callbacks)
@@ -264,6 +295,26 @@ class KalmCLI(LightningCLI):
             RunTensorBoardLogger(str(self.folder), self.resumed_update),
             MetricsFileLogger(self.folder / name, self.resumed_update),
         ]
+
+
+def require_kept(verb: str, model: LightningModule, callbacks: Sequence[Callback]) -> None:
+    """Refuse to compute what nobody would keep: a list of callbacks in a later file replaces that of an earlier one.
+
+    Raises:
+        KalmError: It names the callback that is missing, and those that are there.
+    """
+    needed: type[Callback] | None = None
+    if verb == "predict":
+        needed = RolloutWriter
+    elif verb in ("validate", "test") and isinstance(model, EvaluatedPolicy):
+        needed = SuccessRate
+    if needed is not None and not any(isinstance(callback, needed) for callback in callbacks):
+        found = ", ".join(type(callback).__name__ for callback in callbacks)
+        name = f"{needed.__module__}.{needed.__name__}"
+        raise KalmError(
+            f"{verb} would compute and keep nothing: trainer.callbacks lacks {name}. There are {found}. A list "
+            f"replaces that of an earlier --config; add to it with trainer.callbacks+: {name}"
+        )
 
 
 def _as_list(value: Any) -> list[Any]:

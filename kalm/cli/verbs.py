@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from kalm.cli.stage_process import run_stage
 from kalm.cli.usage import usage_error
 from kalm.core.errors import require
 from kalm.envs.base import Domain
@@ -130,6 +131,11 @@ def _label(config: Namespace) -> int:
     _say(f"{store.path}/labels/{name}: {len(labels):,} rows of {len(labels.goals)} goals x {store.num_states:,} states")
     if labels.provenance.get("is_oracle"):
         _say("the judge is the domain's own rule: what is learned from these labels is an upper bound")
+    elif keep is not Keep.met:
+        from kalm.report.labeller_table import labeller_table
+
+        Console().print(labeller_table(made.domain, store, labels))
+        _say("the rule is only compared with, where none was asked")
     _say(f"next: {_AFTER_LABELS[keep.name]}")
     return 0
 
@@ -238,10 +244,8 @@ def _run_parser() -> ArgumentParser:
 
 
 def _run(config: Namespace) -> int:
-    from kalm.__main__ import main
-
     study = definition.load_study(config.study, root=config.root, seeds=config.seeds)
-    return run.run_study(study, Console(), main, redo=config.redo)
+    return run.run_study(study, Console(), run_stage, redo=config.redo)
 
 
 def _export_parser() -> ArgumentParser:

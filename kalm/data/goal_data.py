@@ -94,7 +94,7 @@ class GoalData(RolloutData):
     @property
     def description(self) -> dict[str, Any]:
         """What decides the work, as plain JSON types; kept with the store."""
-        return {**self.state_dict(), "num_rollouts": self._num_rollouts, "goals_sha256": self._goals_sha256}
+        return {**self._decisions, "num_rollouts": self._num_rollouts, "goals_sha256": self._goals_sha256}
 
     @cached_property
     def _goals_sha256(self) -> str:

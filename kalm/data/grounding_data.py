@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kalm.core import names
 from kalm.core.errors import DataError
@@ -26,7 +26,7 @@ from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, generation_prompts, shortest_instructions
-from kalm.data.training_data import require_least
+from kalm.data.training_data import examined_loader, require_least
 from kalm.envs.base import Domain
 from kalm.envs.symmetry import texts_under
 from kalm.language.encoder import SentenceEncoder
@@ -177,10 +177,10 @@ class GroundingData(RolloutData):
             items += make_work_items(self.domain, goals, self._num_imagined, starts.numpy(), seed)
         loaders = [self.held_out_loader()]
         if items:
-            loaders.append(_loader(items, _ITEMS_A_BATCH, lambda some: ValidationBatch(items=some)))
+            loaders.append(examined_loader(items, _ITEMS_A_BATCH, lambda some: ValidationBatch(items=some)))
         if self.general_text:
             texts = self.general_text.held_out_batches()
-            loaders.append(_loader(texts, None, lambda text: ValidationBatch(text=text)))
+            loaders.append(examined_loader(texts, None, lambda text: ValidationBatch(text=text)))
         return loaders
 
     @cached_property
@@ -209,8 +209,3 @@ def check_shown_rollouts(tokens_per_prompt: int, crop_probability: float, num_he
     require_least(tokens_per_prompt=(tokens_per_prompt, 1), num_held_out=(num_held_out, 1))
     if not 0 <= crop_probability <= 1:
         raise DataError(f"crop_probability is {crop_probability}; it is a share, in [0, 1]")
-
-
-def _loader(entries: Sequence[Any], batch_size: int | None, collate: Any) -> DataLoader[ValidationBatch]:
-    dataset = cast("Dataset[Any]", entries)  # a list serves, but PyTorch's types know only its own class
-    return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=collate)

@@ -219,9 +219,10 @@ class LabelData(RolloutData):
         """Whose labels these are, in plain JSON types; kept with what learned them."""
         return {"label": self._label, "label_sha256": self._label_sha256, "labels_by": dict(self.labels.provenance)}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What decides the batches: also what the label says."""
-        return {**super().state_dict(), "label_sha256": self._label_sha256}
+    @property
+    def found(self) -> dict[str, Any]:
+        """Also what the label says."""
+        return {**super().found, "label_sha256": self._label_sha256}
 
     @cached_property
     def _label_sha256(self) -> str:

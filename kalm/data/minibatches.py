@@ -14,7 +14,7 @@ Shape letters: K minibatches drawn at once, B rows of a minibatch, T steps of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter
 from kalm.core.errors import DataError
 from kalm.data.selection import Selection
 
-SYMMETRY_STREAM = 255  # of random words; far from those of a mixture's parts, which are 0, 1, ...
+# Of random words; far from those of a mixture's parts, which are 0, 1, ...
+SYMMETRY_STREAM, PARAPHRASE_STREAM = 255, 254
 _WORDS_A_BLOCK = 4  # Philox makes four 64-bit words a counter value
 _PADDING = ("collector", "mask")  # where TorchRL says which steps of a window are real
 
@@ -39,15 +40,13 @@ class Updates:
     """The updates to draw for, and all that their luck depends on."""
 
     seed: int = 0
-    rank: int = 0  # of a process in a distributed run; each draws rows of its own
     first: int = 0
     number: int = 1  # of updates from the first on, K
 
     def words(self, stream: int, num_words: int) -> NDArray[np.uint64]:
         """Random 64-bit words for each update, shape (K, num_words); streams and updates are independent of others."""
         blocks = -(-num_words // _WORDS_A_BLOCK)
-        key = [self.seed, (self.rank << 8) + stream]
-        generator = np.random.Philox(key=key, counter=self.first * blocks)
+        generator = np.random.Philox(key=[self.seed, stream], counter=self.first * blocks)
         words: NDArray[np.uint64] = generator.random_raw(self.number * blocks * _WORDS_A_BLOCK)
         return words.reshape(self.number, -1)[:, :num_words]
 
@@ -147,23 +146,33 @@ class Minibatches:
         return torch.cat(rows, dim=1), torch.cat(is_step, dim=1) if window else None
 
 
-def goal_split_parts(selection: Selection, num_rows: int, goal_splits: Sequence[str]) -> list[Part]:
-    """One part for every goal split that has rollouts, in their order, with equally many rows, to the nearest one.
+def goal_split_parts(
+    selection: Selection, num_rows: int, goal_splits: Sequence[str], weights: Mapping[str, float]
+) -> list[Part]:
+    """One part for every goal split that has rollouts, in their order, with rows by weights, to the nearest one.
 
     One push makes an easy rollout, fifty an unhappy hard one, and filters leave many of one split and few of another.
     Drawn alike, transitions of the split that has most of them crowd the others out of every minibatch.
 
+    Args:
+        selection: The rollouts.
+        num_rows: Rows of a minibatch that they get together.
+        goal_splits: Splits that there may be.
+        weights: How many rows a split gets in proportion to the others; 1 where none is given.
+
     Raises:
-        DataError: If there are fewer rows than splits.
+        DataError: If a split would get no row.
     """
     found = set(selection.goal_splits.tolist())
     present = [split for split in goal_splits if split in found]
-    if num_rows < len(present):
+    shares = np.array([weights.get(split, 1.0) for split in present])
+    exact = num_rows * shares / shares.sum()
+    rows = np.floor(exact).astype(int)
+    rows[np.argsort(rows - exact, kind="stable")[: num_rows - rows.sum()]] += 1  # where the most is missing
+    if not rows.all():
+        without = ", ".join(split for split, number in zip(present, rows, strict=True) if not number)
         raise DataError(
-            f"{num_rows} imagined rows of a minibatch cannot be shared out among {len(present)} goal splits; raise "
-            "batch_size or set balance_goal_splits to false"
+            f"{num_rows} imagined rows of a minibatch, shared out among {len(present)} goal splits, leave none for "
+            f"{without}; raise batch_size, change goal_split_weights or set balance_goal_splits to false"
         )
-    return [
-        Part(selection.of_goal_split(split), num_rows // len(present) + (place < num_rows % len(present)))
-        for place, split in enumerate(present)
-    ]
+    return [Part(selection.of_goal_split(split), int(number)) for split, number in zip(present, rows, strict=True)]

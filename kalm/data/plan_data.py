@@ -195,8 +195,7 @@ class PlanData(TrainingData):
             instructions each state is with; ``sentence`` (G,), its place in ``all_sentences``, ``tokens`` (G, L, E),
             ``tokens_padding`` (G, L) and ``answers`` (G, Q).
         """
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        updates = Updates(self.seed, rank, index)
+        updates = Updates(self.seed, index)
         self._sampler.updates = updates
         rows, goals = self.buffer.sample(self._num_goals * self._num_states), self._sampler.goals()
         words = updates.numbers(_SENTENCE_STREAM, self._num_goals)[0]
@@ -243,11 +242,6 @@ class PlanData(TrainingData):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move tensors; leave episodes as they are."""
         return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What decides, with the update, what is learned from in it; Lightning puts it into checkpoints."""
-        num_devices = self.trainer.world_size if self.trainer is not None else 1
-        return {**super().state_dict(), "num_devices": num_devices}
 
     @cached_property
     def _goals_and_numbers(self) -> tuple[list[tuple[str, str, str]], Tensor]:

@@ -6,29 +6,30 @@ instructions, E numbers in an embedding, T steps of a window.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchrl.data import ReplayBufferEnsemble
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.rollout import Rollout
 from kalm.data.choice import check_verdict_weights, weighed_by_verdicts
-from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
+from kalm.data.minibatches import PARAPHRASE_STREAM, SYMMETRY_STREAM, Minibatches, Part, Updates, goal_split_parts
+from kalm.data.paraphrases import Paraphrases
 from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.statistics import transition_moments
 from kalm.data.symmetry import SymmetricTexts, SymmetricTransitions, SymmetryKind
-from kalm.data.training_data import require_least
+from kalm.data.training_data import examined_loader, require_least
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.envs.simulation import Episode
@@ -38,6 +39,7 @@ from kalm.store.layout import Key
 # Evaluation is the same for every run, whatever its seed; validation and test never share a start.
 _VALIDATION_SEED, _TEST_SEED = 0, 1
 _EPISODES_A_BATCH = 128
+_SENTENCES_AT_ONCE = 1024  # whose tokens' vectors lie in memory as the encoder makes them
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,7 @@ class EvaluationEpisodes:
     ) -> DataLoader[list[Episode]]:
         splits = domain.check_goal_splits(goal_splits)
         episodes = evaluation_episodes(domain, splits, num_episodes, seed, self.goals_file)
-        dataset = cast("Dataset[list[Episode]]", episodes)  # a list serves, but PyTorch's types know only its own class
-        return DataLoader(dataset, batch_size=_EPISODES_A_BATCH, shuffle=False, collate_fn=list)
+        return examined_loader(episodes, _EPISODES_A_BATCH, list)
 
 
 DEFAULT_EPISODES = EvaluationEpisodes()
@@ -112,8 +113,10 @@ class PolicyData(RolloutData):
         real: RealRollouts,
         imagined: ImaginedRollouts | None = None,
         balance_goal_splits: bool = False,
+        goal_split_weights: dict[str, float] | None = None,
         verdict_weights: dict[str, float] | None = None,
         symmetry: SymmetryKind = SymmetryKind.none,
+        paraphrase: bool = False,
         num_goal_tokens: int = 0,
         batch_size: int = 100,
         sequence_length: int = 1,
@@ -130,12 +133,16 @@ class PolicyData(RolloutData):
             imagined: The imagined rollouts; null trains on real rollouts only (the baseline).
             balance_goal_splits: Whether the imagined rows are shared out evenly among the goal splits that were
                 imagined, rather than by how many transitions of each are left (paper).
+            goal_split_weights: How many imagined rows a goal split gets in proportion to the others, where they are
+                balanced; 1 for a split that is not named, null for all.
             verdict_weights: How much imagined rollouts count that are ``implausible`` (a flag marks one of their
                 transitions) or ``missed`` (their goal was not met), where others count 1; one that is both counts the
                 product. Instead of a filter, so use ``imagined.filter: none``; null weighs all alike.
             symmetry: Under which of the domain's symmetries every row is shown, a random one each time, in
                 observation, action and sentence alike, as long as the stores have the sentence too; stand-ins bring
                 sentences of their own (paper: none).
+            paraphrase: Whether a row's sentence is, half of the time, another of the domain's for the same goal (paper:
+                no). That knows which sentences mean the same, and nothing of the rule by which a goal is met.
             num_goal_tokens: Tokens of an instruction that the policy reads one by one, at most; its networks are then
                 those of ``kalm/rl/networks/token_network.py``. 0 gives it one vector of the whole sentence (paper).
             batch_size: Transitions of one update, or windows, B (paper: 100 for BC, 32 for CQL).
@@ -151,8 +158,13 @@ class PolicyData(RolloutData):
         """
         super().__init__(locals())
         self.evaluation = evaluation
-        self._has_stand_ins = symmetry is SymmetryKind.stand_ins
+        self._paraphrase, self._has_stand_ins = paraphrase, symmetry is SymmetryKind.stand_ins
+        if paraphrase and self._has_stand_ins:
+            raise DataError(
+                "paraphrase is true and symmetry is stand_ins, which has no paraphrases; set either otherwise"
+            )
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
+        self._goal_split_weights = _checked_weights(domain, dict(goal_split_weights or {}), balance_goal_splits)
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
         self.seed, self.num_seeds = seed, 1
         require_least(batch_size=(batch_size, 1), sequence_length=(sequence_length, 1))
@@ -169,11 +181,6 @@ class PolicyData(RolloutData):
         """Open the stores for training, so that what is wrong with them shows at once; evaluation needs none."""
         if stage == "fit":
             _ = self._minibatches
-
-    def state_dict(self) -> dict[str, Any]:
-        """What decides, with the update, which transitions it gets; on several devices each has its own."""
-        num_devices = self.trainer.world_size if self.trainer is not None else 1
-        return {**super().state_dict(), "num_devices": num_devices}
 
     @cached_property
     def imagination(self) -> Selection:
@@ -219,9 +226,8 @@ class PolicyData(RolloutData):
 
     @cached_property
     def instructions(self) -> list[str]:
-        """The distinct sentences of all stores, and what they become with stand-ins; ``instruction_id`` counts them."""
-        stored = self._stored.line.instructions
-        return SymmetricTexts(stored, self.symmetries).distinct if self._has_stand_ins else stored
+        """The distinct sentences of all stores, then those of stand-ins or paraphrases; ``instruction_id`` counts."""
+        return self._paraphrases.sentences if self._paraphrases else self._told
 
     @cached_property
     def goal_embeddings(self) -> Tensor:
@@ -236,16 +242,19 @@ class PolicyData(RolloutData):
         """
         if not self.spec.num_goal_tokens:
             return self.encoder.encode(sentences)
-        vectors, is_token = self.encoder.token_vectors(sentences)
-        num_missing = self.spec.num_goal_tokens - vectors.shape[1]
-        if num_missing < 0:
-            longest = sentences[int(is_token.sum(1).argmax())]
-            raise DataError(
-                f"num_goal_tokens is {self.spec.num_goal_tokens}, but {longest!r} has {vectors.shape[1]} tokens; set "
-                "num_goal_tokens to as many or more"
-            )
         # Half the numbers' length is half the memory, which thousands of sentences make worthwhile.
-        return functional.pad(vectors, (0, 0, 0, num_missing)).flatten(1).half()
+        table = torch.zeros(len(sentences), self.spec.goal_embedding_size, dtype=torch.float16)
+        for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
+            some = sentences[start : start + _SENTENCES_AT_ONCE]
+            vectors, is_token = self.encoder.token_vectors(some)
+            if vectors.shape[1] > self.spec.num_goal_tokens:
+                longest = some[int(is_token.sum(1).argmax())]
+                raise DataError(
+                    f"num_goal_tokens is {self.spec.num_goal_tokens}, but {longest!r} has {vectors.shape[1]} tokens; "
+                    "set num_goal_tokens to as many or more"
+                )
+            table[start : start + len(some), : vectors[0].numel()] = vectors.flatten(1)
+        return table
 
     def batch(self, index: int) -> TensorDict:
         """The minibatches of training step ``index``: updates K * index to K * (index + 1) - 1.
@@ -265,14 +274,18 @@ class PolicyData(RolloutData):
         return torch.stack([self._batch_of_seed(index, self.seed + number) for number in range(self.num_seeds)], dim=1)
 
     def _batch_of_seed(self, index: int, seed: int) -> TensorDict:
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        updates = Updates(seed, rank, index * self.updates_per_step, self.updates_per_step)
+        updates = Updates(seed, index * self.updates_per_step, self.updates_per_step)
         rows, padding_mask = self._minibatches.draw(updates)
         columns: dict[Any, Tensor] = dict(zip(self._keys, self.selection.read(self._keys, rows.flatten()), strict=True))
+
+        def words(stream: int) -> Tensor:  # the same for all steps of a window
+            return updates.numbers(stream, self.batch_size).flatten().repeat_interleave(self.sequence_length)
+
         if self._shown is not None:
-            # The steps of a window are shown under the same symmetry.
-            words = updates.numbers(SYMMETRY_STREAM, self.batch_size).flatten().repeat_interleave(self.sequence_length)
-            columns = self._shown(columns, words)
+            columns = self._shown(columns, words(SYMMETRY_STREAM))
+        if self._paraphrases is not None:
+            shown = self._paraphrases(columns[names.INSTRUCTION_ID], words(PARAPHRASE_STREAM))
+            columns[names.INSTRUCTION_ID] = shown
         batch = TensorDict({key: column.unflatten(0, rows.shape) for key, column in columns.items()}, rows.shape)
         if padding_mask is not None:
             batch[names.PADDING_MASK] = padding_mask
@@ -306,11 +319,35 @@ class PolicyData(RolloutData):
     def _minibatches(self) -> Minibatches:
         parts = [Part(self.training, self.batch_size - self._num_imagined_rows)]
         if self.imagined and self._balance_goal_splits:
-            parts += goal_split_parts(self.imagination, self._num_imagined_rows, self.domain.goal_splits)
+            parts += goal_split_parts(
+                self.imagination, self._num_imagined_rows, self.domain.goal_splits, self._goal_split_weights
+            )
         elif self.imagined:
             parts.append(Part(self.imagination, self._num_imagined_rows))
         return Minibatches(parts, self.sequence_length)
 
     @cached_property
     def _shown(self) -> SymmetricTransitions | None:
-        return SymmetricTransitions(self.instructions, self.symmetries) if self.symmetries else None
+        return SymmetricTransitions(self._told, self.symmetries) if self.symmetries else None
+
+    @cached_property
+    def _told(self) -> list[str]:
+        """The distinct sentences of all stores, and what they become with stand-ins."""
+        stored = self._stored.line.instructions
+        return SymmetricTexts(stored, self.symmetries).distinct if self._has_stand_ins else stored
+
+    @cached_property
+    def _paraphrases(self) -> Paraphrases | None:
+        sentences = self._stored.line.instructions
+        return Paraphrases(self.domain, self.stores, sentences) if self._paraphrase else None
+
+
+def _checked_weights(domain: Domain, weights: dict[str, float], balance_goal_splits: bool) -> dict[str, float]:
+    """The weights of goal splits, if they mean something."""
+    if weights and not balance_goal_splits:
+        raise DataError("goal_split_weights are given, which nothing reads; set balance_goal_splits to true")
+    domain.check_goal_splits(list(weights) or None)
+    wrong = {split: weight for split, weight in weights.items() if not 0 < weight < math.inf}
+    if wrong:
+        raise DataError(f"goal_split_weights has {wrong}; a weight is a number above 0")
+    return weights

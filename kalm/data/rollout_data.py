@@ -5,13 +5,14 @@ Shape letters: O numbers in an observation.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kalm.core.errors import DataError
 from kalm.data.choice import first_rollouts
@@ -20,7 +21,7 @@ from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.statistics import Moments, RolloutStatistics, rollout_statistics, transition_moments
 from kalm.data.symmetry import SymmetricNumbers, SymmetryKind, symmetries_of
-from kalm.data.training_data import TrainingData
+from kalm.data.training_data import TrainingData, examined_loader
 from kalm.envs.base import Domain
 from kalm.language.encoder import SentenceEncoder
 from kalm.store.collect import open_domain_store
@@ -104,6 +105,16 @@ class RolloutData(TrainingData):
         return self.imagined.choose(self.domain, stored) if self.imagined else stored
 
     @property
+    def found(self) -> dict[str, Any]:
+        """Which rollouts are learned from, and how much each counts: a label of the same name may choose others."""
+        return {**super().found, "chosen_rollouts_sha256": self._chosen_sha256}
+
+    @cached_property
+    def _chosen_sha256(self) -> str:
+        parts = (tensor for one in (self.training, self.imagination) for tensor in (one.rollouts, one.weights))
+        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in parts)).hexdigest()
+
+    @property
     def observation_mean(self) -> Tensor:
         """Mean of the real observations that are learned from, float32 of shape (O,)."""
         source, sign = self._statistics_of
@@ -156,11 +167,8 @@ class RolloutData(TrainingData):
 
     def held_out_loader(self) -> DataLoader[ValidationBatch]:
         """The held-out rollouts, some at a time."""
-        places = cast("Dataset[Any]", range(len(self.held_out_rollouts)))  # PyTorch's types know no other datasets
-        read = self.held_out_rollouts.rollout
-        return DataLoader(
-            places, _ROLLOUTS_A_BATCH, collate_fn=lambda some: ValidationBatch(rollouts=list(map(read, some)))
-        )
+        places, read = range(len(self.held_out_rollouts)), self.held_out_rollouts.rollout
+        return examined_loader(places, _ROLLOUTS_A_BATCH, lambda some: ValidationBatch(rollouts=list(map(read, some))))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move tensors; leave what is validated on as it is: rollouts, work items, texts, episodes."""

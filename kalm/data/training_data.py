@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.core.provenance import changes
 from kalm.data.rollout_sources import data_decisions
 
 Batch = TypeVar("Batch")
+_FOUND = "found"  # key of a state
 
 
 class IndexedBatches(IterableDataset[Batch], Generic[Batch]):
@@ -72,11 +73,25 @@ class TrainingData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches without end, going on behind those that the trainer has used."""
-        return IndexedBatches(self.batch, start=self._first_batch).dataloader()
+        return IndexedBatches(self.batch_of_device, start=self._first_batch).dataloader()
+
+    def batch_of_device(self, index: int) -> Any:
+        """What this device learns from in its batch ``index``: n devices take the batches in turn, n at once."""
+        return self.batch(index if self.trainer is None else index * self.num_devices + self.trainer.global_rank)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that learn together."""
+        return 1 if self.trainer is None else self.trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
         """What decides, with the update, what is learned from in it; Lightning puts it into checkpoints."""
-        return dict(self._decisions)
+        return {**self._said, _FOUND: self.found}
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What the description led to, as far as it may lead elsewhere another time; that has to be read."""
+        return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on training with other data than those of the checkpoint; evaluation does not mind.
@@ -84,12 +99,24 @@ class TrainingData(LightningDataModule):
         Raises:
             CheckpointError: With every argument that changed, from what to what.
         """
-        changed = changes(state_dict, self.state_dict()) if self._verb == "fit" else []
+        if self._verb != "fit":
+            return
+        known = {"num_devices": 1, **state_dict}  # some did not say so
+        found = known.pop(_FOUND, None)
+        self._refuse(changes(known, self._said))
+        if found is not None:
+            self._refuse(changes(found, self.found))
+
+    def _refuse(self, changed: list[str]) -> None:
         if changed:
             raise CheckpointError(
                 f"the run cannot go on with other data than it began with: {'; '.join(changed)}. Set those back, or "
                 f"{self.remedy}"
             )
+
+    @property
+    def _said(self) -> dict[str, Any]:
+        return {**self._decisions, "num_devices": self.num_devices}
 
     @cached_property
     def _decisions(self) -> dict[str, Any]:
@@ -101,6 +128,19 @@ class TrainingData(LightningDataModule):
     @property
     def _verb(self) -> str | None:
         return None if self.trainer is None else self.trainer.state.fn
+
+
+def examined_loader(
+    entries: Sequence[Any], batch_size: int | None, collate: Callable[[Any], Batch]
+) -> DataLoader[Batch]:
+    """A loader of what is validated or tested on: in order, and all of it on every device.
+
+    Lightning would deal the entries out to the devices, where each would know of its own, and would repeat some so that
+    all get equally many; a sampler for one device is left alone. Who can share the work shares it out himself.
+    """
+    dataset = cast("Dataset[Any]", entries)  # a list serves, but PyTorch's types know only its own class
+    whole: DistributedSampler[Any] = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=False)
+    return DataLoader(dataset, batch_size=batch_size, sampler=whole, collate_fn=collate)
 
 
 def require_least(**least: tuple[int, int]) -> None:

@@ -130,7 +130,7 @@ class Domain(GoalSplits):
         raise DataError(f"the domain {self.name} is no grid that one agent walks on, which is what is read here")
 
     def paraphrases(self, instructed: InstructedGoal) -> Sequence[str]:
-        """Other sentences for a training instruction, which training may show; no pattern or synonym is the tests'."""
+        """Other sentences for an instruction's goal, which training may show; none has words that the tests keep."""
         return ()
 
     @property
@@ -144,6 +144,23 @@ class Domain(GoalSplits):
 
     def conversation(self, observation: Any, instruction: str) -> list[dict[str, str]]:
         """Messages that ask a language model for the next action, each with a role and its content.
+
+        Raises:
+            DataError: Unless the world is one that can be told in words.
+        """
+        raise DataError(f"the domain {self.name} does not tell its states in words")
+
+    def state_in_words(self, observation: Any) -> str:
+        """A state as a text for a language model.
+
+        Raises:
+            DataError: Unless the world is one that can be told in words.
+        """
+        raise DataError(f"the domain {self.name} does not tell its states in words")
+
+    @property
+    def rules_in_words(self) -> str:
+        """What a language model must know to say whether a goal is met in a state that is told in words.
 
         Raises:
             DataError: Unless the world is one that can be told in words.

@@ -123,6 +123,17 @@ class Judge(ABC):
         return verdict(nothing, abstained=~nothing)
 
 
+def judge_by_states(judge: Judge, goals: Sequence[Goal | None], rollouts: Sequence[Rollout]) -> Verdict:
+    """Whether each rollout's goal is met after some step, by who judges single states: as sure as of the surest one."""
+    of_each = [
+        None if goal is None else judge.judge_states(goal, made.observations[1:])
+        for goal, made in zip(goals, rollouts, strict=True)
+    ]
+    met = [said is not None and bool(said.met.any()) for said in of_each]
+    score = [0.0 if said is None else float(said.score.max(initial=0)) for said in of_each]
+    return verdict(met, score, [said is None or bool(said.abstained.all()) for said in of_each])
+
+
 class DomainRule(Judge):
     """The domain's own rule, by which the simulator itself ends an episode: always sure, abstains without a goal.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kalm.core.goal import Goal
 from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
-from kalm.judging.judge import Judge, Verdict, verdict
+from kalm.judging.judge import Judge, Verdict, judge_by_states, verdict
 
 
 class RewardModel(Protocol):
@@ -42,13 +42,7 @@ class ProxyJudge(Judge):
 
     def judge(self, goals: Sequence[Goal | None], rollouts: Sequence[Rollout]) -> Verdict:
         """Whether the goal is met after some step: as sure as of the surest state."""
-        of_each = [
-            None if goal is None else self.judge_states(goal, made.observations[1:])
-            for goal, made in zip(goals, rollouts, strict=True)
-        ]
-        met = [said is not None and bool(said.met.any()) for said in of_each]
-        score = [0.0 if said is None else float(said.score.max(initial=0)) for said in of_each]
-        return verdict(met, score, [said is None or bool(said.abstained.all()) for said in of_each])
+        return judge_by_states(self, goals, rollouts)
 
     def judge_states(self, goal: Goal, states: NDArray[Any]) -> Verdict:
         """Ask the network about each state; it abstains on goals that have no sentence, or of a task it never saw."""

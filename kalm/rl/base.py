@@ -31,6 +31,7 @@ from kalm.rl.training.recorded import is_finite, raise_non_finite, source_means,
 from kalm.rl.training.side_by_side import MethodCall, policy_of, side_by_side, stack_parameters
 from kalm.runs.acting import BEST, Acting, ActionChoice, require_discrete
 from kalm.runs.checkpoint_io import POLICY, require_same_policy
+from kalm.runs.devices import require_unused_search
 from kalm.runs.evaluated import EvaluatedPolicy
 
 if TYPE_CHECKING:
@@ -221,6 +222,8 @@ class OfflineRLModule(EvaluatedPolicy):
 
     def on_train_start(self) -> None:
         """Look once at how updates are to be made; optimizer and parameters are final now."""
+        if type(self).begin_update is not OfflineRLModule.begin_update:
+            require_unused_search(self, "some updates leave networks out")
         self.gradient_step = GradientStep(self, self.gradient_clip_norm, self.num_seeds)
         self._rate = LearningRate(self.schedule, self)
         losses: Callable[[Any], Sequence[dict[str, Tensor]]] = self._losses_and_measurements
@@ -236,7 +239,9 @@ class OfflineRLModule(EvaluatedPolicy):
             batch = batch.flatten(1, 2)  # the rows of policies side by side one after the other
         first_update, num_updates = self.trainer.global_step, batch.shape[0]
         updates = range(first_update, first_update + num_updates)
-        noise = update_noise(self._seeds, updates, batch.shape[1] // self.num_seeds, self.noise_size).to(self.device)
+        # Each of n devices has noise of its own: that of update u is what one device would draw for n * u and behind.
+        draws = [update * self.trainer.world_size + self.trainer.global_rank for update in updates]
+        noise = update_noise(self._seeds, draws, batch.shape[1] // self.num_seeds, self.noise_size).to(self.device)
         minibatches = self.minibatches(batch, noise, self.transition_weights(batch))
         recorded = [self.update(minibatch, number) for minibatch, number in zip(minibatches, updates, strict=True)]
         per_transition, is_recorded = stack_recorded(recorded)

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 import kalm
 from kalm.core.durable import file_sha256, sync_folder, write_durably
-from kalm.core.errors import CheckpointError
+from kalm.core.errors import CheckpointError, DataError
 from kalm.core.provenance import changes
 from kalm.runs.folder import describe_folder
 
@@ -45,8 +45,14 @@ class VerifiedCheckpointIO(CheckpointIO):
 
         Raises:
             CheckpointError: If the file system refuses, or the file that was read back is not the one written.
+            DataError: If a weight is not a number.
         """
         path = Path(path)
+        if spoilt := _spoilt_weights(checkpoint):
+            raise DataError(
+                f"training stopped before {path} was saved: {spoilt} not a number. Lower learning_rate or set "
+                "gradient_clip_norm, and resume from the checkpoint before"
+            )
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +93,8 @@ class VerifiedCheckpointIO(CheckpointIO):
             weights_only: Loading is always restricted; False is refused.
 
         Raises:
-            CheckpointError: If the file is missing, damaged, or holds anything but tensors and plain types.
+            CheckpointError: If the file is missing, damaged, holds anything but tensors and plain types, or weights
+                that are not numbers: what acts by them acts all the same, and has a success rate.
         """
         if weights_only is False:
             raise CheckpointError(
@@ -96,13 +103,19 @@ class VerifiedCheckpointIO(CheckpointIO):
         path = Path(path)
         verify_checkpoint(path)
         try:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:
             # torch raises UnpicklingError, RuntimeError, EOFError, KeyError ... for one fault: not a plain checkpoint
             raise CheckpointError(
                 f"refused to load {path}: it is not a checkpoint of tensors and plain types "
                 f"({str(error).splitlines()[0]}). Nothing in it was run. Use a checkpoint that kalm wrote"
             ) from error
+        if spoilt := _spoilt_weights(checkpoint):
+            others = [other for other in path.parent.glob("update=*.ckpt") if other.resolve() != path.resolve()]
+            newest = newest_intact(others)
+            advice = f"look at {newest}" if newest else "train again"
+            raise CheckpointError(f"refused to load {path}: {spoilt} not a number; {advice}, or lower learning_rate")
+        return checkpoint
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Delete a checkpoint together with its sidecar."""
@@ -238,6 +251,15 @@ def _verify_written(temporary: Path, digest: str) -> None:
             f"the checkpoint's content cannot be loaded again: {str(error).splitlines()[0]} Keep only tensors and "
             "plain types (numbers, text, lists, dicts) in the state of modules and callbacks"
         ) from error
+
+
+def _spoilt_weights(checkpoint: Mapping[str, Any]) -> str:
+    """Which tensors of a module hold NaN, in words; an empty string if none does."""
+    parts = [part for part in checkpoint.values() if isinstance(part, Mapping)]  # the weights; averages of them
+    tensors = [(name, one) for part in parts for name, one in part.items() if isinstance(one, torch.Tensor)]
+    spoilt = [name for name, one in tensors if one.is_floating_point() and one.isnan().any()]
+    more = f" and {len(spoilt) - 1} more tensors are" if len(spoilt) > 1 else " is"
+    return f"{spoilt[0]}{more}" if spoilt else ""
 
 
 def _accepted_digests(sidecar: dict[str, Any]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lightning import LightningModule
@@ -11,6 +12,7 @@ from lightning import LightningModule
 from kalm.core.errors import require
 from kalm.envs.base import Domain
 from kalm.envs.simulation import Episode, EpisodeResult
+from kalm.runs.devices import share_out
 
 
 class EvaluatedPolicy(LightningModule):
@@ -73,8 +75,13 @@ class EvaluatedPolicy(LightningModule):
         self.evaluate(batch)
 
     def evaluate(self, episodes: Sequence[Episode]) -> None:
-        """Run episodes with each of the policies side by side, and keep the results for the callbacks."""
+        """Run episodes with each of the policies side by side, and keep the results for the callbacks.
+
+        Every device gets all of the episodes, runs a share of them, and has the results of all in the end.
+        """
         domain: Domain = self.trainer.datamodule.domain  # type: ignore[attr-defined]
-        if episodes:
-            for number, results in enumerate(self.results_of_seeds):
-                results += self.run_episodes(domain, episodes, number)
+        for number, results in enumerate(self.results_of_seeds):
+            results += share_out(episodes, partial(self._run_own, domain, number))
+
+    def _run_own(self, domain: Domain, number: int, episodes: Sequence[Episode]) -> list[EpisodeResult]:
+        return self.run_episodes(domain, episodes, number)

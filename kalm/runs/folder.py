@@ -13,6 +13,7 @@ from kalm.core.errors import CheckpointError, KalmError
 # What a run leaves in its folder, by the stage that writes it.
 LAST = "last.ckpt"  # fit: a link to the newest checkpoint
 METRICS_FILE = "metrics.csv"  # fit: one row a logged update
+VALIDATED_FILE = "validated.json"  # fit: the last update whose validation is written down
 RESULTS_FILE = "results.jsonl"  # validation and test: one line an episode
 STORE = "store"  # imagination: the folder of the rollout store
 REJECTED_FILE = "rejected.json"  # beside it: shard -> reason -> rollouts that no store should hold
@@ -22,7 +23,8 @@ PROXY_FILE = "proxy_reward.json"  # test of a proxy reward: how often it is righ
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _NUM_PARTS = 3
-_WRITTEN = ("*.ckpt", "*.ckpt.json", "config*.yaml", "metrics*.csv", RESULTS_FILE, "events.out.tfevents.*", ".*.tmp")
+_FILES = (VALIDATED_FILE, RESULTS_FILE)
+_WRITTEN = ("*.ckpt", "*.ckpt.json", "config*.yaml", "metrics*.csv", *_FILES, "events.out.tfevents.*", ".*.tmp")
 _BARE_NAME = re.compile(r"[A-Za-z0-9=_.-]+")
 
 

@@ -38,6 +38,7 @@ from kalm.core.errors import DataError
 from kalm.core.validation import raise_problems
 from kalm.judging.judge import DOMAIN_RULE, Judge, Verdict, rule_provenance
 from kalm.store import layout
+from kalm.store.checking import Checked, changed_files
 from kalm.store.row_tables import RowNumbers
 from kalm.store.sealing import (
     ShardFolder,
@@ -117,7 +118,7 @@ def label_manifest(store: Path, name: str) -> bytes:
 
 
 def read_labels(store: Path, name: str, manifest_sha256: str, num_rollouts: int, verify: bool = False) -> Labels:
-    """Open a label of the store whose manifest has that SHA-256; ``verify`` compares that of every file, too.
+    """Open a label of the store whose manifest has that SHA-256; ``verify`` reads every file, changed or not.
 
     Raises:
         DataError: If it is missing, unfinished, damaged, or about another store; every problem is named.
@@ -127,10 +128,15 @@ def read_labels(store: Path, name: str, manifest_sha256: str, num_rollouts: int,
         facts = json.loads(label_manifest(store, name))
         columns = _columns(facts["shape"], facts["is_veto"])
         num_rows, files = int(facts["num_rows"]), dict(facts["files"])
-        problems = list(_problems(folder, facts, columns, manifest_sha256, num_rollouts, verify))
+        problems = list(_problems(facts, manifest_sha256, num_rollouts))
+        problems += file_problems(folder, LABEL_MANIFEST, _expected(facts, columns), files)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{folder / LABEL_MANIFEST} is no label's manifest: {error!r}. {_REMEDY}") from error
-    raise_problems(f"label {folder} is damaged or of another store", problems, _REMEDY)
+    what = f"label {folder} is damaged or of another store"
+    raise_problems(what, problems, _REMEDY)
+    checked = Checked(folder, files, verify)
+    raise_problems(what, changed_files(folder, files, checked.unknown), _REMEDY)
+    checked.note()
     mapped = layout.map_columns(store, label_folder(name), columns, num_rows)
     lines = (folder / _GOALS).read_text(encoding="utf-8").splitlines() if _GOALS in files else []
     goals = [json.loads(line) for line in lines]
@@ -269,18 +275,14 @@ def _columns(shape: str, is_veto: bool) -> dict[layout.Key, layout.Column]:
     return dict.fromkeys(places, layout.Column(torch.int32)) | layout.label_columns(is_veto)
 
 
-def _problems(
-    folder: Path,
-    facts: Mapping[str, Any],
-    columns: Mapping[layout.Key, layout.Column],
-    manifest_sha256: str,
-    num_rollouts: int,
-    verify: bool,
-) -> Iterator[str]:
+def _problems(facts: Mapping[str, Any], manifest_sha256: str, num_rollouts: int) -> Iterator[str]:
     if facts["store_manifest_sha256"] != manifest_sha256:
         yield f"store_manifest_sha256: {facts['store_manifest_sha256']}, that of the store is {manifest_sha256}"
     if facts["shape"] == ROLLOUT and facts["num_rows"] != num_rollouts:
         yield f"num_rows: {facts['num_rows']}, the store has {num_rollouts} rollouts"
+
+
+def _expected(facts: Mapping[str, Any], columns: Mapping[layout.Key, layout.Column]) -> dict[str, int | None]:
+    """Bytes of each file that there must be."""
     expected: dict[str, int | None] = {_GOALS: None} if facts["shape"] == GOAL_STATE else {}
-    expected |= {f"{key}.memmap": form.row_bytes * facts["num_rows"] for key, form in columns.items()}
-    yield from file_problems(folder, LABEL_MANIFEST, expected, facts["files"], verify)
+    return expected | {f"{key}.memmap": form.row_bytes * facts["num_rows"] for key, form in columns.items()}

@@ -70,7 +70,7 @@ class RolloutStore:
 
         Args:
             path: Its folder.
-            verify: Read every file, also of labels, and compare its SHA-256, rather than its size only.
+            verify: Read every file, also of labels, whether or not it has changed since it was last looked at.
 
         Raises:
             DataError: If the store is missing, unfinished or malformed; every bad file is named at once.
@@ -85,7 +85,7 @@ class RolloutStore:
             layout.TRANSITIONS: layout.transition_columns(self.spec, self.has_optimal_actions),
             layout.ROLLOUTS: layout.rollout_columns(None if self._has_labels else self.plausibility_flags),
         }
-        check_files(self.path, self.manifest, columns, verify)
+        check_files(self.path, self.manifest, self.spec, columns, verify)
         self.transitions, self.rollouts = (self._map_columns(table, forms) for table, forms in columns.items())
         # Indexing a TensorDict costs several times what indexing its tensors does.
         self._columns: dict[layout.Key, Tensor] = dict(self.transitions.items(True, True))

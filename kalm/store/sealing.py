@@ -20,11 +20,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kalm.core.durable import file_sha256, sync_folder, write_durably
+from kalm.core.durable import sync_folder, write_durably
 from kalm.core.errors import DataError
 from kalm.core.provenance import changes
+from kalm.core.specs import Spec
 from kalm.core.validation import raise_problems
 from kalm.store import layout
+from kalm.store.checking import Checked, changed_files, value_problems
 
 _REMEDY = "Delete the folder and make the store again, or copy it again from where it came."
 
@@ -129,11 +131,10 @@ def file_problems(
     manifest: str,
     expected: Mapping[str, int | None],
     files: Mapping[str, Mapping[str, Any]],
-    verify: bool,
 ) -> Iterator[str]:
-    """What is wrong with the files that a manifest lists, one line each.
+    """Which of the files that a manifest lists are missing or of another size, one line each.
 
-    ``expected`` has the bytes of each file that there must be, None for any number; ``verify`` also compares SHA-256.
+    ``expected`` has the bytes of each file that there must be, None for any number.
     """
     for name, size in expected.items():
         if name not in files:
@@ -145,8 +146,6 @@ def file_problems(
         found = file.stat().st_size if file.is_file() else None
         if found != entry["bytes"]:
             yield f"{name}: {'missing' if found is None else f'{found} bytes'}, expected {entry['bytes']}"
-        elif verify and file_sha256(file) != entry["sha256"]:
-            yield f"{name}: its content changed since it was written (SHA-256 differs)"
 
 
 def manifest_content(path: Path) -> bytes:
@@ -188,11 +187,11 @@ def parse_manifest(path: Path, content: bytes) -> dict[str, Any]:
     return dict(manifest)
 
 
-def check_files(path: Path, manifest: Mapping[str, Any], columns: layout.Tables, verify: bool) -> None:
-    """Compare the files of a store with what its manifest says.
+def check_files(path: Path, manifest: Mapping[str, Any], spec: Spec, columns: layout.Tables, verify: bool) -> None:
+    """Compare the files of a store with what its manifest says; with ``verify`` read all, changed or not.
 
     Raises:
-        DataError: If a file is missing or has changed (with ``verify``: by its SHA-256); every one is named.
+        DataError: If a file is missing or has changed, or numbers cannot be learned from; every one is named.
     """
     expected: dict[str, int | None] = {layout.INSTRUCTIONS: None, layout.PROVENANCE: None}
     for table, row_bytes in _tables_of(manifest).items():
@@ -200,8 +199,12 @@ def check_files(path: Path, manifest: Mapping[str, Any], columns: layout.Tables,
     for table, forms in columns.items():
         num_rows = manifest[f"num_{table}"]
         expected |= {layout.column_file(table, key): form.row_bytes * num_rows for key, form in forms.items()}
-    problems = file_problems(path, layout.MANIFEST, expected, manifest["files"], verify)
-    raise_problems(f"rollout store {path} is damaged", problems, _REMEDY)
+    what = f"rollout store {path} is damaged"
+    raise_problems(what, file_problems(path, layout.MANIFEST, expected, manifest["files"]), _REMEDY)
+    checked = Checked(path, manifest["files"], verify)
+    changed = changed_files(path, manifest["files"], checked.unknown)
+    raise_problems(what, [*changed, *value_problems(path, manifest, spec, columns, checked.unknown)], _REMEDY)
+    checked.note()
 
 
 def _manifest_problems(manifest: Mapping[str, Any]) -> Iterator[str]:

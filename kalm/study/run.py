@@ -8,12 +8,14 @@ scheduler here: to spread seeds over machines, run with ``--seeds`` on each.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import json
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -107,9 +109,16 @@ def run_study(study: Study, console: Console, call: Call, redo: list[str] | None
         seconds = time.monotonic() - start
         _write_marker(marker_path, Marker(study.name, fingerprint, is_finished=True, seconds=seconds))
         outcomes.append((stage, outcome, seconds))
-        gc.collect()  # a model and its optimizer hang in reference cycles until somebody looks
-        gc.freeze()  # what is left are modules and their likes, which stay: no later collection need look at them
+        _free_memory()
     return _finish(study, outcomes, console)
+
+
+def _free_memory() -> None:
+    """Give back what a stage needed, so that it does not add to what the next one needs."""
+    gc.collect()  # a model and its optimizer hang in reference cycles until somebody looks
+    gc.freeze()  # what is left are modules and their likes, which stay: no later collection need look at them
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # glibc keeps what was freed
 
 
 def _prepare(stage: Stage, is_same: bool, is_own: bool) -> tuple[list[str], Outcome]:

@@ -102,7 +102,7 @@ def predict_killed_in(method: str, folder: Path, module: Walker, patch: pytest.M
 def content(folder: Path) -> dict[str, bytes]:
     """Every file of the run folder, by its path."""
     run = folder / "run"
-    return {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in run.rglob("[!.]*") if path.is_file()}
 
 
 def spoil(*places: int, **fields: Any) -> Spoil:

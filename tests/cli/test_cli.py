@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from kalm.__main__ import main
 from kalm.core.errors import KalmError
 from kalm.runs.folder import run_folder
-from tests.chain_run import kalm, run_folder_of, write_config
+from tests.chain_run import briefly, kalm, run_folder_of, write_config
 
 
 def overlay(tmp_path: Path, content: dict[str, Any]) -> Path:
@@ -205,7 +205,7 @@ def test_validate_evaluates_the_last_checkpoint(tmp_path: Path) -> None:
     """Without being told which one; and without one it is an error, not an evaluation of random weights."""
     config = write_config(tmp_path)
     assert kalm("validate", "--config", config) == 4
-    assert kalm("fit", "--config", config, "--trainer.max_steps", "10") == 0
+    assert kalm("fit", "--config", config, *briefly(10)) == 0
     assert kalm("validate", "--config", config) == 0
     lines = (run_folder_of(tmp_path) / "results.jsonl").read_text(encoding="utf-8").splitlines()
     assert {json.loads(line)["update"] for line in lines} == {10}
@@ -214,9 +214,35 @@ def test_validate_evaluates_the_last_checkpoint(tmp_path: Path) -> None:
 def test_seed_reaches_the_data(tmp_path: Path) -> None:
     """One seed: the folder's name, the data's order and the resolved configuration agree."""
     config = write_config(tmp_path)
-    assert kalm("fit", "--config", config, "--trainer.max_steps", "5", "--seed_everything", "11") == 0
+    assert (
+        kalm(
+            "fit",
+            "--config",
+            config,
+            "--trainer.max_steps",
+            "5",
+            "--trainer.limit_val_batches",
+            "0",
+            "--seed_everything",
+            "11",
+        )
+        == 0
+    )
     metrics = [(run_folder_of(tmp_path, 11) / "metrics.csv").read_text(encoding="utf-8")]
-    assert kalm("fit", "--config", config, "--trainer.max_steps", "5", "--seed_everything", "12") == 0
+    assert (
+        kalm(
+            "fit",
+            "--config",
+            config,
+            "--trainer.max_steps",
+            "5",
+            "--trainer.limit_val_batches",
+            "0",
+            "--seed_everything",
+            "12",
+        )
+        == 0
+    )
     metrics.append((run_folder_of(tmp_path, 12) / "metrics.csv").read_text(encoding="utf-8"))
     assert metrics[0] != metrics[1]
 
@@ -224,7 +250,7 @@ def test_seed_reaches_the_data(tmp_path: Path) -> None:
 def test_saved_config_starts_the_same_run_again(tmp_path: Path) -> None:
     """config.yaml is complete: given alone, with another root, it makes an equal metrics.csv."""
     first = run_folder_of(tmp_path)
-    assert kalm("fit", "--config", write_config(tmp_path), "--trainer.max_steps", "10") == 0
+    assert kalm("fit", "--config", write_config(tmp_path), *briefly(10)) == 0
     again = tmp_path / "again"
     assert kalm("fit", "--config", first / "config.yaml", "--root", again) == 0
     second = run_folder_of(again)
@@ -234,11 +260,24 @@ def test_saved_config_starts_the_same_run_again(tmp_path: Path) -> None:
 def test_overwrite_starts_afresh(tmp_path: Path) -> None:
     """The old run's files go once the new run is built; files of others stay."""
     config, folder = write_config(tmp_path), run_folder_of(tmp_path)
-    assert kalm("fit", "--config", config, "--trainer.max_steps", "10") == 0
+    assert kalm("fit", "--config", config, *briefly(10)) == 0
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
     assert kalm("fit", "--config", config, "--overwrite", "true", "--model.init_args.learning_rate", "-1") == 2
     assert (folder / "update=10.ckpt").exists(), "a mistake must not cost the old run"
-    assert kalm("fit", "--config", config, "--overwrite", "true", "--trainer.max_steps", "5") == 0
+    assert (
+        kalm(
+            "fit",
+            "--config",
+            config,
+            "--overwrite",
+            "true",
+            "--trainer.max_steps",
+            "5",
+            "--trainer.limit_val_batches",
+            "0",
+        )
+        == 0
+    )
     left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("events"))
     assert left == ["config.yaml", "last.ckpt", "metrics.csv", "notes.txt", "update=5.ckpt", "update=5.ckpt.json"]
     assert sum(path.name.startswith("events") for path in folder.iterdir()) == 1
@@ -247,7 +286,7 @@ def test_overwrite_starts_afresh(tmp_path: Path) -> None:
 def test_secrets_of_the_environment_are_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither configuration nor checkpoint nor logs hold what the environment holds."""
     monkeypatch.setitem(os.environ, "WANDB_API_KEY", "s3cr3t-t0ken")
-    assert kalm("fit", "--config", write_config(tmp_path), "--trainer.max_steps", "5") == 0
+    assert kalm("fit", "--config", write_config(tmp_path), *briefly(5)) == 0
     files = [path for path in run_folder_of(tmp_path).iterdir() if path.is_file()]
     assert len(files) >= 4
     assert not any(b"s3cr3t-t0ken" in path.read_bytes() for path in files)

@@ -13,7 +13,7 @@ import yaml
 
 from kalm.report.results import load_results
 from kalm.runs.checkpoint_io import verify_checkpoint
-from tests.chain_run import EXPERIMENT, kalm, run_folder_of, write_config
+from tests.chain_run import EXPERIMENT, briefly, kalm, run_folder_of, write_config
 
 SEEDS = (3, 4, 5)
 TOGETHER = "seeds=3-5"
@@ -144,12 +144,25 @@ def test_a_single_seed_goes_on_alone(together: Path, alone: Path) -> None:
 
 def test_runs_that_are_there_are_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A single run of one of the seeds stops a fresh start of all; ``--overwrite`` clears it away."""
-    assert fit(tmp_path, "--seed_everything", "4", "--trainer.max_steps", "10") == 0
+    assert fit(tmp_path, "--seed_everything", "4", *briefly(10)) == 0
     before = (run_folder_of(tmp_path, 4) / "last.ckpt").read_bytes()
-    assert fit(tmp_path, "--model.num_seeds", "3", "--trainer.max_steps", "5") == 4
+    assert fit(tmp_path, "--model.num_seeds", "3", *briefly(5)) == 4
     assert "seed=4 already holds a run" in capsys.readouterr().err
     assert (run_folder_of(tmp_path, 4) / "last.ckpt").read_bytes() == before
-    assert fit(tmp_path, "--model.num_seeds", "3", "--trainer.max_steps", "5", "--overwrite", "true") == 0
+    assert (
+        fit(
+            tmp_path,
+            "--model.num_seeds",
+            "3",
+            "--trainer.max_steps",
+            "5",
+            "--trainer.limit_val_batches",
+            "0",
+            "--overwrite",
+            "true",
+        )
+        == 0
+    )
     assert sorted(path.name for path in run_folder_of(tmp_path, 4).iterdir()) == [
         *("config.yaml", "last.ckpt", "update=5.ckpt", "update=5.ckpt.json")
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning import LightningDataModule
@@ -20,6 +21,7 @@ from tensordict import TensorDict
 
 import kalm.data
 from kalm.core.errors import CheckpointError
+from kalm.data import rollout_sources
 from kalm.data.choice import RolloutFilter
 from kalm.data.general_text import GeneralTextSource
 from kalm.data.goal_data import GoalData
@@ -32,13 +34,16 @@ from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.training_data import TrainingData
 from kalm.data.transition_data import TransitionData
-from kalm.judging.judge import DomainRule
+from kalm.judging.judge import DomainRule, verdict
 from kalm.store.labelling import Keep, label_store
+from kalm.store.labels import LabelWriter
+from kalm.store.reader import RolloutStore
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import imagined_rollouts, real_rollouts, write_store
 from tests.llm.token_encoder import TokenEncoder
 from tests.rl.distillation.room_domain import RoomDomain, write_plans
 from tests.rl.rewards.rooms import Room, write_looks
+from tests.store.test_labels import Coin
 
 CLASSES = [GoalData, GroundingData, LabelData, PlanData, PolicyData, ReturnConditionedData, TransitionData]
 # What decides data, but not of the small sources below: one split, no top returns, plausible real rollouts, goals of
@@ -246,3 +251,37 @@ def test_what_was_moved_is_still_the_same(folder: Path, tmp_path: Path, module: 
     before, after = (module(**arguments_of(module, root)) for root in (folder, tmp_path / "moved"))
     assert before.state_dict() == after.state_dict()
     resumed(after).load_state_dict(before.state_dict())
+
+
+def _with_coin(folder: Path, shift: int) -> PolicyData:
+    """Imagined rollouts that a coin called met: all but each third, from a place on."""
+    store = RolloutStore(folder / "imagined")
+    shutil.rmtree(folder / "imagined" / "labels" / "coin", ignore_errors=True)
+    writer = LabelWriter(store, Coin(), "rollout", command="toss")
+    writer.append("0", verdict((np.arange(store.num_rollouts) + shift) % 3 > 0))
+    writer.finish()
+    imagined = ImaginedRollouts([str(folder / "imagined")], RolloutFilter.success, label="coin")
+    return PolicyData(ChainDomain(), TokenEncoder(), RealRollouts(str(folder / "real")), imagined)
+
+
+def test_a_label_that_says_other_things_is_noticed(tmp_path: Path) -> None:
+    """Its name is the same, and the store's content too; written anew with the same content nothing has changed."""
+    write_store(tmp_path / "real", real_rollouts(20))
+    write_store(tmp_path / "imagined", imagined_rollouts(30, "easy"))
+    state = resumed(_with_coin(tmp_path, 0)).state_dict()
+    resumed(_with_coin(tmp_path, 0)).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="chosen_rollouts_sha256: .* -> "):
+        resumed(_with_coin(tmp_path, 1)).load_state_dict(state)
+
+
+def test_another_choice_by_the_same_words_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the highest returns in one version, of the lowest in the next: the fraction is the same."""
+    write_store(tmp_path / "real", real_rollouts(40))
+    real = RealRollouts(str(tmp_path / "real"), top_return_fraction=0.5)
+    state = resumed(PolicyData(ChainDomain(), TokenEncoder(), real)).state_dict()
+    assert len(PolicyData(ChainDomain(), TokenEncoder(), real).training) == 20
+    monkeypatch.setattr(
+        rollout_sources, "top_returns", lambda domain, chosen, fraction, discount: chosen.keep(torch.arange(40) < 20)
+    )
+    with pytest.raises(CheckpointError, match="chosen_rollouts_sha256: .* -> "):
+        resumed(PolicyData(ChainDomain(), TokenEncoder(), real)).load_state_dict(state)

@@ -69,34 +69,33 @@ def observation(batch: Any) -> torch.Tensor:
     return batch.observation if hasattr(batch, "prompts") else batch[names.OBSERVATION]
 
 
-def test_random_words_depend_on_seed_process_stream_and_update() -> None:
+def test_random_words_depend_on_seed_stream_and_update() -> None:
     """Change one of them and no word stays; ask for more updates and those that were there stay."""
-    words = Updates(seed=3, rank=1, first=5, number=2).words(stream=1, num_words=6)
+    words = Updates(seed=3, first=5, number=2).words(stream=1, num_words=6)
     assert words.shape == (2, 6)
     others = [
-        Updates(4, 1, 5, 2).words(1, 6),
-        Updates(3, 2, 5, 2).words(1, 6),
-        Updates(3, 1, 7, 2).words(1, 6),
-        Updates(3, 1, 5, 2).words(2, 6),
-        Updates(3, 1, 5, 2).words(SYMMETRY_STREAM, 6),
+        Updates(4, 5, 2).words(1, 6),
+        Updates(3, 7, 2).words(1, 6),
+        Updates(3, 5, 2).words(2, 6),
+        Updates(3, 5, 2).words(SYMMETRY_STREAM, 6),
     ]
     everything = np.concatenate([words.ravel(), *(other.ravel() for other in others)])
-    assert len(np.unique(everything)) == 12 * 6
-    assert (Updates(3, 1, 4, 4).words(1, 6)[1:3] == words).all()
-    numbers = Updates(3, 1, 5, 2).numbers(1, 6)
+    assert len(np.unique(everything)) == 12 * 5
+    assert (Updates(3, 4, 4).words(1, 6)[1:3] == words).all()
+    numbers = Updates(3, 5, 2).numbers(1, 6)
     assert (numbers >= 0).all()
     assert len(numbers.unique()) == 12
 
 
 @pytest.mark.parametrize("sequence_length", [1, 3])
 def test_parts_draw_independently_of_each_other(real: RealRollouts, sequence_length: int) -> None:
-    """Two parts of the same rollouts agree in a row no more often than by chance; so do seeds, processes, updates."""
+    """Two parts of the same rollouts agree in a row no more often than by chance; so do seeds and updates."""
     selection = real.choose(DOMAIN, Selection.whole([RolloutStore(real.path)]))
     minibatches = Minibatches([Part(selection, 40), Part(selection, 40)], sequence_length)
-    base = Updates(seed=0, rank=0, first=0, number=50)
+    base = Updates(seed=0, first=0, number=50)
     rows = first_steps(minibatches, base)
     pairs = [(rows[:, :40], rows[:, 40:])]
-    for other in (replace(base, seed=1), replace(base, rank=1), replace(base, first=50)):
+    for other in (replace(base, seed=1), replace(base, first=50)):
         pairs.append((rows, first_steps(minibatches, other)))
     pairs.append((rows[1:], rows[:-1]))
     for left, right in pairs:
@@ -163,8 +162,9 @@ def attached(data: PolicyData, rank: int = 0, world_size: int = 1) -> PolicyData
 def test_devices_draw_rows_of_their_own(real: RealRollouts) -> None:
     """So two devices learn from twice the rows; another number of devices is refused on resume."""
     one, other = (attached(PolicyData(DOMAIN, TokenEncoder(), real), rank, 2) for rank in range(2))
-    same = one.batch(0)[names.ROLLOUT_ID] == other.batch(0)[names.ROLLOUT_ID]
+    same = one.batch_of_device(0)[names.ROLLOUT_ID] == other.batch_of_device(0)[names.ROLLOUT_ID]
     assert same.double().mean() < 0.1
+    assert (other.batch_of_device(0) == PolicyData(DOMAIN, TokenEncoder(), real).batch(1)).all()
     with pytest.raises(CheckpointError, match="num_devices: 2 -> 1"):
         attached(PolicyData(DOMAIN, TokenEncoder(), real)).load_state_dict(one.state_dict())
 
@@ -255,6 +255,14 @@ def test_a_policy_is_shown_stand_ins_under_sentences_of_their_own(tmp_path: Path
     batch = data.batch(0).flatten()
     shown = zip(batch[names.INSTRUCTION_ID].tolist(), batch[names.OBSERVATION].tolist(), strict=True)
     assert {(number, *seen) for number, seen in shown} == {(0, 0.5, 0), (0, 0.25, 0), (1, 0, -0.5), (1, 0, -0.25)}
+
+
+def test_stand_ins_and_paraphrases_are_refused_together() -> None:
+    """Nobody has other words for what a stand-in does."""
+    with pytest.raises(DataError, match="paraphrase is true and symmetry is stand_ins"):
+        PolicyData(
+            WithStandIn(), TokenEncoder(), RealRollouts("nowhere"), symmetry=SymmetryKind.stand_ins, paraphrase=True
+        )
 
 
 def test_what_only_imagination_has_has_the_statistics_of_all(tmp_path: Path) -> None:

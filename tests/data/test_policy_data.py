@@ -15,6 +15,7 @@ from torchrl.data import ReplayBufferEnsemble
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
+from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.specs import vector_spec
 from kalm.data.choice import RolloutFilter
@@ -22,7 +23,7 @@ from kalm.data.policy_data import EvaluationEpisodes, PolicyData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.store.reader import RolloutStore
-from tests.chain_domain import ChainDomain
+from tests.chain_domain import CELL_NAMES, ChainDomain
 from tests.data.rollouts import DOMAIN, arguments, imagined_rollouts, real_rollouts, splits_of, write_store
 from tests.line_domain import LineDomain
 from tests.word_encoder import WordEncoder
@@ -111,8 +112,36 @@ def test_imagined_rows_can_be_shared_out_evenly_among_goal_splits(folder: Path) 
         assert Counter(splits.tolist()) == {"train": 5, "rephrase": 2, "easy": 2, "hard": 1}
     fewest = make_data(folder, balance_goal_splits=True, imagined__fraction=0.3)
     assert Counter(splits_of(fewest, fewest.batch(0))[0].tolist()) == {"train": 7, "rephrase": 1, "easy": 1, "hard": 1}
-    with pytest.raises(DataError, match="2 imagined rows of a minibatch cannot be shared out among 3 goal splits"):
+    with pytest.raises(
+        DataError, match="2 imagined rows of a minibatch, shared out among 3 goal splits, leave none for hard"
+    ):
         make_data(folder, balance_goal_splits=True, imagined__fraction=0.2).setup("fit")
+
+
+def test_a_goal_split_can_get_more_of_the_imagined_rows(folder: Path) -> None:
+    """Of ten imagined rows by 1, 1 and 3: two, two, six; of five: one, one, three."""
+    weights = {"hard": 3.0}
+    data = make_data(folder, balance_goal_splits=True, goal_split_weights=weights)
+    assert Counter(splits_of(data, data.batch(3))[0].tolist()) == {"train": 5, "rephrase": 1, "easy": 1, "hard": 3}
+    whole = make_data(folder, balance_goal_splits=True, goal_split_weights=weights, imagined__fraction=1.0)
+    assert Counter(splits_of(whole, whole.batch(3))[0].tolist()) == {"rephrase": 2, "easy": 2, "hard": 6}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"goal_split_weights": {"hard": 3.0}}, "set balance_goal_splits to true"),
+        ({"goal_split_weights": {"harder": 3.0}, "balance_goal_splits": True}, "'harder'; the splits are"),
+        ({"goal_split_weights": {"hard": 0.0}, "balance_goal_splits": True}, "a weight is a number above 0"),
+        ({"goal_split_weights": {"hard": float("nan")}, "balance_goal_splits": True}, "a weight is a number above 0"),
+    ],
+)
+def test_weights_of_goal_splits_that_mean_nothing_are_refused(
+    folder: Path, options: dict[str, Any], message: str
+) -> None:
+    """Without balance, of an unknown split, not above 0: each by name."""
+    with pytest.raises(DataError, match=message):
+        make_data(folder, **options)
 
 
 def test_transitions_of_one_part_are_equally_likely(folder: Path) -> None:
@@ -415,6 +444,56 @@ def test_a_domain_without_symmetries_cannot_show_them() -> None:
     """The error names the domain."""
     with pytest.raises(DataError, match="symmetry is names, but the domain line has none of that kind"):
         PolicyData(LineDomain(), WordEncoder(), RealRollouts("nowhere"), symmetry=SymmetryKind.names)
+
+
+def test_half_of_the_rows_are_shown_in_other_words_for_the_same_goal(folder: Path) -> None:
+    """Every other sentence of a goal about as often as the next; nothing else of a row changes."""
+    plain, shown = make_data(folder), make_data(folder, paraphrase=True)
+    recorded = torch.cat([plain.batch(index).flatten() for index in range(50)])
+    said = torch.cat([shown.batch(index).flatten() for index in range(50)])
+    for key in set(recorded.keys(True, True)) - {names.INSTRUCTION_ID}:
+        assert torch.equal(recorded[key], said[key])
+    goal_of = {row.instruction: row.goal["cell"] for store in plain.stores for row in store.instructions}
+    pairs = [
+        (plain.instructions[before], shown.instructions[after])
+        for before, after in zip(recorded[names.INSTRUCTION_ID], said[names.INSTRUCTION_ID], strict=True)
+    ]
+    told = [(own, other) for own, other in pairs if goal_of[own] != 2]
+    assert [own for own, _ in pairs if goal_of[own] == 2] == [other for own, other in pairs if goal_of[own] == 2]
+    others = [(own, other) for own, other in told if own != other]
+    assert 0.45 < len(others) / len(told) < 0.55
+    for own, other in others:
+        name = CELL_NAMES[goal_of[own]]
+        assert other in (f"find the {name}", f"your place is the {name}")
+    assert 0.4 < sum(other.startswith("find") for _, other in others) / len(others) < 0.6
+    assert len(shown.goal_embeddings) == len(shown.instructions)
+
+
+def test_a_window_is_shown_in_the_same_words_throughout_and_updates_at_once_are_updates_one_by_one(
+    folder: Path,
+) -> None:
+    """What is shown of a paraphrase depends on the update and the row alone, also under a symmetry."""
+    options: Any = {"paraphrase": True, "symmetry": SymmetryKind.names}
+    at_once = make_data(folder, updates_per_step=4, **options).batch(1)
+    one_by_one = make_data(folder, updates_per_step=1, **options)
+    for number in range(4):
+        assert torch.equal(at_once[names.INSTRUCTION_ID][number], one_by_one.batch(4 + number)[names.INSTRUCTION_ID][0])
+    windows = make_data(folder, sequence_length=3, **options).batch(0)
+    assert (windows[names.INSTRUCTION_ID] == windows[names.INSTRUCTION_ID][..., :1]).all()
+
+
+def test_a_domain_without_paraphrases_cannot_show_them(tmp_path: Path) -> None:
+    """The error names the domain."""
+
+    class OneWordDomain(LineDomain):
+        def paraphrases(self, instructed: InstructedGoal) -> list[str]:
+            return []
+
+    domain = OneWordDomain()
+    write_store(tmp_path / "line", list(domain.collect(3, seed=0)), domain=domain)
+    data = PolicyData(domain, WordEncoder(), RealRollouts(str(tmp_path / "line")), paraphrase=True)
+    with pytest.raises(DataError, match="paraphrase is true, but the domain line has no paraphrases"):
+        data.batch(0)
 
 
 def test_splits_that_are_kept_for_the_test_are_not_validated(tmp_path: Path) -> None:

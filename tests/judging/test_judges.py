@@ -21,10 +21,13 @@ from kalm.core.rollout import Rollout
 from kalm.envs.base import Domain
 from kalm.judging.dynamics_veto import OffLearnedDynamics, Unconfirmed
 from kalm.judging.judge import DomainRule, Judge, Verdict, verdict
+from kalm.judging.language_model_judge import LanguageModelJudge
 from kalm.judging.noisy_judge import NoisyJudge
 from kalm.judging.proxy_judge import ProxyJudge
 from tests.chain_domain import CELL_NAMES
 from tests.data.rollouts import DOMAIN, broken, imagined_rollouts, real_rollouts
+from tests.judging.told_chain import ToldChain, says_true_where_named
+from tests.language.scripted_model import ScriptedModel
 
 
 class TwoWorlds:
@@ -58,6 +61,7 @@ class NamedCell:
 
 FACTORIES: dict[type[Judge], Callable[[], Judge]] = {
     DomainRule: lambda: DomainRule(DOMAIN),
+    LanguageModelJudge: lambda: LanguageModelJudge(ScriptedModel(says_true_where_named), ToldChain()),
     NoisyJudge: lambda: NoisyJudge(DomainRule(DOMAIN), 0.3, 0.3, 0.1, seed=1),
     OffLearnedDynamics: lambda: OffLearnedDynamics(TwoWorlds(), {"sha256": "ab"}),
     ProxyJudge: lambda: ProxyJudge(NamedCell(), DOMAIN, {"checkpoint_sha256": "ab"}),

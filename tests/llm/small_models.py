@@ -17,6 +17,10 @@ from tests.chain_domain import ChainDomain
 
 ARCHITECTURES = ("llama", "qwen2")
 CONTEXT_SIZE = 256
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 _SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -47,7 +51,7 @@ def save_small_model(
         sizes: Of its layers.
     """
     texts = texts or chain_texts()
-    tokenizer = _train_tokenizer(texts)
+    tokenizer = train_tokenizer(texts)
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         architecture,
@@ -74,6 +78,14 @@ def save_small_model(
     return folder
 
 
+def save_chat_model(folder: Path, pairs: Mapping[str, str], num_updates: int = 60, context_size: int = 512) -> Path:
+    """A small llama that learned to reply to what a user says; its tokenizer has a chat template."""
+    texts = [f"<user>{said}<assistant>{reply}" for said, reply in pairs.items()]
+    save_small_model(folder, "llama", [*texts, *pairs.values()], num_updates, context_size)
+    edit_json(folder / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
+    return folder
+
+
 def backbone(folder: Path, seed: int = 0, **options: Any) -> HuggingFaceBackbone:
     """One on top of a small model, computing in float32 unless told otherwise; weights are loaded."""
     made = unloaded_backbone(folder, **options)
@@ -95,7 +107,8 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(kept), encoding="utf-8")
 
 
-def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """At most 400 tokens, of which the first are the beginning, the end and padding."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

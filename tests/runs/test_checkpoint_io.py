@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kalm.core.durable import file_sha256
-from kalm.core.errors import CheckpointError
+from kalm.core.errors import CheckpointError, DataError
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO, newest_intact, sidecar_path
 from tests.chain_run import kalm, run_folder_of, write_config
 
@@ -99,6 +99,36 @@ def test_malicious_checkpoint_is_refused_by_every_verb(
     assert kalm(verb, "--config", config, "--ckpt_path", str(path)) == 4
     assert "refused to load" in capsys.readouterr().err
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("verb", [("test",), ("validate",), ("fit", "--ckpt_path", "last")], ids=lambda v: v[0])
+def test_weights_that_are_no_numbers_reach_no_success_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: tuple[str, ...]
+) -> None:
+    """One weight of a policy is NaN: by argmax it would act all the same. Exit 4, and no line of results."""
+    config = write_config(tmp_path, **{"trainer.max_steps": 40, "trainer.limit_val_batches": 0})
+    assert kalm("fit", "--config", config) == 0
+    last = run_folder_of(tmp_path) / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    name = next(name for name in checkpoint["state_dict"] if name.endswith("weight"))
+    checkpoint["state_dict"][name][0, 0] = float("nan")
+    torch.save(checkpoint, last.resolve())
+    sidecar_path(last).write_text(json.dumps({"sha256": file_sha256(last), "update": 40}))
+    capsys.readouterr()
+    assert kalm(*verb, "--config", config) == 4
+    assert f"{name} is not a number; look at {last.with_name('update=30.ckpt')}" in capsys.readouterr().err
+    assert not (run_folder_of(tmp_path) / "results.jsonl").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """Weights or averages of them; the checkpoint before stays the last."""
+    path = saved(tmp_path)
+    before = file_sha256(path)
+    for part in ("state_dict", "kalm_average"):
+        spoilt = {**state(), part: {"weight": torch.tensor([1.0, float("nan")]), "other": torch.tensor(float("nan"))}}
+        with pytest.raises(DataError, match="weight and 1 more tensors are not a number"):
+            VerifiedCheckpointIO().save_checkpoint(spoilt, path)
+    assert file_sha256(path) == before
 
 
 def test_unrestricted_loading_cannot_be_asked_for(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def files(path: Path) -> dict[str, bytes]:
     """Every file of a store with its bytes."""
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("[!.]*")) if file.is_file()}
 
 
 def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kalm.core import names
+from kalm.core.durable import file_sha256
 from kalm.core.errors import DataError
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
@@ -206,12 +207,15 @@ def test_what_is_of_another_kind_is_named(tmp_path: Path, spec: Spec, fields: di
 
 
 def test_a_damaged_state_table_is_found(tmp_path: Path) -> None:
-    """Its size is in the manifest, and where texts end is checked against their bytes."""
+    """Its size is in the manifest, and where texts end is checked against their bytes, whatever the manifest says."""
     stored(tmp_path / "store", TEXT, walks(TEXT, 4))
-    end = tmp_path / "store" / "states" / "end.memmap"
-    content = bytearray(end.read_bytes())
+    end, manifest = tmp_path / "store" / "states" / "end.memmap", tmp_path / "store" / "manifest.json"
+    content, digest = bytearray(end.read_bytes()), file_sha256(end)
     content[-8] ^= 1
     end.write_bytes(content)
+    with pytest.raises(DataError, match=r"states/end.memmap: its content changed"):
+        RolloutStore(tmp_path / "store")
+    manifest.write_text(manifest.read_text().replace(digest, file_sha256(end)))
     with pytest.raises(DataError, match="its texts end at byte"):
         RolloutStore(tmp_path / "store")
     end.write_bytes(content[:-8])

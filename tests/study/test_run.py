@@ -23,7 +23,7 @@ from kalm.report.results import load_results
 from kalm.store.labels import LABEL_MANIFEST, label_folder
 from kalm.study.definition import Stage, Study, load_study
 from kalm.study.run import run_study
-from tests.chain_run import kalm, run_folder_of, write_config
+from tests.chain_run import briefly, kalm, run_folder_of, write_config
 
 STUDY: dict[str, Any] = {
     "name": "letters",
@@ -496,7 +496,7 @@ class TestChainStudy:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """The study overwrites its own outdated run; a run that it did not make is refused."""
-        assert kalm("fit", "--config", "bc.yaml", "--trainer.max_steps", "5") == 0
+        assert kalm("fit", "--config", "bc.yaml", *briefly(5)) == 0
         for _ in range(2):  # a refusal does not make it the study's own
             assert kalm("run", "study.yaml") == 4
             assert "already holds a run" in capsys.readouterr().err

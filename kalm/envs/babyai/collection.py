@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.core.termination import end_with_parent
 from kalm.envs.babyai.goals import MAX_STEPS
 from kalm.envs.babyai.grids import Grid, Level, reset_quietly
 from kalm.envs.babyai.layout import NUM_ACTIONS
@@ -131,6 +132,7 @@ class _Worker:
 
     @classmethod
     def begin(cls, domain: BabyAI) -> None:
+        end_with_parent()
         cls.collector = _Collector(domain)
 
     @classmethod

@@ -21,7 +21,7 @@ from kalm.envs.babyai.goals import MAX_STEPS, BabyAIGoal, goal_from_json
 from kalm.envs.babyai.instructions import GOAL_SPLITS, instructed_goals, paraphrases
 from kalm.envs.babyai.layout import FIRST_DOOR, NUM_ACTIONS
 from kalm.envs.babyai.questions import AGENT_GRID
-from kalm.envs.babyai.text import ACTION_ANSWERS, conversation
+from kalm.envs.babyai.text import ACTION_ANSWERS, conversation, rules, text_of_state
 from kalm.envs.base import Domain
 
 if TYPE_CHECKING:
@@ -141,6 +141,15 @@ class BabyAI(Domain):
     def conversation(self, observation: Array, instruction: str) -> list[dict[str, str]]:
         """See ``text.conversation``."""
         return conversation(observation, instruction)
+
+    def state_in_words(self, observation: Array) -> str:
+        """See ``text.text_of_state``."""
+        return text_of_state(observation)
+
+    @property
+    def rules_in_words(self) -> str:
+        """See ``text.rules``."""
+        return rules(self.width, self.height)
 
     def invalid(self, observation: Array, action: Array, next_observation: Array) -> BoolArray:
         """Whether nothing changed, as after ``DONE`` and a step into a wall."""

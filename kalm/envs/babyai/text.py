@@ -146,6 +146,24 @@ def conversation(state: NDArray[Any], instruction: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": told}, {"role": "user", "content": asked}]
 
 
+def rules(width: int, height: int) -> str:
+    """When goals are met, for a judge who is shown a state of a grid as ``text_of_state`` tells it."""
+    return (
+        f"The world is a grid of {width} by {height} tiles, (column, row) from (0,0) at the top left, with rooms, "
+        "doors, boxes, keys and balls. An agent walks on it, turns, carries things and opens doors; what it carries is "
+        "in its inventory. One step to the right adds 1 to the column, one step down adds 1 to the row.\n"
+        "A thing that a goal names may be any of that kind and colour; where it names no colour, of any colour. Goals "
+        "may use other words for kinds and colours.\n"
+        "- To pick up a thing: it is in the inventory.\n"
+        "- To go to a thing: it is on the one tile that lies in front of the agent, one step in the direction that the "
+        "agent faces.\n"
+        "- To open a door: a door of that colour stands open.\n"
+        "- To put a thing next to another: both lie on the grid, on tiles that are exactly one step apart, across or "
+        "down.\n"
+        "- To go to a tile: the agent is on exactly that tile."
+    )
+
+
 def _concrete_lines(tiles: NDArray[Any]) -> list[str]:
     lines = []
     for kind in ("box", "door", "key", "ball"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from kalm.envs.base import Domain
 from kalm.envs.clevr_robot.goals import ClevrRobotGoal, goal_from_json
 from kalm.envs.clevr_robot.instructions import GOAL_SPLITS, UNSEEN_SPLITS, instructed_goals
 from kalm.envs.clevr_robot.layout import NUM_ACTIONS, NUM_BALLS, OBSERVATION_SIZE, ball_permutations
+from kalm.envs.clevr_robot.paraphrases import paraphrases
 from kalm.envs.clevr_robot.plausibility import violations
 from kalm.envs.clevr_robot.sub_goals import next_sub_goal
 from kalm.envs.simulation import Act
@@ -22,6 +24,10 @@ from kalm.envs.symmetry import Symmetry
 if TYPE_CHECKING:
     from kalm.envs.clevr_robot.vector_env import ClevrRobotVectorEnv
     from kalm.envs.vector_env import DomainVectorEnv
+
+# Sentences that are drawn for a goal of a kind; there are 80 placements, 20 pushes and 162 hard goals.
+_NUM_PARAPHRASES = {"place": 12, "move": 30}
+_NUM_HARD_PARAPHRASES = 3
 
 
 class ClevrRobot(Domain):
@@ -52,6 +58,15 @@ class ClevrRobot(Domain):
 
     def goal_from_json(self, data: Mapping[str, Any]) -> ClevrRobotGoal:  # noqa: D102
         return goal_from_json(data)
+
+    def paraphrases(self, instructed: InstructedGoal) -> list[str]:
+        """Of any goal, as many as make the kinds of goals about equally many sentences; the same for every run."""
+        goal = instructed.goal
+        assert isinstance(goal, ClevrRobotGoal)
+        # The goal decides what is drawn, so that two goals do not share all patterns.
+        rng = np.random.default_rng(list(json.dumps(goal.to_json(), sort_keys=True).encode()))
+        drawn = paraphrases(goal, rng, _NUM_PARAPHRASES.get(goal.kind, _NUM_HARD_PARAPHRASES))
+        return list(dict.fromkeys(drawn))
 
     def plausibility(self, observation: Array, action: Array, next_observation: Array) -> dict[str, BoolArray]:
         """By what real transitions never do."""

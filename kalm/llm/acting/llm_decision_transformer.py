@@ -43,14 +43,14 @@ from kalm.llm.grounding.losses import Optimization, action_loss, require_finite
 from kalm.llm.grounding.reading import read_rollouts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.runs.checkpoint_io import POLICY, require_same_policy
+from kalm.runs.devices import require_unused_search
 from kalm.runs.evaluated import EvaluatedPolicy
 
 
 class LLMDecisionTransformer(EvaluatedPolicy):
     """A language model that does what led to a return; for ``fit`` and ``test`` with a ``ReturnConditionedData``.
 
-    Its output layer for text has nothing to learn. With several devices, Lightning has to be told so:
-    ``--trainer.strategy ddp_find_unused_parameters_true``.
+    Its output layer for text has nothing to learn.
     """
 
     target_return: Tensor
@@ -126,6 +126,10 @@ class LLMDecisionTransformer(EvaluatedPolicy):
         """Load a pretrained backbone where it will run: Lightning calls this before it restores a checkpoint."""
         self.backbone.load(self.device if self._trainer is None else self.trainer.strategy.root_device)
         self.codec.token_scales = [self.backbone.token_scale]
+
+    def on_train_start(self) -> None:
+        """Several devices have to know that something does not learn."""
+        require_unused_search(self, "the output layer for text has nothing to learn")
 
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """Imitation of every recorded action, given the return that came of it.

@@ -30,7 +30,7 @@ from kalm.envs.simulation import Episode, EpisodeResult, evaluate
 from kalm.llm.backbones.backbone import require_same_backbone
 from kalm.llm.backbones.hugging_face_backbone import HuggingFaceBackbone
 from kalm.llm.grounding.losses import Optimization, require_finite
-from kalm.llm.language_model import LanguageModel
+from kalm.llm.local_language_model import LocalLanguageModel
 from kalm.runs.acting import draw_actions, uniform_numbers
 from kalm.runs.evaluated import EvaluatedPolicy
 
@@ -68,6 +68,7 @@ class LLMStudent(EvaluatedPolicy):
         require(temperature >= 0, "temperature", temperature, "0 or more")
         require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
         self.spec, self.backbone, self.temperature = spec, backbone, temperature
+        self._language_model = LocalLanguageModel(backbone)
         self._optimization = Optimization(learning_rate, weight_decay, warmup_updates, schedule_updates, 1.0)
 
     def configure_model(self) -> None:
@@ -124,7 +125,7 @@ class LLMStudent(EvaluatedPolicy):
         """Log-probability of each action's answer, shape (B, A)."""
         pairs = zip(observations, sentences, strict=True)
         conversations = [domain.conversation(observation, sentence) for observation, sentence in pairs]
-        return LanguageModel(self.backbone).scores(conversations, domain.action_answers)
+        return self._language_model.log_probabilities(conversations, domain.action_answers)
 
     @property
     def _data(self) -> PlanData:

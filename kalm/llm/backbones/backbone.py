@@ -34,6 +34,7 @@ class Backbone(nn.Module, ABC):
         hidden_size: Numbers in a token's vector, H.
         end_of_text: Id of the token that ends an answer.
         context_size: Most tokens of a prompt with its rollout and answer; None if there is no limit.
+        context_note: What limits them, if it is not the model's length.
         token_scale: What the vectors of states and actions are multiplied by, so that they are about as long as those
             of text; known once the weights are there. Of a backbone made of several models, that of each part counts.
         reads_any_mask: Whether ``forward`` heeds every attention mask. If not, a row must hold one rollout and
@@ -43,6 +44,7 @@ class Backbone(nn.Module, ABC):
     hidden_size: int
     end_of_text: int
     context_size: int | None = None
+    context_note: str = ""
     token_scale: float = 1.0
     reads_any_mask: bool = True
 
@@ -98,9 +100,10 @@ class Backbone(nn.Module, ABC):
     def require_room(self, num_tokens: int) -> None:
         """Refuse with a ``DataError`` rows of more tokens than the model can tell apart."""
         if self.context_size is not None and num_tokens > self.context_size:
+            note = f" ({self.context_note})" if self.context_note else ""
             raise DataError(
                 f"a prompt and what comes behind it need {num_tokens} tokens; the language model reads at most "
-                f"{self.context_size}. Shorten the instruction, allow fewer steps, collect shorter rollouts, or "
+                f"{self.context_size}{note}. Shorten the instruction, allow fewer steps, collect shorter rollouts, or "
                 "choose a model with a longer context"
             )
 

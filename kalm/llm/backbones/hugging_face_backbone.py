@@ -10,6 +10,7 @@ Shape letters: B rows, L tokens of a prompt, S new tokens of a row, M columns of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -33,10 +34,11 @@ from kalm.llm.backbones.hugging_face_model import (
     read_tokenizer,
 )
 from kalm.llm.backbones.key_value_cache import KeyValueCache
+from kalm.llm.backbones.plain_reading import readable_tokens, require_plain_reading
 
 # How far scores may be off by rounding alone, as a part of the largest; a mask that is not heeded costs more.
 _ROUNDING = {torch.float32: 0.01, torch.bfloat16: 0.05}
-_TOKENS, _OTHERS = [3, 5, 7, 9], [11, 13]  # read in several ways, to compare
+_TOKENS_AT_ONCE = 4096
 
 
 class HuggingFaceBackbone(Backbone):
@@ -88,7 +90,7 @@ class HuggingFaceBackbone(Backbone):
         self._ids_of_prompt: dict[str, Tensor] = {}
         self.hidden_size = self._text_config.hidden_size
         self.end_of_text = self._tokenizer.eos_token_id
-        self.context_size = getattr(self._text_config, "max_position_embeddings", None)
+        self.context_size, self.context_note = readable_tokens(self._text_config)
         self.reads_any_mask = attention == "sdpa"
         self.model: nn.Module | None = None
         self.register_state_dict_post_hook(_drop_frozen)
@@ -104,13 +106,12 @@ class HuggingFaceBackbone(Backbone):
             return
         self.model = load_model(self._settings, device).eval()
         try:
-            _require_plain_reading(self, self._settings.model, _ROUNDING[self._settings.dtype])
+            require_plain_reading(self, self._settings.model, _ROUNDING[self._settings.dtype])
         except KalmError:
             self.model = None
             raise
         self.model.train(self.training)
-        weight = self._causal_lm.get_input_embeddings().weight
-        self.token_scale = float(weight.detach().float().std()) / TOKEN_STD
+        self.token_scale = self._embedding_std() / TOKEN_STD
 
     def embed_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:  # noqa: D102
         for prompt in prompts:
@@ -228,9 +229,35 @@ class HuggingFaceBackbone(Backbone):
         device: torch.device = self._causal_lm.get_input_embeddings().weight.device
         return device
 
-    def _own_scores(self, token_ids: Tensor) -> Tensor:
-        with self._autocast():
-            logits: Tensor = self._causal_lm(input_ids=token_ids.to(self._device), use_cache=False).logits
+    @property
+    def num_embeddings(self) -> int:
+        """Tokens that have a vector."""
+        return len(self._causal_lm.get_input_embeddings().weight)
+
+    @torch.no_grad()
+    def _embedding_std(self) -> float:
+        """Standard deviation of all numbers of all tokens' vectors, as they are read: some models scale them first."""
+        count, total, squares = 0, 0.0, 0.0
+        for token_ids in torch.arange(self.num_embeddings).split(_TOKENS_AT_ONCE):
+            vectors = self.embed_tokens(token_ids).double()
+            count += vectors.numel()
+            total += float(vectors.sum())
+            squares += float(vectors.square().sum())
+        return math.sqrt((squares - total**2 / count) / (count - 1))
+
+    def own_scores(self, token_ids: Tensor) -> Tensor:
+        """Scores of every next token as the library itself computes them, from (B, S) to (B, S, V).
+
+        But for one thing: what its embedding returns is in float32, as everywhere here. A sum of all layers in bfloat16
+        is off by more than any fault that is looked for, where a model has a few very large numbers.
+        """
+        embedding = self._causal_lm.get_input_embeddings()
+        hook = embedding.register_forward_hook(lambda module, given, vectors: vectors.float())
+        try:
+            with self._autocast():
+                logits: Tensor = self._causal_lm(input_ids=token_ids.to(self._device), use_cache=False).logits
+        finally:
+            hook.remove()
         return logits
 
     def _autocast(self) -> torch.autocast:
@@ -281,63 +308,3 @@ def _forgive_frozen(backbone: nn.Module, keys: Any) -> None:
     assert isinstance(backbone, HuggingFaceBackbone)
     frozen = {f"{backbone._prefix}model.{name}" for name in backbone.frozen_names()}
     keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]
-
-
-@torch.inference_mode()
-def _require_plain_reading(backbone: HuggingFaceBackbone, name: str, tolerance: float) -> None:
-    """Whether the model does with vectors, positions and masks what packing and caching rely on.
-
-    Architectures differ: some scale embeddings or scores outside of their layers, some take positions from where a
-    token stands in a row, some heed a mask of their own making only. Such a model would train and imagine without an
-    error, and wrongly. Four tokens in four ways tell, before anything is learned.
-
-    Raises:
-        KalmError: If scores differ from the model's own by more than rounding.
-    """
-    vectors = backbone.embed_tokens(torch.tensor([_TOKENS]))
-    expected = backbone._own_scores(torch.tensor([_TOKENS]))[0, -1].float()
-    ways = {"vectors in place of tokens": _scores_in_one_pass, "a cache": _scores_with_cache}
-    if backbone.reads_any_mask:
-        ways["several texts behind one prompt"] = _scores_packed
-    for what, scores_in_this_way in ways.items():
-        try:
-            error = (scores_in_this_way(backbone, vectors) - expected).abs().max() / expected.abs().max()
-            problem = "" if error <= tolerance else f"its scores are off by {error:.0%} of the largest"
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, ValueError, AttributeError) as failure:
-            problem = str(failure)
-        if problem:
-            raise KalmError(
-                f"the language model {name} does not read {what} as kalm needs: {problem}. Allowed: models that heed "
-                "position_ids and 4-D attention masks, and whose output layer alone makes the scores, such as Llama, "
-                "Qwen2 and Mistral"
-            )
-
-
-def _scores_in_one_pass(backbone: Backbone, vectors: Tensor) -> Tensor:
-    size = vectors.shape[1]
-    causal = torch.ones(size, size, dtype=torch.bool, device=vectors.device).tril()
-    hidden = backbone(vectors, torch.arange(size, device=vectors.device)[None], causal[None, None])
-    return backbone.text_logits(hidden[0, -1])
-
-
-def _scores_packed(backbone: Backbone, vectors: Tensor) -> Tensor:
-    """A prompt of two tokens, two tokens of another text behind it, then the rest of this one, which skips those."""
-    others = backbone.embed_tokens(torch.tensor([_OTHERS]))
-    row = torch.cat([vectors[:, :2], others, vectors[:, 2:]], dim=1)
-    sees = torch.ones(6, 6, dtype=torch.bool, device=vectors.device).tril()
-    sees[4:, 2:4] = False
-    hidden = backbone(row, torch.tensor([[0, 1, 2, 3, 2, 3]], device=vectors.device), sees[None, None])
-    return backbone.text_logits(hidden[0, -1])
-
-
-def _scores_with_cache(backbone: Backbone, vectors: Tensor) -> Tensor:
-    """A prompt of two tokens, padded to three, then one token after the other."""
-    prompt = torch.cat([vectors[:, :2], torch.zeros_like(vectors[:, :1])], dim=1)
-    cache = backbone.make_cache(1, len(_TOKENS))
-    backbone.read(prompt, cache)
-    cache.trim(torch.tensor([2], device=vectors.device))
-    for step in (2, 3):
-        hidden = backbone.read(vectors[:, [step]], cache)
-    return backbone.text_logits(hidden[0, -1])

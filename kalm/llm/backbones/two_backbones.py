@@ -29,8 +29,7 @@ class TwoBackbones(Backbone):
 
     General text is learned by the model of actions alone.
 
-    The output layer for text of the model of states has nothing to learn. With several devices, Lightning has to be
-    told so: ``--trainer.strategy ddp_find_unused_parameters_true``.
+    The output layer for text of the model of states has nothing to learn.
     """
 
     def __init__(self, actions: Backbone, states: Backbone) -> None:

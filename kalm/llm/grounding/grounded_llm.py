@@ -44,6 +44,7 @@ from kalm.llm.grounding.reading import RolloutHidden, read_rollouts, read_texts
 from kalm.llm.grounding.rollout_codec import RolloutCodec
 from kalm.llm.imagination.rollout_engine import ImaginationSettings, RolloutEngine
 from kalm.runs.checkpoint_io import VerifiedCheckpointIO
+from kalm.runs.devices import require_unused_search
 from kalm.runs.folder import find_checkpoint
 
 _AS_IN_THE_PAPER = ImaginationSettings()
@@ -138,6 +139,11 @@ class GroundedLLM(LightningModule):
             checkpoint = VerifiedCheckpointIO().load_checkpoint(file)
             self.on_load_checkpoint(checkpoint)
             self.load_state_dict(checkpoint["state_dict"])
+
+    def on_train_start(self) -> None:
+        """Several devices have to know if something does not learn."""
+        if len(self.backbone.parts) > 1:
+            require_unused_search(self, "the output layer for text of the model of states has nothing to learn")
 
     def losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """What the tasks ask of the model, in the order of the paper's section 3.1.

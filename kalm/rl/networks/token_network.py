@@ -193,13 +193,17 @@ class _Layer(nn.Module):
 class _Sentence:
     """Which places of sentences hold a word, and the words' vectors: at all places, or packed without the empty ones.
 
-    Most sentences are far shorter than the longest, so packing saves training more than half of its time. How large
-    the products are then depends on the batch, and so does rounding: evaluation leaves words in their places.
+    Most sentences are far shorter than the longest, so packing, and leaving out places where no sentence of the batch
+    has a word, saves training more than half of its time. How large the products are then depends on the batch, and so
+    does rounding: evaluation leaves words in their places.
     """
 
     def __init__(self, vectors: Tensor, is_packed: bool) -> None:
         """Take vectors (..., L, E)."""
         self.is_word = (vectors[..., :_NUM_TELLING] != 0).any(dim=-1)
+        if is_packed:
+            longest = int(self.is_word.sum(dim=-1).max())  # what is no word comes last
+            vectors, self.is_word = vectors[..., :longest, :], self.is_word[..., :longest]
         self._place = self.is_word.flatten().nonzero().squeeze(1) if is_packed else None
         if self._place is not None:
             vectors = vectors.flatten(0, -2).index_select(0, self._place)

@@ -117,8 +117,9 @@ class ProxyReward(LightningModule):
                     if row[figure] is not None:
                         self.log(f"test/{row['task']}/{figure}", row[figure])
         content = {"rows": table, "thresholds": self.thresholds, **self.data.description}
-        path = Path(self.trainer.default_root_dir) / PROXY_FILE
-        write_durably(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        if self.trainer.is_global_zero:  # every device has examined all
+            path = Path(self.trainer.default_root_dir) / PROXY_FILE
+            write_durably(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     def table(self, rows: Sequence[_Row]) -> list[dict[str, Any]]:
         """Table B.4: a row for each task, for learned goals and held-out ones, against the truth and the judge."""

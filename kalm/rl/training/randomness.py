@@ -32,7 +32,7 @@ def initialize(module: nn.Module, seed: int, targets: Iterable[tuple[nn.Module, 
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
-def update_noise(seeds: Sequence[int], updates: range, num_rows: int, size: int) -> Tensor:
+def update_noise(seeds: Sequence[int], updates: Sequence[int], num_rows: int, size: int) -> Tensor:
     """Standard normal numbers of each policy at each update, shape (K, S * B, Z); ``num_rows`` is B, ``size`` is Z."""
     if not size:
         return torch.zeros(len(updates), len(seeds) * num_rows, 0)

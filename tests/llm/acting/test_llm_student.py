@@ -24,17 +24,14 @@ from kalm.envs.babyai.layout import LEFT, NUM_ACTIONS, RIGHT
 from kalm.envs.babyai.simulator import next_states
 from kalm.envs.simulation import Episode, EpisodeResult
 from kalm.llm.acting.llm_student import LLMStudent
-from kalm.llm.language_model import LanguageModel
+from kalm.llm.backbones.smollm2 import FOLDER
+from kalm.llm.local_language_model import LocalLanguageModel
 from kalm.store.writer import RolloutStoreWriter
 from tests.chain_run import kalm
-from tests.llm.small_models import edit_json, save_small_model, unloaded_backbone
+from tests.llm.small_models import CHAT_TEMPLATE, edit_json, save_small_model, unloaded_backbone
 from tests.rl.distillation.room_domain import RoomEncoder
 from tests.rl.helpers import trainer
 
-TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 MAX_STEPS = 6
 SENTENCE_OF_PLANS = "go to the tile (1, 1)"
 
@@ -52,7 +49,7 @@ def chat_model(world: BabyAI, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_small_model(
         tmp_path_factory.mktemp("models") / "chat", "qwen2", [*texts, *world.action_answers], 5, context_size=1024
     )
-    edit_json(folder / "tokenizer_config.json", chat_template=TEMPLATE)
+    edit_json(folder / "tokenizer_config.json", chat_template=CHAT_TEMPLATE)
     return folder
 
 
@@ -140,10 +137,10 @@ def taken(results: list[EpisodeResult]) -> list[list[int]]:
 
 
 def loss_by_hand(module: LLMStudent, states: Tensor) -> list[float]:
-    """Probabilities of ``LanguageModel``, added up over left and right: minus the log of that, for each state."""
+    """Probabilities of ``LocalLanguageModel``, added up over left and right: minus the log of that, for each state."""
     conversations = [BabyAI().conversation(state.numpy(), SENTENCE_OF_PLANS) for state in states]
     with torch.inference_mode():
-        scores = LanguageModel(module.backbone).scores(conversations, BabyAI().action_answers)
+        scores = LocalLanguageModel(module.backbone).log_probabilities(conversations, BabyAI().action_answers)
     return (-(scores[:, LEFT].exp() + scores[:, RIGHT].exp()).log()).tolist()
 
 
@@ -246,12 +243,20 @@ def test_settings_are_checked(data: PlanData, chat_model: Path, tmp_path: Path) 
         fitted(module, data, tmp_path)
 
 
-def test_one_update_runs_from_the_file(chat_model: Path, data_folder: Path, tmp_path: Path) -> None:
+FILES = sorted((Path(__file__).parents[3] / "conf" / "babyai").glob("llm_student*.yaml"))
+
+
+def test_both_files_are_found() -> None:
+    """One model of the hub, one out of the package index."""
+    assert [path.stem for path in FILES] == ["llm_student", "llm_student_smollm2_135m_instruct"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_one_update_runs_from_the_file(path: Path, chat_model: Path, data_folder: Path, tmp_path: Path) -> None:
     """4-bit weights and adapters as it says, but for a small model, world and batch; the model is pinned."""
-    path = Path(__file__).parents[3] / "conf" / "babyai" / "llm_student.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     backbone = config["model"]["init_args"]["backbone"]["init_args"]
-    assert re.fullmatch("[0-9a-f]{40}", backbone["revision"])
+    assert re.fullmatch("[0-9a-f]{40}", backbone["revision"]) if "revision" in backbone else backbone["model"] == FOLDER
     assert config["model"]["init_args"]["schedule_updates"] == config["trainer"]["max_steps"]
     options = [f"--model.backbone.model={chat_model}", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
     options += [f"--data.plans.stores=[{data_folder}]", "--data.num_goals=2", "--model.backbone.compute_type=float32"]

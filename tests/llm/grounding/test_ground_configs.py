@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[3]
 HUGGING_FACE = "kalm.llm.backbones.hugging_face_backbone.HuggingFaceBackbone"
 GROUNDING = sorted((REPOSITORY / "conf" / "clevr_robot").glob("ground_*.yaml"))
 FILES = [path for path in GROUNDING if HUGGING_FACE in path.read_text(encoding="utf-8")]
+INSTALLED = "ground_smollm2_135m_instruct"  # out of the package index, by its digest; test_smollm2.py has the rest
 SMOKE = REPOSITORY / "conf" / "overlay" / "smoke.yaml"
 GENERAL_TEXT = REPOSITORY / "conf" / "overlay" / "general_text.yaml"
 
@@ -31,10 +32,11 @@ def test_every_file_is_found() -> None:
         "qwen25_05b",
         "qwen25_7b",
         "smollm2_135m",
+        "smollm2_135m_instruct",
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != INSTALLED], ids=lambda path: path.stem)
 def test_the_model_is_pinned_to_a_commit(path: Path) -> None:
     """And its padding is set, which none of these tokenizers does usably; the run has a name of its own."""
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -76,12 +78,23 @@ def test_one_update_runs(path: Path, world: Path) -> None:
     assert kalm("fit", "--config", path, "--config", SMOKE, "--root", world, *overrides) == 0
     folder = world / "clevr_robot" / "ground" / path.stem.removeprefix("ground_") / "seed=0"
     assert (folder / "update=1.ckpt").is_file()
-    assert (folder / "adapter" / "adapter_config.json").exists() is ("smollm2" not in path.stem)
+    assert (folder / "adapter" / "adapter_config.json").exists() is (path.stem != "ground_smollm2_135m")
+
+
+def test_one_update_runs_on_metaworld(world: Path) -> None:
+    """From the file alone but for the model, with a small batch; adapters are what is trained."""
+    conf = REPOSITORY / "conf" / "metaworld"
+    assert kalm("collect", "--config", conf / "collect.yaml", "--root", world, "--num_rollouts", 20) == 0
+    options = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--data.real.num_collected=20"]
+    options += ["--data.num_held_out=4", "--data.num_imagined=2", "--data.tasks.generation=2"]
+    path = conf / f"{INSTALLED}.yaml"
+    assert kalm("fit", "--config", path, "--config", SMOKE, "--root", world, *small(world, "llama"), *options) == 0
+    assert (world / "metaworld/ground/smollm2_135m_instruct/seed=0/adapter/adapter_config.json").is_file()
 
 
 def test_general_text_is_mixed_in_by_an_overlay(world: Path, tmp_path: Path) -> None:
     """Pieces of the file beside the rollouts; both losses, and that of held-out text, are among the metrics."""
-    path = next(path for path in FILES if "smollm2" in path.stem)
+    path = next(path for path in FILES if path.stem == "ground_smollm2_135m")
     text = tmp_path / "text.jsonl"
     text.write_text("".join(f'{{"text": "go {index} times"}}\n' for index in range(20)), encoding="utf-8")
     sizes = [
