@@ -160,9 +160,7 @@ class PolicyData(RolloutData):
         self.evaluation = evaluation
         self._paraphrase, self._has_stand_ins = paraphrase, symmetry is SymmetryKind.stand_ins
         if paraphrase and self._has_stand_ins:
-            raise DataError(
-                "paraphrase is true and symmetry is stand_ins, which has no paraphrases; set either otherwise"
-            )
+            raise DataError("paraphrase is true and symmetry is stand_ins, which has no paraphrases; change either")
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
         self._goal_split_weights = _checked_weights(domain, dict(goal_split_weights or {}), balance_goal_splits)
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
