@@ -30,6 +30,7 @@ from kalm.data.symmetry import SymmetryKind
 from kalm.data.task_batches import TaskBatches, generation_prompts, shortest_instructions
 from kalm.data.training_data import examined_loader, require_least
 from kalm.envs.base import Domain
+from kalm.envs.symmetry import texts_under
 from kalm.language.encoder import SentenceEncoder
 from kalm.language.prompts import DYNAMICS, EXPLANATIONS, generation_prompt
 
@@ -170,7 +171,7 @@ class GroundingData(RolloutData):
     def written_texts(self) -> list[str]:
         """Everything that the model has to be able to write."""
         pieces = [*self.general_text.training, *self.general_text.held_out] if self.general_text else []
-        return [*self.answers, *pieces]
+        return [*(text for row in texts_under(self.answers, self.symmetries) for text in row), *self.answers, *pieces]
 
     def batch(self, index: int) -> GroundingBatch:
         """Rollouts of every task that is not left out, and text; a pure function of seed and index."""

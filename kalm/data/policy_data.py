@@ -27,7 +27,8 @@ from kalm.data.paraphrases import Paraphrases
 from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
-from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
+from kalm.data.statistics import transition_moments
+from kalm.data.symmetry import SymmetricTexts, SymmetricTransitions, SymmetryKind
 from kalm.data.training_data import examined_loader, require_least
 from kalm.envs.base import Domain
 from kalm.envs.evaluation import evaluation_episodes
@@ -138,7 +139,8 @@ class PolicyData(RolloutData):
                 transitions) or ``missed`` (their goal was not met), where others count 1; one that is both counts the
                 product. Instead of a filter, so use ``imagined.filter: none``; null weighs all alike.
             symmetry: Under which of the domain's symmetries every row is shown, a random one each time, in
-                observation, action and sentence alike, as long as the stores have the sentence too (paper: none).
+                observation, action and sentence alike, as long as the stores have the sentence too; stand-ins bring
+                sentences of their own (paper: none).
             paraphrase: Whether a row's sentence is, half of the time, another of the domain's for the same goal (paper:
                 no). That knows which sentences mean the same, and nothing of the rule by which a goal is met.
             num_goal_tokens: Tokens of an instruction that the policy reads one by one, at most; its networks are then
@@ -156,7 +158,9 @@ class PolicyData(RolloutData):
         """
         super().__init__(locals())
         self.evaluation = evaluation
-        self._paraphrase = paraphrase
+        self._paraphrase, self._has_stand_ins = paraphrase, symmetry is SymmetryKind.stand_ins
+        if paraphrase and self._has_stand_ins:
+            raise DataError("paraphrase is true and symmetry is stand_ins, which has no paraphrases; change either")
         self._balance_goal_splits, self._verdict_weights = balance_goal_splits, dict(verdict_weights or {})
         self._goal_split_weights = _checked_weights(domain, dict(goal_split_weights or {}), balance_goal_splits)
         self.batch_size, self.updates_per_step, self.sequence_length = batch_size, updates_per_step, sequence_length
@@ -181,6 +185,19 @@ class PolicyData(RolloutData):
         """The imagined rollouts that are learned from, with their weights; none where none were asked for."""
         return weighed_by_verdicts(super().imagination, self._verdict_weights)
 
+    @property
+    def observation_mean(self) -> Tensor:
+        """Of real rollouts, float32 of shape (O,); of numbers that vary in imagination alone, of all rollouts.
+
+        Such are those of things that no recorded scene has.
+        """
+        return self._observation_statistics[0]
+
+    @property
+    def observation_std(self) -> Tensor:
+        """Standard deviation of the same, float32 of shape (O,); 1 where a number never changes."""
+        return self._observation_statistics[1]
+
     @cached_property
     def selection(self) -> Selection:
         """All rollouts that are learned from."""
@@ -191,15 +208,24 @@ class PolicyData(RolloutData):
         """TorchRL's buffers of row numbers: the real rollouts', then those of the imagined ones."""
         return self._minibatches.buffer
 
+    @cached_property
+    def _observation_statistics(self) -> tuple[Tensor, Tensor]:
+        mean, std = super().observation_mean, super().observation_std
+        is_constant = self.moments[0].spread[self._statistics_of[0]] == 0
+        if not (is_constant.any() and len(self.imagination)):
+            return mean, std
+        of_all, _, _ = transition_moments(self.selection)
+        return torch.where(is_constant, of_all.mean, mean), torch.where(is_constant, of_all.std, std)
+
     def first_rollout(self, goal_split: str) -> Rollout | None:
         """The first rollout in use of a split, a real one where there is any; None where there is no rollout."""
         of_split = self.selection.of_goal_split(goal_split)
         return of_split.rollout(0) if len(of_split) else None
 
-    @property
+    @cached_property
     def instructions(self) -> list[str]:
-        """The distinct sentences of all stores, then any paraphrases; ``instruction_id`` counts them."""
-        return self._paraphrases.sentences if self._paraphrases else self._stored.line.instructions
+        """The distinct sentences of all stores, then those of stand-ins or paraphrases; ``instruction_id`` counts."""
+        return self._paraphrases.sentences if self._paraphrases else self._told
 
     @cached_property
     def goal_embeddings(self) -> Tensor:
@@ -300,8 +326,13 @@ class PolicyData(RolloutData):
 
     @cached_property
     def _shown(self) -> SymmetricTransitions | None:
-        sentences = self._stored.line.instructions
-        return SymmetricTransitions(sentences, self.symmetries) if self.symmetries else None
+        return SymmetricTransitions(self._told, self.symmetries) if self.symmetries else None
+
+    @cached_property
+    def _told(self) -> list[str]:
+        """The distinct sentences of all stores, and what they become with stand-ins."""
+        stored = self._stored.line.instructions
+        return SymmetricTexts(stored, self.symmetries).distinct if self._has_stand_ins else stored
 
     @cached_property
     def _paraphrases(self) -> Paraphrases | None:

@@ -117,17 +117,18 @@ class RolloutData(TrainingData):
     @property
     def observation_mean(self) -> Tensor:
         """Mean of the real observations that are learned from, float32 of shape (O,)."""
-        return self.moments[0].mean
+        source, sign = self._statistics_of
+        return sign * self.moments[0].mean[source]
 
     @property
     def observation_std(self) -> Tensor:
         """Their standard deviation, float32 of shape (O,); 1 where a number never changes."""
-        return self.moments[0].std
+        return self.moments[0].std[self._statistics_of[0]]
 
     @property
     def change_std(self) -> Tensor:
         """Standard deviation of the change in one step, float32 of shape (O,); 0 where a number never changes."""
-        return self.moments[1].spread
+        return self.moments[1].spread[self._statistics_of[0]]
 
     @property
     def outcome_range(self) -> tuple[Tensor, Tensor]:
@@ -143,6 +144,21 @@ class RolloutData(TrainingData):
     def moments(self) -> tuple[Moments, Moments, Moments]:
         """Of the observations, changes and next observations of the real rollouts that are learned from."""
         return transition_moments(self.training)
+
+    @cached_property
+    def _statistics_of(self) -> tuple[Tensor, Tensor]:
+        """Of which number each has the statistics, int64 of shape (O,), and with which sign, float32.
+
+        Its own, but for a number that varies under symmetries alone, such as the place of a thing that is shown instead
+        of another: that has those of what it stands for.
+        """
+        varies = self.moments[0].spread > 0
+        source, sign = torch.arange(len(varies)), torch.ones(len(varies))
+        for symmetry in self.symmetries:
+            order, signs = torch.from_numpy(symmetry.observation_order), torch.from_numpy(symmetry.signs)
+            borrows = ~varies[source] & varies[order]
+            source, sign = torch.where(borrows, order, source), torch.where(borrows, signs, sign)
+        return source, sign
 
     @property
     def rollout_statistics(self) -> RolloutStatistics:

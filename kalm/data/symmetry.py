@@ -30,12 +30,14 @@ class SymmetryKind(Enum):
     ``none``: as they were recorded (paper). ``names``: things that differ in name only, such as balls of another
     colour, are exchanged: far more different true rollouts than were recorded; sentences must name what is exchanged.
     ``mirror``: the world is seen in a mirror too. Motions to the other side are then in the data, though none of them
-    was recorded.
+    was recorded. ``stand_ins``: in the mirror as well, and with things in the place of others that are handled alike,
+    such as a ball for a puck. Motions of things that no recorded task moves are then in the data.
     """
 
     none = "none"
     names = "names"
     mirror = "mirror"
+    stand_ins = "stand_ins"
 
 
 def symmetries_of(domain: Domain, kind: SymmetryKind) -> Sequence[Symmetry]:
@@ -46,7 +48,11 @@ def symmetries_of(domain: Domain, kind: SymmetryKind) -> Sequence[Symmetry]:
     """
     if kind is SymmetryKind.none:
         return ()
-    found = domain.symmetries if kind is SymmetryKind.names else domain.mirror_images
+    found = {
+        SymmetryKind.names: domain.symmetries,
+        SymmetryKind.mirror: domain.mirror_images,
+        SymmetryKind.stand_ins: domain.stand_ins,
+    }[kind]
     if not found:
         raise DataError(f"symmetry is {kind.name}, but the domain {domain.name} has none of that kind; set it to none")
     return found
@@ -104,10 +110,11 @@ class SymmetricNumbers:
 
 
 class SymmetricTransitions:
-    """Shows transitions under symmetries that turn their sentence into one of the stores' own.
+    """Shows transitions under symmetries that turn their sentence into one of those that are given.
 
-    So no sentence is new: what nobody recorded or imagined a rollout for, nobody asks the policy for. Goals of a split
-    that is closed under symmetry, such as those of two balls, get all; a goal with a fixed order of all gets few.
+    With the stores' own no sentence is new: what nobody recorded or imagined a rollout for, nobody asks the policy for.
+    Goals of a split that is closed under symmetry, such as those of two balls, get all; a goal with a fixed order of
+    all gets few.
     """
 
     def __init__(self, instructions: Sequence[str], symmetries: Sequence[Symmetry]) -> None:

@@ -103,6 +103,14 @@ class Domain(GoalSplits):
         return ()
 
     @property
+    def stand_ins(self) -> Sequence[Symmetry]:
+        """The mirror images, and these with things in the place of others that are handled alike, such as a ball's.
+
+        None unless a domain has some. What they show is about right, and no more.
+        """
+        return ()
+
+    @property
     def entities(self) -> Sequence[slice]:
         """Where in an observation the numbers of each thing lie that a scene may lack; they are then all zero."""
         return ()

@@ -8,25 +8,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from kalm.core import names
 from kalm.core.errors import CheckpointError, DataError
+from kalm.core.names import Source
 from kalm.data.choice import RolloutFilter
 from kalm.data.grounding_data import GroundingData, GroundingTasks
 from kalm.data.minibatches import SYMMETRY_STREAM, Minibatches, Part, Updates
 from kalm.data.policy_data import PolicyData
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.data.rollout_data import RolloutData
-from kalm.data.rollout_sources import RealRollouts
+from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.selection import Selection
 from kalm.data.symmetry import SymmetryKind, symmetries_of
 from kalm.data.transition_data import TransitionData
+from kalm.envs.symmetry import Symmetry
 from kalm.store.reader import RolloutStore
 from tests.chain_domain import ChainDomain
 from tests.data.rollouts import DOMAIN, broken, real_rollouts, write_store
+from tests.line_domain import LineDomain
 from tests.llm.token_encoder import TokenEncoder
 
 MAKERS: dict[str, Callable[[RealRollouts, int], Any]] = {
@@ -194,7 +198,7 @@ class TwoKinds(ChainDomain):
 
 
 def test_each_kind_of_symmetry_is_the_domains(real: RealRollouts) -> None:
-    """Names, mirror images, or none; what a domain lacks is refused."""
+    """Names, mirror images, stand-ins, or none; what a domain lacks is refused."""
     domain = TwoKinds()
     assert symmetries_of(domain, SymmetryKind.none) == ()
     exchanged, mirrored = (symmetries_of(domain, kind) for kind in (SymmetryKind.names, SymmetryKind.mirror))
@@ -202,6 +206,85 @@ def test_each_kind_of_symmetry_is_the_domains(real: RealRollouts) -> None:
     assert [bool(symmetry.word_of) for symmetry in mirrored] == [True, False]
     with pytest.raises(DataError, match="symmetry is mirror, but the domain chain has none"):
         symmetries_of(DOMAIN, SymmetryKind.mirror)
+    assert symmetries_of(WithStandIn(), SymmetryKind.stand_ins) == WithStandIn.stand_ins
+    with pytest.raises(DataError, match="symmetry is stand_ins, but the domain chain has none"):
+        symmetries_of(DOMAIN, SymmetryKind.stand_ins)
+
+
+class WithStandIn(LineDomain):
+    """The line, with room for another walker that is never there, and that may be shown, mirrored, for the first."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    stand_ins = (
+        Symmetry(np.arange(2), np.ones(1, np.float32), {}),
+        Symmetry(np.array([1, 0]), np.ones(1, np.float32), {"go": "roll"}, np.array([1, -1], np.float32)),
+    )
+
+
+def test_what_stands_in_for_another_has_its_statistics(tmp_path: Path) -> None:
+    """The walker begins steps at -1/2 and 0: mean -1/4, deviation 1/4; it moves by 1/2 and 1/4: deviation 1/8.
+
+    So the one that is shown for it, mirrored, has a mean of 1/4 and the same deviations, though it was never there.
+    """
+    instructed = LineDomain().instructed_goals("train")[0]
+    positions = np.array([[-0.5, 0.0], [0.0, 0.0], [0.25, 0.0]], np.float32)
+    actions = np.ones((2, 1), np.float32)
+    walk = LineDomain().label_rollout(instructed, positions, actions, Source.REAL)
+    write_store(tmp_path / "walk", [walk, walk], domain=WithStandIn())
+    sources = WithStandIn(), TokenEncoder(), RealRollouts(str(tmp_path / "walk"))
+    plain, shown = (
+        GroundingData(*sources, symmetry=kind, num_held_out=1) for kind in (SymmetryKind.none, SymmetryKind.stand_ins)
+    )
+    assert plain.observation_mean.tolist() == [-0.25, 0.0]
+    assert plain.observation_std.tolist() == [0.25, 1.0]
+    assert plain.change_std.tolist() == [0.125, 0.0]
+    assert shown.observation_mean.tolist() == [-0.25, 0.25]
+    assert shown.observation_std.tolist() == [0.25, 0.25]
+    assert shown.change_std.tolist() == [0.125, 0.125]
+
+
+def test_a_policy_is_shown_stand_ins_under_sentences_of_their_own(tmp_path: Path) -> None:
+    """Who goes to an end, in the first number, is now and then somebody who rolls there, in the second, mirrored."""
+    recorded = next(row for row in LineDomain().instructed_goals("train") if row.instruction == "go to the left end")
+    positions, actions = np.array([[0.5, 0.0], [0.25, 0.0], [-1.0, 0.0]], np.float32), -np.ones((2, 1), np.float32)
+    walk = LineDomain().label_rollout(recorded, positions, actions, Source.REAL)
+    real = RealRollouts(str(write_store(tmp_path / "walk", [walk], domain=WithStandIn()).path))
+    data = PolicyData(WithStandIn(), TokenEncoder(), real, symmetry=SymmetryKind.stand_ins, batch_size=50)
+    assert data.instructions == ["go to the left end", "roll to the left end"]
+    assert data.goal_embeddings.shape[0] == 2
+    batch = data.batch(0).flatten()
+    shown = zip(batch[names.INSTRUCTION_ID].tolist(), batch[names.OBSERVATION].tolist(), strict=True)
+    assert {(number, *seen) for number, seen in shown} == {(0, 0.5, 0), (0, 0.25, 0), (1, 0, -0.5), (1, 0, -0.25)}
+
+
+def test_stand_ins_and_paraphrases_are_refused_together() -> None:
+    """Nobody has other words for what a stand-in does."""
+    with pytest.raises(DataError, match="paraphrase is true and symmetry is stand_ins"):
+        PolicyData(
+            WithStandIn(), TokenEncoder(), RealRollouts("nowhere"), symmetry=SymmetryKind.stand_ins, paraphrase=True
+        )
+
+
+def test_what_only_imagination_has_has_the_statistics_of_all(tmp_path: Path) -> None:
+    """Real steps begin at (-1/2, 0) and (0, 0), imagined ones at (1, 0) and (1, 1).
+
+    The first number has the real mean, -1/4, and deviation, 1/4; the second, of which real steps know only 0, those of
+    0, 0, 0 and 1: mean 1/4, deviation the root of 3 / 16.
+    """
+    instructed = LineDomain().instructed_goals("train")[0]
+    walks = {
+        "real": ([[-0.5, 0.0], [0.0, 0.0], [0.25, 0.0]], Source.REAL, {}),
+        "made": ([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]], Source.IMAGINARY, {"seed": 0}),
+    }
+    for name, (positions, source, facts) in walks.items():
+        walk = LineDomain().label_rollout(
+            instructed, np.array(positions, np.float32), np.ones((2, 1), np.float32), source, facts, ends_when_met=False
+        )
+        write_store(tmp_path / name, [walk], domain=WithStandIn())
+    imagined = ImaginedRollouts([str(tmp_path / "made")], RolloutFilter.none)
+    data = PolicyData(WithStandIn(), TokenEncoder(), RealRollouts(str(tmp_path / "real")), imagined)
+    torch.testing.assert_close(data.observation_mean, torch.tensor([-0.25, 0.25]))
+    torch.testing.assert_close(data.observation_std, torch.tensor([0.25, 3**0.5 / 4]))
 
 
 def test_the_range_of_outcomes_is_that_of_rollouts_as_shown(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_normalisation_is_that_of_the_real_rollouts_in_use(folder: Path) -> None
     used = data.stores[0].transitions[names.OBSERVATION][data.stores[0].transitions["rollout_id"] < 50]
     torch.testing.assert_close(data.observation_mean, used.mean(0))
     torch.testing.assert_close(data.observation_std, used.std(0, unbiased=False))
-    still = make_data(folder, real__max_rollouts=1)
+    still = make_data(folder, imagined=(), real__max_rollouts=1)
     first = still.stores[0].transitions[names.OBSERVATION][still.stores[0].transitions["rollout_id"] < 1]
     constant = first.std(0, unbiased=False) == 0
     assert constant.any()

@@ -24,6 +24,7 @@ from kalm.envs.metaworld.layout import (
     TARGET,
     mirror_images,
     pose_slice,
+    stand_ins,
 )
 from kalm.envs.metaworld.plausibility import FLAGS, violations
 from kalm.envs.simulation import Act
@@ -110,6 +111,11 @@ class MetaWorld(Domain):
     def mirror_images(self) -> Sequence[Symmetry]:
         """As it is, and left and right exchanged."""
         return mirror_images()
+
+    @property
+    def stand_ins(self) -> Sequence[Symmetry]:
+        """The mirror images, and these with a ball or a hammer in the place of the puck."""
+        return stand_ins()
 
     @property
     def entities(self) -> Sequence[slice]:

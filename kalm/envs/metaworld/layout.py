@@ -6,6 +6,7 @@ are (w, x, y, z). An entity that is not in the scene is seven zeros; a real quat
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -70,6 +71,14 @@ def lock_angle(observation: FloatArray) -> FloatArray:
     return np.abs(2.0 * np.arctan(turned_y / np.where(np.abs(turned_w) < 1e-9, 1e-9, turned_w)))
 
 
+# What a hand grips, pushes and carries as it does the puck, and the words for it in place of the puck's. The shapes
+# differ, and so does how well a grip holds.
+_LIKE_THE_PUCK = {
+    "soccer_ball": {"red puck": "soccer ball", "puck": "ball", "red cylinder": "football", "small cylinder": "football",
+                    "cylinder": "football"},
+    "hammer": {"red puck": "hammer", "puck": "hammer", "red cylinder": "hammer", "small cylinder": "hammer",
+               "cylinder": "hammer"},
+}  # fmt: skip
 _SIDES = {"left": "right", "right": "left", "leftwards": "rightwards", "rightwards": "leftwards"}
 
 
@@ -88,3 +97,22 @@ def mirror_images() -> tuple[Symmetry, ...]:
         # x, and the parts of a quaternion (w, x, y, z) that turn about the axes within the mirror's plane
         sign[pose.start], sign[pose.start + 5 : pose.stop] = -1, -1
     return Symmetry(order, same, {}), Symmetry(order, action_sign, _SIDES, sign)
+
+
+@cache
+def stand_ins() -> tuple[Symmetry, ...]:
+    """The mirror images, and each of them with a ball or a hammer in the place of the puck.
+
+    How the puck is pushed and carried is recorded; that other things are pushed and carried alike is said here. What
+    they are good for afterwards, such as driving a nail, is not.
+    """
+    plain = mirror_images()
+    return *plain, *(_with_another_puck(image, thing) for thing in _LIKE_THE_PUCK for image in plain)
+
+
+def _with_another_puck(image: Symmetry, thing: str) -> Symmetry:
+    """The world with the puck and a thing exchanged, seen by a mirror image."""
+    order = image.observation_order.copy()
+    puck, other = pose_slice("target_object"), pose_slice(thing)
+    order[puck], order[other] = image.observation_order[other], image.observation_order[puck]
+    return replace(image, observation_order=order, word_of={**image.word_of, **_LIKE_THE_PUCK[thing]})

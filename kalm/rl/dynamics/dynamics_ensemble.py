@@ -11,7 +11,7 @@ Shape letters: B batch, N members, H steps of a rollout, O observation, E goal e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from torch.nn import functional
 from kalm.core.specs import Spec
 from kalm.rl.losses import gaussian_log_probability
 from kalm.rl.networks.gaussian_policies import SquashedGaussian, softly_bounded, uniform_actions
-from kalm.rl.networks.mlp import goal_conditioned_ensemble
+from kalm.rl.networks.mlp import EnsembleMLP, goal_conditioned_ensemble
+from kalm.rl.networks.token_network import OnTokens, WholeSentence
 from kalm.rl.training.batches import TransitionBatch
 
 _LOG_DEVIATION_RANGE = (-5.0, 5.0)
@@ -53,7 +54,7 @@ class DynamicsEnsemble(nn.Module):
         super().__init__()
         self.num_outcomes = spec.observation_size + 1  # the change of the observation, and the reward
         output_size = 2 * self.num_outcomes + 1
-        self.members = goal_conditioned_ensemble(num_members, spec, hidden_sizes, output_size, spec.action_size)
+        self.members = _members(num_members, spec, hidden_sizes, output_size)
 
     def losses(self, batch: TransitionBatch) -> tuple[Tensor, Tensor]:
         """How unlikely the members find what happened, and whether the task ended with it.
@@ -93,6 +94,19 @@ class DynamicsEnsemble(nn.Module):
         """Mean and logarithm of the deviation of the outcome, and the logit of termination."""
         mean, log_deviation, logit = output.split([self.num_outcomes, self.num_outcomes, 1], dim=-1)
         return mean, softly_bounded(log_deviation, *_LOG_DEVIATION_RANGE), logit.squeeze(-1)
+
+
+def _members(num_members: int, spec: Spec, hidden_sizes: Sequence[int], output_size: int) -> Any:
+    """Networks over observation, goal embedding and action.
+
+    What an action does to a scene no sentence decides, but only what it is worth, and whether the task is done with it.
+    So sentences of words are read as a whole.
+    """
+    if not spec.num_goal_tokens:
+        return goal_conditioned_ensemble(num_members, spec, hidden_sizes, output_size, spec.action_size)
+    encoder = WholeSentence(spec, hidden_sizes[0])
+    sizes = [encoder.output_size, spec.action_size]
+    return OnTokens(encoder, EnsembleMLP(num_members, sizes, hidden_sizes, output_size))
 
 
 def noise_size(num_steps: int, observation_size: int, action_size: int) -> int:

@@ -74,7 +74,7 @@ class OnTokens(nn.Module):
     It is asked like one that reads both itself, and has as many further inputs.
     """
 
-    def __init__(self, encoder: TokenEncoder, network: Any) -> None:
+    def __init__(self, encoder: TokenEncoder | WholeSentence, network: Any) -> None:
         """Put one before the other; the network's first input are the encoder's numbers."""
         super().__init__()
         self.encoder, self.network = encoder, network
@@ -121,6 +121,23 @@ class MeanToken(nn.Module):
         is_word = sentence.is_word.unsqueeze(-1)
         total = (self.words(self.norm(sentence.vectors)) * is_word).sum(-2)
         return total / is_word.sum(-2).clamp(min=1)
+
+
+class WholeSentence(nn.Module):
+    """An observation as it is, beside one token for the whole sentence: for whom words decide little.
+
+    ``output_size`` numbers.
+    """
+
+    def __init__(self, spec: Spec, size: int) -> None:
+        """Make a token of ``size`` numbers."""
+        super().__init__()
+        self.token = MeanToken(spec, size)
+        self.output_size = spec.observation_size + size
+
+    def forward(self, observation: Tensor, goal_embedding: Tensor) -> Tensor:
+        """Of observations (..., O) and sentences (..., L * E) of the same leading dimensions: (..., output_size)."""
+        return torch.cat([observation, self.token(goal_embedding)], dim=-1)
 
 
 def goal_token(spec: Spec, size: int) -> nn.Module:

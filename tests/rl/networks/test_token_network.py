@@ -11,7 +11,7 @@ from kalm.core.errors import DataError, KalmError
 from kalm.core.specs import GridObservation, Spec, VectorAction, vector_spec
 from kalm.rl.networks.grid_encoder import GridEncoder
 from kalm.rl.networks.mlp import critic_network, goal_conditioned_mlp
-from kalm.rl.networks.token_network import MeanToken, OnTokens, TokenEncoder
+from kalm.rl.networks.token_network import MeanToken, OnTokens, TokenEncoder, WholeSentence
 
 NUM_WORDS, WORD_SIZE = 6, 16
 SPEC = vector_spec(5, 3, is_discrete=False, things=((0, 2), (2, 4))).with_goals(NUM_WORDS * WORD_SIZE, NUM_WORDS)
@@ -107,6 +107,15 @@ def test_the_mean_of_the_words_is_that_of_the_real_ones() -> None:
     first[:, WORD_SIZE:] = 0
     second[:, :WORD_SIZE] = goal[:, WORD_SIZE : 2 * WORD_SIZE]
     torch.testing.assert_close(token(goal), (token(first) + token(second)) / 2)
+
+
+def test_a_whole_sentence_stands_beside_what_is_observed() -> None:
+    """Five numbers as they came, then the mean token's eight."""
+    whole, observation, goal = WholeSentence(SPEC, 8), torch.randn(2, 5), sentences([2, 4])
+    found = whole(observation, goal)
+    assert found.shape == (2, whole.output_size) == (2, 13)
+    assert torch.equal(found[:, :5], observation)
+    assert torch.equal(found[:, 5:], whole.token(goal))
 
 
 def critics() -> OnTokens:
