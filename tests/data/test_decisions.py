@@ -47,10 +47,10 @@ from tests.store.test_labels import Coin
 
 CLASSES = [GoalData, GroundingData, LabelData, PlanData, PolicyData, ReturnConditionedData, TransitionData]
 # What decides data, but not of the small sources below: one split, no top returns, plausible real rollouts, goals of
-# enough rollouts each. The encoder decides goal embeddings, which are no part of a batch.
+# enough rollouts each, no descriptions. The encoder decides goal embeddings, which are no part of a batch.
 WITHOUT_EFFECT_HERE = {
-    *("domain", "encoder", "balance_goal_splits", "real.filter", "real.return_discount"),
-    *("imagined.return_discount", "imagined.num_least", "imagined.label"),
+    *("domain", "encoder", "balance_goal_splits", "goal_split_weights", "real.filter", "real.return_discount"),
+    *("imagined.return_discount", "imagined.num_least", "imagined.label", "tasks.steps_per_description"),
 }
 
 
@@ -94,6 +94,7 @@ def described(folder: Path, module: type[LightningDataModule]) -> dict[str, Any]
     own: dict[Any, dict[str, Any]] = {
         PlanData: {"domain": RoomDomain(), "task_weights": {"go_to": 1.0, "go_to_tile": 1.0}},
         LabelData: {"domain": Room(), "real": RealRollouts(str(folder / "looks1"), max_rollouts=25)},
+        PolicyData: {"balance_goal_splits": True},  # without which no weights are allowed
     }
     return {
         "domain": ChainDomain(),
@@ -126,6 +127,7 @@ def another(module: type[LightningDataModule], name: str, value: Any, folder: Pa
         "goal_splits": ["easy"],
         "validation_splits": ["train"],
         "verdict_weights": {"missed": 0.5},
+        "goal_split_weights": {"easy": 2.0},
         "num_rollouts": {"easy": 4},
         "tokens_per_prompt": 24,
         "label": "met",

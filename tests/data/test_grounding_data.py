@@ -321,7 +321,7 @@ def test_going_on_with_other_imagined_rollouts_is_refused(tmp_path: Path) -> Non
     """Resuming names what changed; evaluation does not mind."""
     before, after = chain_grounding_data(tmp_path), chain_grounding_data(tmp_path, imagined=write_imagined(tmp_path))
     after.load_state_dict(before.state_dict())
-    after.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]
+    after.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1)  # type: ignore[assignment]
     with pytest.raises(CheckpointError, match="imagined.fraction: None -> 0.5"):
         after.load_state_dict(before.state_dict())
 
@@ -390,6 +390,7 @@ def test_data_begin_again_where_the_trainer_stands(tmp_path: Path) -> None:
 
     class Trainer:
         global_step, accumulate_grad_batches = 5, 2
+        global_rank, world_size = 0, 1
 
     data: GroundingData = chain_grounding_data(tmp_path)
     data.trainer = Trainer()  # type: ignore[assignment]

@@ -85,7 +85,7 @@ def test_episodes_are_those_of_the_other_policies(tmp_path: Path) -> None:
 
 def attached(data: ReturnConditionedData, verb: str) -> ReturnConditionedData:
     """As a trainer's."""
-    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=verb))  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=verb), world_size=1)  # type: ignore[assignment]
     return data
 
 
