@@ -27,7 +27,7 @@ _SYMMETRY_TOLERANCE = 1e-3  # of an observation's numbers
 
 
 def check_domain(domain: Domain) -> list[str]:
-    """What is wrong with a world's goals, environments, expert, drawing and symmetries, for spaces of any kind."""
+    """What is wrong with a world: goals, environments, expert, drawing, symmetries, paraphrases; for spaces of any kind."""
     problems: list[str] = []
     for check in (
         _check_goals,
@@ -41,6 +41,7 @@ def check_domain(domain: Domain) -> list[str]:
         _check_collection,
         _check_drawing,
         _check_symmetries,
+        _check_paraphrases,
     ):
         try:
             problems.extend(check(domain))
@@ -277,6 +278,21 @@ def _check_symmetries(domain: Domain) -> Problems:
         elif steps[-1][4] != rollout.is_success:
             yield f"symmetries: number {chosen} of a rollout meets its goal {steps[-1][4]}, before {rollout.is_success}"
     env.close()
+
+
+def _check_paraphrases(domain: Domain) -> Problems:
+    """Other words for a goal are the same every time, and none of them are those that the test keeps."""
+    kept = {
+        row.instruction.casefold(): split for split in domain.unseen_splits for row in domain.instructed_goals(split)
+    }
+    for split in domain.learning_splits:
+        for row in {row.goal: row for row in domain.instructed_goals(split)}.values():
+            told = list(domain.paraphrases(row))
+            if told != list(domain.paraphrases(row)):
+                yield f"paraphrases: those of {row.instruction!r} are not the same when they are asked for again"
+            for text in told:
+                if (other := kept.get(text.casefold())) is not None:
+                    yield f"paraphrases: {text!r} is in the split {other!r}, whose words the test keeps"
 
 
 def _one_of_each_task(domain: Domain, goal_split: str) -> list[InstructedGoal]:

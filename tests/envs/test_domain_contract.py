@@ -142,6 +142,25 @@ class OtherGoals(ChainDomain):
     unseen_splits = {"hard": "easy"}
 
 
+class Telling(ChainDomain):
+    """Paraphrases in the words that are kept for the test."""
+
+    unseen_splits = {"rephrase": "train"}
+
+    def paraphrases(self, instructed: InstructedGoal) -> list[str]:
+        """Those of the split."""
+        return [row.instruction.upper() for row in self.instructed_goals("rephrase") if row.goal == instructed.goal]
+
+
+class Unsettled(ChainDomain):
+    """Paraphrases that change."""
+
+    def paraphrases(self, instructed: InstructedGoal) -> list[str]:
+        """Others each time."""
+        self.asked = getattr(self, "asked", 0) + 1
+        return [f"{instructed.instruction}, {self.asked}"]
+
+
 class Forgetful(ChainDomain):
     """JSON gives back another goal."""
 
@@ -197,6 +216,8 @@ class Mixed(ChainDomain):
         (Rewound(), "a deep copy of RewoundEnv goes on otherwise"),
         (Twice(), "is in the split 'train' too"),
         (OtherGoals(), "the split 'hard' has not the goals of 'easy'"),
+        (Telling(), "is in the split 'rephrase', whose words the test keeps"),
+        (Unsettled(), "are not the same when they are asked for again"),
         (Forgetful(), "is another goal after to_json"),
         (Unmarked(), "plausibility marks ['jumped'"),
         (Restless(), "depends on more than the seed and its number"),
