@@ -27,7 +27,7 @@ _SYMMETRY_TOLERANCE = 1e-3  # of an observation's numbers
 
 
 def check_domain(domain: Domain) -> list[str]:
-    """What is wrong with a world: goals, environments, expert, drawing, symmetries, paraphrases; for spaces of any kind."""
+    """What is wrong with a world, of any spaces: goals, environments, expert, drawing, symmetries, paraphrases."""
     problems: list[str] = []
     for check in (
         _check_goals,
