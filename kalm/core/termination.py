@@ -21,15 +21,20 @@ class Terminated(SystemExit):
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise ``Terminated``, wherever this process is; training looks for a better moment."""
+    """Let SIGTERM raise ``Terminated``, wherever this process is; training looks for a better moment.
+
+    Afterwards both signals are heard as before: whoever heard them meanwhile would keep all that it knows alive.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, _end)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, _end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, heard in before.items():
+            signal.signal(number, heard)
 
 
 def _end(number: int, frame: Any) -> NoReturn:

@@ -49,6 +49,15 @@ def test_sigterm_is_an_exit_with_its_code() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_whoever_hears_signals_meanwhile_is_let_go() -> None:
+    """A handler that a run has put in place knows its trainer, and would keep it alive with all its data."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with ended_by_sigterm():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: None)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
 def test_helpers_end_with_the_process_that_began_them(tmp_path: Path) -> None:
     """SIGKILL gives it no time to end them; within seconds both are gone."""
     program = tmp_path / "program.py"
