@@ -26,8 +26,8 @@ from kalm.core import names
 from kalm.core.errors import DataError, require
 from kalm.core.goal import InstructedGoal
 from kalm.core.specs import Spec
+from kalm.data.evaluation_episodes import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.minibatches import Updates
-from kalm.data.policy_data import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.rollout_sources import BY_CONTENT
 from kalm.data.selection import Selection
 from kalm.data.training_data import TrainingData, require_least

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from kalm.data.evaluation_episodes import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.grounding_data import check_shown_rollouts
 from kalm.data.language_batches import GroundingBatch, GroundingTask
-from kalm.data.policy_data import DEFAULT_EPISODES, EvaluationEpisodes
 from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind

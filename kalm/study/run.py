@@ -1,4 +1,4 @@
-"""Run a study: its stages one after the other, in this process, skipping what is done; then the report.
+"""Run a study: its stages one after the other, skipping what is done; then the report.
 
 A stage is done when its outputs exist and a marker holds the fingerprint of all that decides them: the command, the
 configuration files, the inputs, the version of kalm. Markers belong to outputs rather than to a study, so two studies

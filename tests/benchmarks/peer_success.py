@@ -35,7 +35,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from kalm.data.policy_data import EvaluationEpisodes, PolicyData
+from kalm.data.evaluation_episodes import EvaluationEpisodes
+from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.clevr_robot import ClevrRobot
 from kalm.envs.simulation import EpisodeResult

@@ -214,36 +214,11 @@ def test_validate_evaluates_the_last_checkpoint(tmp_path: Path) -> None:
 def test_seed_reaches_the_data(tmp_path: Path) -> None:
     """One seed: the folder's name, the data's order and the resolved configuration agree."""
     config = write_config(tmp_path)
-    assert (
-        kalm(
-            "fit",
-            "--config",
-            config,
-            "--trainer.max_steps",
-            "5",
-            "--trainer.limit_val_batches",
-            "0",
-            "--seed_everything",
-            "11",
-        )
-        == 0
-    )
-    metrics = [(run_folder_of(tmp_path, 11) / "metrics.csv").read_text(encoding="utf-8")]
-    assert (
-        kalm(
-            "fit",
-            "--config",
-            config,
-            "--trainer.max_steps",
-            "5",
-            "--trainer.limit_val_batches",
-            "0",
-            "--seed_everything",
-            "12",
-        )
-        == 0
-    )
-    metrics.append((run_folder_of(tmp_path, 12) / "metrics.csv").read_text(encoding="utf-8"))
+    shortened = ("--trainer.max_steps", "5", "--trainer.limit_val_batches", "0")
+    metrics = []
+    for seed in (11, 12):
+        assert kalm("fit", "--config", config, *shortened, "--seed_everything", str(seed)) == 0
+        metrics.append((run_folder_of(tmp_path, seed) / "metrics.csv").read_text(encoding="utf-8"))
     assert metrics[0] != metrics[1]
 
 

@@ -23,12 +23,13 @@ import kalm.data
 from kalm.core.errors import CheckpointError
 from kalm.data import rollout_sources
 from kalm.data.choice import RolloutFilter
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.general_text import GeneralTextSource
 from kalm.data.goal_data import GoalData
 from kalm.data.grounding_data import GroundingData, GroundingTasks
 from kalm.data.label_data import LabelData
 from kalm.data.plan_data import PlanData, Plans
-from kalm.data.policy_data import EvaluationEpisodes, PolicyData
+from kalm.data.policy_data import PolicyData
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.data.rollout_data import RolloutData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts

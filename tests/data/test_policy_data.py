@@ -19,7 +19,8 @@ from kalm.core.goal import InstructedGoal
 from kalm.core.names import Source
 from kalm.core.specs import vector_spec
 from kalm.data.choice import RolloutFilter
-from kalm.data.policy_data import EvaluationEpisodes, PolicyData
+from kalm.data.evaluation_episodes import EvaluationEpisodes
+from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.data.symmetry import SymmetricTransitions, SymmetryKind
 from kalm.store.reader import RolloutStore

@@ -11,8 +11,9 @@ import torch
 
 from kalm.core.errors import CheckpointError, DataError
 from kalm.data.choice import RolloutFilter
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.language_batches import GroundingTask, batch_rollouts
-from kalm.data.policy_data import EvaluationEpisodes, PolicyData
+from kalm.data.policy_data import PolicyData
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.symmetry import SymmetryKind

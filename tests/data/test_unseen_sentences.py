@@ -10,9 +10,10 @@ import pytest
 
 from kalm.core.errors import DataError
 from kalm.core.goal import InstructedGoal
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.goal_data import GoalData
 from kalm.data.grounding_data import GroundingData
-from kalm.data.policy_data import EvaluationEpisodes, PolicyData
+from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import ImaginedRollouts, RealRollouts
 from kalm.llm.imagination.rollout_engine import sentences_of_goals
 from kalm.store.collect import open_domain_store

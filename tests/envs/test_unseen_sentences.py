@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
 
 import pytest
 
 from kalm.envs.base import Domain
 from kalm.envs.clevr_robot import ClevrRobot
-from kalm.envs.clevr_robot.layout import COLORS
 from kalm.envs.evaluation import evaluation_episodes
 from kalm.envs.metaworld import MetaWorld
+from tests.envs.word_runs import runs
 
 DOMAINS = [ClevrRobot(), MetaWorld()]
-RUN_LENGTH = 5  # words
-
-
-def words(sentence: str) -> list[str]:
-    """In lower case, without the colours, which fill gaps in patterns."""
-    return [word for word in re.findall(r"[a-z'-]+", sentence.lower()) if word not in COLORS]
-
-
-def runs(sentence: str) -> Iterator[tuple[str, ...]]:
-    """Every so many words in a row, or all words of a shorter sentence."""
-    found = words(sentence)
-    for first in range(max(len(found) - RUN_LENGTH, 0) + 1):
-        yield tuple(found[first : first + RUN_LENGTH])
 
 
 def sentences(domain: Domain, *splits: str) -> list[str]:

@@ -15,7 +15,8 @@ from tensordict import TensorDict
 
 import kalm.rl
 from kalm.core.specs import DiscreteAction, GridObservation, Spec, VectorObservation, vector_spec
-from kalm.data.policy_data import EvaluationEpisodes, PolicyData
+from kalm.data.evaluation_episodes import EvaluationEpisodes
+from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.data.statistics import RolloutStatistics
 from kalm.data.training_data import IndexedBatches

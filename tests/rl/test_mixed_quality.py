@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from kalm.core.specs import Spec
-from kalm.data.policy_data import EvaluationEpisodes, PolicyData
+from kalm.data.evaluation_episodes import EvaluationEpisodes
+from kalm.data.policy_data import PolicyData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.evaluation import summarize
 from kalm.rl.base import OfflineRLModule

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ from kalm.envs.clevr_robot import ClevrRobot, MoveGoal, PlaceGoal
 from kalm.envs.clevr_robot.descriptions import describe
 from kalm.envs.clevr_robot.instructions import composed, moved_sentences, nearer_sentences
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
+from tests.envs.word_runs import runs
 
 DOMAIN = ClevrRobot()
 # Red, blue, green, purple, cyan.
 BEFORE = np.array([0.0, 0.0, 0.4, 0.0, -0.4, 0.0, 0.0, 0.5, 0.4, 0.5])
-RUN_LENGTH = 5  # words
 # What a placement is said with, whoever says it.
 CLAUSE = {"the", "ball", "one", "sphere", "and", "to", "in", "of", "on", "front", "behind", "left", "right", "side"}
 CLAUSE |= {"is", "left-hand", "right-hand"}
@@ -61,18 +60,6 @@ def test_names_can_be_exchanged_in_whatever_is_said() -> None:
         assert exchanged == moved_sentences(name["blue"], "front")
         exchanged = tuple(symmetry.text(text) for text in nearer_sentences("blue", "cyan"))
         assert exchanged == nearer_sentences(name["blue"], name["cyan"])
-
-
-def words(sentence: str) -> list[str]:
-    """In lower case, without the colours."""
-    return [word for word in re.findall(r"[a-z'-]+", sentence.lower()) if word not in COLORS]
-
-
-def runs(sentence: str) -> Iterator[tuple[str, ...]]:
-    """Every five words in a row, or all of a shorter sentence."""
-    found = words(sentence)
-    for first in range(max(len(found) - RUN_LENGTH, 0) + 1):
-        yield tuple(found[first : first + RUN_LENGTH])
 
 
 def own_sentences() -> set[str]:

@@ -12,6 +12,7 @@ from kalm.envs.clevr_robot import ClevrRobot
 from kalm.envs.clevr_robot.goals import AllOf, ClevrRobotGoal, GatherGoal, MoveGoal, PlaceGoal, RowGoal
 from kalm.envs.clevr_robot.layout import COLORS, DIRECTIONS
 from kalm.envs.clevr_robot.paraphrases import paraphrases
+from tests.envs.word_runs import runs
 
 DOMAIN = ClevrRobot()
 SHOWN = [split for split in DOMAIN.goal_splits if split not in DOMAIN.unseen_splits]
@@ -41,6 +42,9 @@ def test_the_words_that_the_test_keeps_are_in_no_paraphrase() -> None:
     assert len(kept) > 200
     assert not kept & _words(bank)
     assert not bank & _sentences(list(DOMAIN.goal_splits))
+    # Of five words in a row only those of one side are shared.
+    kept_runs = {run for text in _sentences(list(DOMAIN.unseen_splits)) for run in runs(text)}
+    assert kept_runs & {run for text in bank for run in runs(text)} == {("at", "the", "back", "of", "the")}
 
 
 @pytest.mark.parametrize("direction", list(DIRECTIONS))

@@ -14,8 +14,8 @@ import torch
 from kalm.core.errors import CheckpointError, DataError, KalmError
 from kalm.core.names import Source
 from kalm.core.specs import Spec, vector_spec
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.language_batches import GroundingBatch, GroundingTask, batch_rollouts
-from kalm.data.policy_data import EvaluationEpisodes
 from kalm.data.return_conditioned_data import ReturnConditionedData
 from kalm.data.rollout_sources import RealRollouts
 from kalm.envs.base import Domain

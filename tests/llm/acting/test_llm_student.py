@@ -16,8 +16,8 @@ from torch import Tensor
 from kalm.core.errors import CheckpointError, KalmError
 from kalm.core.names import OBSERVATION, OPTIMAL_ACTIONS, Source
 from kalm.core.rollout import Rollout
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.plan_data import GOAL, SENTENCE, PlanData, Plans
-from kalm.data.policy_data import EvaluationEpisodes
 from kalm.envs.babyai import BabyAI
 from kalm.envs.babyai.goals import BabyAIGoal
 from kalm.envs.babyai.layout import LEFT, NUM_ACTIONS, RIGHT

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from kalm.core.goal import Array, Goal, InstructedGoal
 from kalm.core.names import Source
 from kalm.core.rollout import Rollout
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.data.plan_data import PlanData, Plans
-from kalm.data.policy_data import EvaluationEpisodes
 from kalm.envs.agent_grid import AgentGrid
 from kalm.envs.babyai.goals import BabyAIGoal, GoTo, GoToTile, Thing, goal_from_json
 from kalm.envs.babyai.layout import EMPTY, NUM_ACTIONS, WALL, code_of, put_agent

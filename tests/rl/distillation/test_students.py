@@ -17,7 +17,7 @@ from torch import Tensor
 
 import kalm.rl.distillation
 from kalm.core.errors import CheckpointError
-from kalm.data.policy_data import EvaluationEpisodes
+from kalm.data.evaluation_episodes import EvaluationEpisodes
 from kalm.envs.babyai.layout import EMPTY, TILES, WALL, code_of, put_agent
 from kalm.envs.evaluation import summarize
 from kalm.rl.distillation.student import Instructions, Student, answer_loss, set_loss
